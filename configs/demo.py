@@ -1,0 +1,34 @@
+"""A generated category, small enough for a laptop's CPU.
+
+python -m rd_jax.main --config configs/demo.py --workdir runs/demo
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(category: str = "weave") -> ConfigDict:
+    """The generated category "weave"; the teacher is ImageNet's if it can be had."""
+    return ConfigDict(
+        dict(
+            data_dir="synthetic",
+            category=category,
+            image_size=128,
+            backbone="resnet18",
+            teacher_weights="auto",
+            bottleneck="mff_oce",
+            scales=(1, 2, 3),
+            loss="per_position",
+            batch_size=8,
+            num_epochs=20,
+            learning_rate=0.005,
+            adam_b1=0.5,
+            adam_b2=0.999,
+            seed=0,
+            dtype="auto",
+            blur_sigma=4.0,
+            image_score="max",
+            log_every_steps=20,
+            eval_every_epochs=0,
+            checkpoint_every_epochs=0,
+        )
+    )

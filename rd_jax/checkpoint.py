@@ -1,0 +1,90 @@
+"""Orbax checkpoints of what learns, with the config and the teacher's name and hash."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from rd_jax.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+class Checkpoint(NamedTuple):
+    """The latest checkpoint of a folder, without the optimiser."""
+
+    step: int
+    student_variables: dict[str, Any]  # {"params", "batch_stats"}, numpy arrays
+    metadata: dict[str, Any]  # "config", "teacher_weights", "teacher_sha256", "timing"
+
+
+def _manager(folder: Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def save(
+    folder: Path,
+    step: int,
+    student_variables: Mapping[str, Any],
+    opt_state: Any,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes a checkpoint of numpy arrays and returns when it is complete on disk."""
+    args = ocp.args.Composite(
+        student=ocp.args.StandardSave(student_variables),
+        optimizer=ocp.args.StandardSave({"opt_state": opt_state}),
+        metadata=ocp.args.JsonSave(dict(metadata)),
+    )
+    with _manager(folder) as manager:
+        manager.save(step, args=args)
+
+
+def load(folder: Path) -> Checkpoint | None:
+    """The latest complete checkpoint in `folder`, or None."""
+    if not folder.is_dir():
+        return None
+    with _manager(folder) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        args = ocp.args.Composite(
+            student=ocp.args.StandardRestore(), metadata=ocp.args.JsonRestore()
+        )
+        items = manager.restore(step, args=args)
+    return Checkpoint(step, items.student, items.metadata)
+
+
+def load_opt_state(folder: Path, step: int, like: Any) -> Any:
+    """The optimiser's state of a checkpoint, as numpy arrays in the structure of `like`."""
+    args = ocp.args.Composite(optimizer=ocp.args.StandardRestore({"opt_state": like}))
+    with _manager(folder) as manager:
+        return manager.restore(step, args=args).optimizer["opt_state"]
+
+
+def load_trained(workdir: Path, category: str) -> Checkpoint:
+    """The latest checkpoint of a category. Raises UserError if there is none."""
+    folder = workdir / category / FOLDER
+    checkpoint = load(folder)
+    if checkpoint is None:
+        raise UserError(f"no checkpoint in {folder}: train first, with --mode train")
+    return checkpoint
+
+
+def config_of(checkpoint: Checkpoint) -> ConfigDict:
+    """The config that the checkpoint was trained with."""
+    values = dict(checkpoint.metadata["config"])
+    return ConfigDict(values | {"scales": tuple(values["scales"])})
+
+
+def restore(workdir: str | Path, category: str) -> tuple[ConfigDict, dict[str, Any]]:
+    """The config and the student's variables of the last step trained in `workdir`.
+
+    The variables {'params', 'batch_stats'} are float32 numpy arrays, ready for `make_scorer`
+    with the same config, on any number of devices; its `teacher_weights` say which teacher to
+    load. Raises UserError if `workdir` has no checkpoint of `category`.
+    """
+    checkpoint = load_trained(Path(workdir), category)
+    return config_of(checkpoint), checkpoint.student_variables

@@ -1,0 +1,146 @@
+"""Image files to uint8 arrays: decoded and resized once, in parallel, cached on disk."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from rd_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+# Part of every cache key: raise it when decoding changes.
+_DECODER_VERSION = b"1"
+
+
+def cache_folder() -> Path:
+    """Where everything that can be made again is kept: $XDG_CACHE_HOME/rd_jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rd_jax"
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Modes that Pillow would clip or warn about, brought to 8 bits."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, np.uint16) / 257 + 0.5).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no defined white; convert it to 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    return image
+
+
+def decode_image(path: Path, size: int) -> np.ndarray:
+    """[size, size, 3] uint8 RGB, PIL bilinear, aspect ratio ignored; alpha is dropped."""
+    with Image.open(path) as file:
+        image = _eight_bit(ImageOps.exif_transpose(file)).convert("RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def decode_mask(path: Path, size: int) -> np.ndarray:
+    """[size, size] bool, resized as the image and thresholded at 0.5."""
+    with Image.open(path) as file:
+        image = _eight_bit(ImageOps.exif_transpose(file)).convert("L")
+    low, high = image.getextrema()
+    if 0 < high < 128:
+        raise ValueError(f"mask values are {low} to {high}: write anomalous pixels as 255")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) > 127
+
+
+def _each_file(read: Callable[[int, Path], object], paths: Sequence[Path]) -> list:
+    """`read(index, path)` of all, in parallel; one error names all files that cannot be read."""
+
+    def attempt(i: int, path: Path) -> tuple[object, str | None]:
+        try:
+            return read(i, path), None
+        except Image.UnidentifiedImageError:
+            return None, f"{path} (not an image)"
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return None, f"{path} ({error})"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(attempt, range(len(paths)), paths))
+    failures = [failure for _, failure in results if failure]
+    if failures:
+        shown = "; ".join(failures[:3]) + ("; ..." if len(failures) > 3 else "")
+        raise UserError(
+            f"{len(failures)} of {len(paths)} files cannot be read: {shown}. "
+            "Replace or remove them."
+        )
+    return [value for value, _ in results]
+
+
+def _content_key(paths: Sequence[Path], *parts: object) -> str:
+    """A hash of what the files hold, in order: an edited file is never served stale."""
+
+    def digest(_: int, path: Path) -> bytes:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    key = hashlib.sha256(_DECODER_VERSION + repr(parts).encode())
+    for file_digest in _each_file(digest, paths):
+        key.update(file_digest)
+    return key.hexdigest()
+
+
+def _load(
+    paths: Sequence[Path],
+    decode: Callable[[Path, int], np.ndarray],
+    size: int,
+    shape: tuple[int, ...],
+    dtype: type,
+) -> np.ndarray:
+    """All files as one array [N, *shape], memory-mapped from the cache."""
+    shape = (len(paths), *shape)
+    if not paths:
+        return np.empty(shape, dtype)
+
+    def decode_into(images: np.ndarray) -> np.ndarray:
+        def store(i: int, path: Path) -> None:
+            images[i] = decode(path, size)
+
+        _each_file(store, paths)
+        return images
+
+    folder = cache_folder() / "images"
+    cached = folder / f"{_content_key(paths, decode.__name__, size)}.npy"
+    if cached.exists():
+        try:
+            return np.load(cached, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            logger.warning("damaged cache file %s (%s): decoding again", cached, error)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=folder, suffix=".partial")
+        os.close(handle)
+    except OSError as error:
+        logger.warning("no image cache in %s (%s): decoding into memory", folder, error)
+        return decode_into(np.empty(shape, dtype))
+    try:
+        decode_into(np.lib.format.open_memmap(partial, "w+", dtype, shape)).flush()
+        os.replace(partial, cached)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return np.load(cached, mmap_mode="r")
+
+
+def load_images(paths: Sequence[Path], size: int) -> np.ndarray:
+    """[N, size, size, 3] uint8 RGB. Raises UserError naming the files that cannot be read."""
+    return _load(paths, decode_image, size, (size, size, 3), np.uint8)
+
+
+def load_masks(paths: Sequence[Path | None], size: int) -> np.ndarray:
+    """[N, size, size] bool, true where anomalous; None stands for an image without anomaly."""
+    masks = np.zeros((len(paths), size, size), bool)
+    present = [path for path in paths if path is not None]
+    if present:
+        masks[[path is not None for path in paths]] = _load(
+            present, decode_mask, size, (size, size), np.bool_
+        )
+    return masks

@@ -1,0 +1,101 @@
+"""A small generated category in MVTec AD layout, for the demo and the tests.
+
+Normal images show a woven cloth whose position, light and noise vary a little; four kinds of
+defects are as subtle as those of real categories.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CATEGORY = "weave"
+DEFECTS = ("scratch", "stain", "missing_thread", "distortion")
+PERIOD = 16  # pixels from thread to thread
+
+_VERSION = 1
+
+
+def weave(
+    rng: np.random.Generator, size: int, defect: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image [size, size, 3] uint8 and its mask [size, size] bool, true where anomalous."""
+    y, x = np.mgrid[:size, :size].astype(np.float64)
+    offset = rng.uniform(0, 3, 2)
+    light = rng.uniform(0.95, 1.05)
+    noise = rng.normal(0, 0.02, (size, size, 1))
+    centre = rng.uniform(0.2 * size, 0.8 * size, 2)
+    angle = rng.uniform(0, np.pi)
+    along = (x - centre[1]) * np.cos(angle) + (y - centre[0]) * np.sin(angle)
+    across = (y - centre[0]) * np.cos(angle) - (x - centre[1]) * np.sin(angle)
+    distance = np.hypot(along, across)
+
+    mask = np.zeros((size, size), bool)
+    if defect == "distortion":
+        radius = rng.uniform(10, 14)
+        shift = rng.uniform(4, 6) * np.maximum(0, 1 - distance / radius)
+        y, x = y + shift * np.sin(angle), x + shift * np.cos(angle)
+        mask = distance < radius
+    y, x = y + offset[0], x + offset[1]
+    missing = np.zeros((size, size), bool)
+    if defect == "missing_thread":
+        thread = np.floor(x / PERIOD) == np.floor(centre[1] / PERIOD)
+        missing = mask = thread & (np.abs(y - centre[0]) < rng.uniform(10, 18))
+
+    warp, weft = np.abs(np.sin(np.pi * x / PERIOD)), np.abs(np.sin(np.pi * y / PERIOD))
+    warp_on_top = (np.floor(x / PERIOD) + np.floor(y / PERIOD)) % 2 == 0
+    warp_on_top &= ~missing
+    thread = 0.55 + 0.45 * np.where(warp_on_top, warp, weft)[..., None]
+    image = thread * np.where(warp_on_top[..., None], [0.66, 0.55, 0.40], [0.48, 0.44, 0.40])
+
+    if defect == "scratch":
+        mask = (np.abs(across) < 1) & (np.abs(along) < rng.uniform(12, 24))
+        image = np.where(mask[..., None], image + rng.choice([-0.2, 0.2]), image)
+    if defect == "stain":
+        mask = distance < rng.uniform(7, 12)
+        image = np.where(mask[..., None], image * [0.80, 0.85, 0.95], image)
+    image = np.clip(light * image + noise, 0, 1)
+    return (255 * image + 0.5).astype(np.uint8), mask
+
+
+def write_category(
+    data_dir: Path,
+    num_train: int = 48,
+    num_test: int = 8,
+    size: int = 128,
+    seed: int = 0,
+) -> None:
+    """Writes DATA_DIR/weave: `num_test` good test images and as many of each kind of defect."""
+    rng = np.random.default_rng(seed)
+    root = data_dir / CATEGORY
+
+    def write(path: Path, pixels: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+    for i in range(num_train):
+        write(root / "train" / "good" / f"{i:03}.png", weave(rng, size)[0])
+    for i in range(num_test):
+        write(root / "test" / "good" / f"{i:03}.png", weave(rng, size)[0])
+        for defect in DEFECTS:
+            image, mask = weave(rng, size, defect)
+            write(root / "test" / defect / f"{i:03}.png", image)
+            mask_path = root / "ground_truth" / defect / f"{i:03}_mask.png"
+            write(mask_path, (255 * mask).astype(np.uint8))
+
+
+def cached_data_dir(cache_folder: Path) -> Path:
+    """The folder in the cache that holds the generated category; writes it if it is missing."""
+    folder = cache_folder / f"synthetic-{_VERSION}"
+    if not folder.is_dir():
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache_folder))
+        try:
+            write_category(partial)
+            os.rename(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder

@@ -1,0 +1,101 @@
+"""Scoring a test split and computing its metrics."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rd_jax.config import Config, compute_dtype
+from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, image_metrics, pixel_metrics
+from rd_jax.models import Reconstruction, Teacher, normalize
+from rd_jax.models.resnet import select_scales
+from rd_jax.score import anomaly_map, image_score
+
+Scorer = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def make_scorer(config: Config) -> Scorer:
+    """A jitted function (teacher_variables, student_variables, images) -> (maps, scores).
+
+    `images` is uint8 [B, H, W, 3] with H = W, a multiple of 32; maps are float32 [B, H, W] and
+    scores float32 [B] (paper, section 3.4). Each B compiles once: see `score_images`.
+    """
+    dtype = compute_dtype(config)
+    teacher = Teacher(config.backbone, dtype)
+    reconstruction = Reconstruction(config.backbone, config.bottleneck, dtype)
+
+    @jax.jit
+    def scorer(
+        teacher_variables: Any, student_variables: Any, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        teacher_features = teacher.apply(teacher_variables, normalize(images))
+        student_features = reconstruction.apply(student_variables, teacher_features)
+        maps = anomaly_map(
+            select_scales(teacher_features, config.scales),
+            select_scales(student_features, config.scales),
+            images.shape[1],
+            config.blur_sigma,
+        )
+        return maps, image_score(maps, config.image_score)
+
+    return scorer
+
+
+def score_images(
+    scorer: Scorer,
+    teacher_variables: Any,
+    student_variables: Any,
+    images: np.ndarray,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3], for any N, on all devices.
+
+    Every batch has the same size, a multiple of the number of devices: the last one is padded,
+    and the padding's results are dropped.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    batch_size = math.ceil(batch_size / mesh.size) * mesh.size
+    replicated = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec("batch"))
+    variables = jax.device_put((teacher_variables, student_variables), replicated)
+    size = images.shape[1]
+    all_maps = np.empty((len(images), size, size), np.float32)
+    all_scores = np.empty(len(images), np.float32)
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        count = len(batch)
+        batch = np.pad(batch, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
+        maps, scores = scorer(*variables, jax.device_put(batch, split))
+        all_maps[start : start + count] = np.asarray(maps)[:count]
+        all_scores[start : start + count] = np.asarray(scores)[:count]
+    return all_maps, all_scores
+
+
+def evaluate(
+    config: Config,
+    teacher_variables: Any,
+    student_variables: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    masks: np.ndarray | None,
+) -> dict[str, float | None]:
+    """The seven metrics of a test split, as fractions; None where a metric is not defined.
+
+    `images` is uint8 [N, H, W, 3], `labels` bool [N] (true: anomalous), `masks` bool [N, H, W].
+    """
+    metrics: dict[str, float] = {}
+    if len(images):
+        maps, scores = score_images(
+            make_scorer(config), teacher_variables, student_variables, images, config.batch_size
+        )
+        metrics |= image_metrics(scores, labels)
+        if masks is not None:
+            metrics |= pixel_metrics(maps, masks)
+    return {name: _defined(metrics.get(name)) for name in (*IMAGE_METRICS, *PIXEL_METRICS)}
+
+
+def _defined(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

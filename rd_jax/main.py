@@ -1,0 +1,56 @@
+"""Trains or evaluates Reverse Distillation.
+
+python -m rd_jax.main --config configs/mvtec.py[:category] --workdir DIR [--mode train|eval]
+    [--config.NAME=VALUE ...]
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from rd_jax import run
+from rd_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :category or without.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results are kept.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+
+
+def main(argv: list[str]) -> int:
+    """Parses the flags, trains or evaluates, prints the table; returns the exit code."""
+    app.define_help_flags()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("rd_jax").setLevel(logging.INFO)
+    try:
+        _parse(argv)
+        workdir = Path(WORKDIR.value).expanduser()
+        if MODE.value == "train":
+            table = run.train(CONFIG.value, workdir)
+        else:
+            overrides = config_flags.get_override_values(flags.FLAGS["config"])
+            table = run.evaluate_checkpoints(overrides, CONFIG.value.category, workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{table}\nResults are in {workdir}: results.md, results.json, results.csv")
+    return 0
+
+
+def _parse(argv: list[str]) -> None:
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except (flags.Error, OSError, AttributeError, ValueError, TypeError) as error:
+        raise UserError(f"{error} (see --help)") from error
+    missing = [name for name in ("config", "workdir") if flags.FLAGS[name].value is None]
+    if rest or missing:
+        problem = f"unknown argument {rest[0]!r}" if rest else f"--{missing[0]} is missing"
+        raise UserError(
+            f"{problem}: python -m rd_jax.main --config FILE --workdir DIR (see --help)"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

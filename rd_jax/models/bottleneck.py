@@ -1,0 +1,47 @@
+"""The trainable bottleneck: multi-scale feature fusion and one-class embedding."""
+
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rd_jax.models.layers import BatchNorm, Conv3x3, Dtype
+from rd_jax.models.resnet import BACKBONES, Features
+
+Kind = Literal["oce", "mff_oce"]
+
+
+class Bottleneck(nn.Module):
+    """MFF and OCE (paper, section 3.3 and figure 4).
+
+    Maps the teacher's `Features` to the embedding [B, H/32, W/32, C] with C 512 for ResNet-18
+    and -34 and 2048 for ResNet-50 and WideResNet-50. MFF brings the shallow features to the
+    deepest scale with strided 3x3 convolutions and concatenates; OCE is the backbone's fourth
+    stage, trained from scratch. `kind` "oce" leaves MFF out and embeds the deepest feature alone.
+    `train` uses the batch's statistics in BatchNorm and updates the collection `batch_stats`.
+    """
+
+    backbone: str
+    kind: Kind = "mff_oce"
+    dtype: Dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool = False) -> jax.Array:
+        backbone = BACKBONES[self.backbone]
+        expansion = backbone.block.expansion
+        norm = partial(BatchNorm, train=train, axis_name=self.axis_name, dtype=self.dtype)
+
+        def halve(x: jax.Array, planes: int, i: int) -> jax.Array:
+            x = Conv3x3(planes * expansion, strides=2, dtype=self.dtype, name=f"conv{i}")(x)
+            return nn.relu(norm(name=f"bn{i}")(x))
+
+        shallow, middle, fused = features
+        if self.kind == "mff_oce":
+            shallow = halve(halve(shallow, 128, 1), 256, 2)
+            middle = halve(middle, 256, 3)
+            fused = jnp.concatenate([shallow, middle, fused], axis=-1)
+        num_blocks = backbone.stage_sizes[3]
+        return backbone.stage("bn_layer", 512, num_blocks, "down", norm, self.dtype)(fused)

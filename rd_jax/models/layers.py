@@ -1,0 +1,143 @@
+"""Layers and residual blocks that the teacher, the bottleneck and the student share."""
+
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Dtype = Any
+Resize = Literal["same", "down", "up"]
+
+# PyTorch's kaiming_normal_(mode="fan_out", nonlinearity="relu").
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+Conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_normal)
+Conv1x1 = partial(Conv, kernel_size=(1, 1))
+# Explicit padding: "SAME" pads a strided convolution on the other side than PyTorch does.
+Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1)
+
+
+class TransposedConv2x2(nn.Module):
+    """Transposed convolution, kernel 2, stride 2: [B, H, W, I] -> [B, 2H, 2W, O].
+
+    The 2x2 patches do not overlap, so it is one matrix product followed by depth-to-space. The
+    kernel is [2, 2, O, I], so that fan_out means what it does in PyTorch: 4 times I.
+    """
+
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        kernel = self.param("kernel", kaiming_normal, (2, 2, self.features, channels))
+        y = jnp.einsum("bhwi,kloi->bhkwlo", x.astype(self.dtype), kernel.astype(self.dtype))
+        return y.reshape(batch, 2 * height, 2 * width, self.features)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over [B, H, W] as PyTorch's, statistics in float32.
+
+    flax.linen.BatchNorm differs in that it keeps the biased variance as running statistic, which
+    is visible where a batch has few positions (32x32 images: 1x1 embeddings). With `axis_name`
+    the statistics are those of the whole batch over all devices of that mapped axis.
+    """
+
+    train: bool = False
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        x = x.astype(jnp.float32)
+        if self.train:
+            # Moments about the running mean: one pass over x, without the cancellation that
+            # E[x^2] - E[x]^2 suffers from where the mean is large.
+            shift = running_mean.value
+            mean = jnp.mean(x - shift, axis=(0, 1, 2))
+            square = jnp.mean(jnp.square(x - shift), axis=(0, 1, 2))
+            count = x.size // x.shape[-1]
+            if self.axis_name is not None and not self.is_initializing():
+                mean, square = lax.pmean((mean, square), self.axis_name)
+                count = count * lax.axis_size(self.axis_name)
+            var = jnp.maximum(square - jnp.square(mean), 0.0)
+            mean = mean + shift
+            if not self.is_initializing():
+                unbiased_var = var * (count / max(count - 1, 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased_var
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(self.dtype)
+
+
+def _resizing_conv(
+    features: int, kernel: Literal[1, 3], resize: Resize, dtype: Dtype, name: str
+) -> nn.Module:
+    """A convolution that keeps, halves or doubles height and width."""
+    if resize == "up":
+        return TransposedConv2x2(features, dtype=dtype, name=name)
+    conv = Conv3x3 if kernel == 3 else Conv1x1
+    return conv(features, strides=2 if resize == "down" else 1, dtype=dtype, name=name)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34); "up" turns the first around."""
+
+    planes: int
+    norm: partial[BatchNorm]
+    resize: Resize = "same"
+    base_width: int = 64
+    dtype: Dtype = jnp.float32
+    expansion: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = _resizing_conv(self.planes, 3, self.resize, self.dtype, "conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = Conv3x3(self.planes, dtype=self.dtype, name="conv2")(y)
+        y = self.norm(name="bn2")(y)
+        return nn.relu(y + _shortcut(self, x, self.planes))
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50); "up" turns the 3x3 around."""
+
+    planes: int
+    norm: partial[BatchNorm]
+    resize: Resize = "same"
+    base_width: int = 64
+    dtype: Dtype = jnp.float32
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = self.planes * self.base_width // 64
+        y = Conv1x1(width, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = _resizing_conv(width, 3, self.resize, self.dtype, "conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y))
+        y = Conv1x1(self.planes * self.expansion, dtype=self.dtype, name="conv3")(y)
+        y = self.norm(name="bn3")(y)
+        return nn.relu(y + _shortcut(self, x, self.planes * self.expansion))
+
+
+def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, features: int) -> jax.Array:
+    """The block's input, projected where its shape is not that of the output."""
+    if block.resize == "same" and x.shape[-1] == features:
+        return x
+    name = "upsample" if block.resize == "up" else "downsample"
+    y = _resizing_conv(features, 1, block.resize, block.dtype, f"{name}_0")(x)
+    return block.norm(name=f"{name}_1")(y)

@@ -1,0 +1,181 @@
+"""Training: the state, one step as a pure function, the loop over steps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from rd_jax.config import Config, compute_dtype
+from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
+from rd_jax.models import Reconstruction, Teacher, normalize
+from rd_jax.models.init import example_shapes, init_variables
+from rd_jax.models.resnet import select_scales
+
+Metrics = dict[str, jax.Array]
+LOSSES = {"per_position": per_position_cosine_loss, "flattened": flattened_cosine_loss}
+AXIS = "batch"
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes; all float32 but the counters."""
+
+    params: Any  # {"bottleneck": ..., "student": ...}
+    batch_stats: Any  # {"bottleneck": ..., "student": ...}
+    opt_state: Any
+    step: jax.Array  # [] int32, steps done
+
+    @property
+    def student_variables(self) -> dict[str, Any]:
+        """What the scorer needs."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with the config's rate and betas; the paper's have no schedule."""
+    return optax.adam(config.learning_rate, config.adam_b1, config.adam_b2)
+
+
+def create_train_state(config: Config, rng: jax.Array) -> TrainState:
+    """The state before the first step, a pure function of the key `rng`; nothing is compiled."""
+    _, features = example_shapes(config.backbone)
+    module = Reconstruction(config.backbone, config.bottleneck)
+    variables = init_variables(module, rng, features)
+    params = variables["params"]
+    opt_state = make_optimizer(config).init(params)
+    return TrainState(params, variables["batch_stats"], opt_state, jnp.int32(0))
+
+
+def make_train_step(
+    config: Config, axis_name: str | None = None
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
+    """A pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
+
+    `images` is uint8 [B, H, W, 3]. One step of the optimiser on the distillation loss (paper,
+    section 3.2). Wrap it in `jax.jit`, or give `axis_name` and wrap it in a `jax.pmap` of that
+    axis: gradients and BatchNorm statistics are then those of the batch over all devices.
+    """
+    dtype = compute_dtype(config)
+    teacher = Teacher(config.backbone, dtype)
+    reconstruction = Reconstruction(config.backbone, config.bottleneck, dtype, axis_name)
+    loss_function = LOSSES[config.loss]
+    optimizer = make_optimizer(config)
+
+    def train_step(
+        state: TrainState, teacher_variables: Any, images: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        teacher_features = teacher.apply(teacher_variables, normalize(images))
+
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            student_features, updated = reconstruction.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                teacher_features,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss = loss_function(
+                select_scales(teacher_features, config.scales),
+                select_scales(student_features, config.scales),
+            )
+            return loss, updated["batch_stats"]
+
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        if axis_name is not None:
+            loss, gradients = lax.pmean((loss, gradients), axis_name)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, batch_stats, opt_state, state.step + 1), {"loss": loss}
+
+    return train_step
+
+
+def make_parallel_train_steps(
+    config: Config, num_steps: int, devices: Sequence[jax.Device] | None = None
+) -> Callable[[TrainState, Any, np.ndarray], tuple[TrainState, Metrics]]:
+    """`num_steps` train steps as one dispatch, each batch split over `devices` (default: all).
+
+    Takes the state, which it consumes, the teacher's variables and uint8 images
+    [devices, num_steps, B / devices, H, W, 3]; returns the state and metrics [num_steps]. State
+    and metrics have no device axis.
+    """
+    train_step = make_train_step(config, AXIS)
+
+    def steps(
+        state: TrainState, teacher_variables: Any, images: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        if num_steps == 1:  # XLA runs convolutions inside a loop many times slower on CPU.
+            state, metrics = train_step(state, teacher_variables, images[0])
+            return state, jax.tree.map(lambda value: value[None], metrics)
+        return lax.scan(lambda s, batch: train_step(s, teacher_variables, batch), state, images)
+
+    return jax.pmap(
+        steps,
+        AXIS,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0,
+    )
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_images)
+
+
+def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:
+    """The images [batch_size] of a step: a pure function of its arguments.
+
+    Random permutations of all images follow each other without a gap, and a batch may span two:
+    at any time no image has been used more than once more often than another.
+    """
+    first = step * batch_size
+    positions = np.arange(first, first + batch_size)
+    epochs, offsets = np.divmod(positions, num_images)
+    return np.array(
+        [_permutation(seed, e, num_images)[o] for e, o in zip(epochs, offsets, strict=True)]
+    )
+
+
+def steps_until(epoch: int, num_images: int, batch_size: int) -> int:
+    """Steps after which every image has been used at least `epoch` times."""
+    return -(-epoch * num_images // batch_size)
+
+
+def training(
+    config: Config,
+    teacher_variables: Any,
+    images: np.ndarray,
+    state: TrainState,
+    pause_at: Sequence[int] = (),
+) -> Iterator[tuple[TrainState, int, Metrics]]:
+    """Trains to the last step; after each dispatch yields state, steps done and new metrics [K].
+
+    `images` is uint8 [N, H, W, 3]. A dispatch never runs past a step in `pause_at`. The yielded
+    state is valid until the iteration goes on. Nothing waits for the device: metrics are arrays
+    that may still be computed.
+    """
+    num_devices = jax.local_device_count()
+    steps_per_dispatch = 1 if jax.default_backend() == "cpu" else 16
+    dispatch = {k: make_parallel_train_steps(config, k) for k in sorted({1, steps_per_dispatch})}
+    last_step = steps_until(config.num_epochs, len(images), config.batch_size)
+    pauses = sorted({*pause_at, last_step})
+    step, metrics = int(state.step), None
+    while step < last_step:
+        pause = next(p for p in pauses if p > step)
+        k = steps_per_dispatch if step + steps_per_dispatch <= pause else 1
+        indices = np.concatenate(
+            [
+                batch_indices(config.seed, s, len(images), config.batch_size)
+                for s in range(step, step + k)
+            ]
+        )
+        batches = images[indices].reshape(k, num_devices, -1, *images.shape[1:]).swapaxes(0, 1)
+        jax.block_until_ready(metrics)  # one dispatch runs while one waits, and no more
+        state, metrics = dispatch[k](state, teacher_variables, batches)
+        step += k
+        yield state, step, metrics

@@ -1,0 +1,233 @@
+"""ImageNet weights: find, verify, load; PyTorch names and layouts to Flax variables."""
+
+import hashlib
+import logging
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rd_jax.errors import UserError
+from rd_jax.models import Reconstruction, Teacher
+from rd_jax.models.init import example_shapes, init_variables, variable_shapes
+
+logger = logging.getLogger(__name__)
+
+
+class _HubFile(NamedTuple):
+    """model.safetensors of a Hugging Face repository, torchvision's IMAGENET1K_V1, BSD-3."""
+
+    repo: str
+    revision: str
+    sha256: str
+
+    @property
+    def url(self) -> str:
+        return f"https://huggingface.co/{self.repo}/resolve/{self.revision}/model.safetensors"
+
+
+_IMAGENET = {
+    "resnet18": _HubFile(
+        "timm/resnet18.tv_in1k",
+        "bbd144b3e5565108aad885f145491d11bc6ce807",
+        "694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81",
+    ),
+    "resnet34": _HubFile(
+        "timm/resnet34.tv_in1k",
+        "1b7b21cca82ff974d341713f777bf740c2db38c4",
+        "0bb82595a564991a9d424708b33f5d843f5aaed7f6c0886ff10849ff97022235",
+    ),
+    "resnet50": _HubFile(
+        "timm/resnet50.tv_in1k",
+        "78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
+        "5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
+    ),
+    "wide_resnet50_2": _HubFile(
+        "timm/wide_resnet50_2.tv_in1k",
+        "343c5fa59ca8a131e0cdf42144a641b36a0387c2",
+        "df6fb6c4824769769de18e14088475fd6ee94236849aa4e5d8022ba9d9a9a16c",
+    ),
+}
+
+
+def load_teacher(backbone: str, weights: str = "imagenet") -> dict[str, Any]:
+    """The teacher's variables {'params', 'batch_stats'}, float32, for `Teacher(backbone)`.
+
+    `weights` is "imagenet" (torchvision's IMAGENET1K_V1, downloaded once, verified, cached),
+    "random" (always the same), "auto" ("imagenet" where it is cached or can be reached, else
+    "random") or a .safetensors, .npz or .pth file with torchvision's names. Only the stem and
+    the first three stages are loaded. Raises UserError if the file cannot be had or read, or if
+    tensors are missing or misshapen.
+    """
+    weights = resolve_weights(backbone, weights)
+    if weights == "random":
+        logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
+        image, _ = example_shapes(backbone)
+        return init_variables(Teacher(backbone), jax.random.key(0), image)
+    if weights == "imagenet":
+        return convert_teacher(_read_safetensors(_download(backbone)), backbone)
+    return convert_teacher(_read_file(Path(weights)), backbone)
+
+
+def resolve_weights(backbone: str, weights: str) -> str:
+    """`weights` with "auto" replaced by what it stands for here and now."""
+    if weights != "auto":
+        return weights
+    try:
+        _download(backbone)
+        return "imagenet"
+    except UserError as error:
+        logger.warning("teacher_weights='auto': %s", error)
+        return "random"
+
+
+def teacher_sha256(variables: dict[str, Any]) -> str:
+    """A hash of names and values: the same for the same weights, whatever file held them."""
+    digest = hashlib.sha256()
+    for path, value in sorted(flatten_dict(variables, sep="/").items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(value, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def convert_teacher(state_dict: Mapping[str, np.ndarray], backbone: str) -> dict[str, Any]:
+    """A torchvision (or timm) state dict of numpy arrays to the variables of `Teacher(backbone)`.
+
+    Returns {'params', 'batch_stats'} of float32 arrays; other tensors are ignored. Raises
+    UserError that lists the tensors that are missing or have another shape.
+    """
+    image, _ = example_shapes(backbone)
+    return _convert(state_dict, variable_shapes(Teacher(backbone), image), backbone)
+
+
+def convert_rd4ad(
+    bottleneck: Mapping[str, np.ndarray], student: Mapping[str, np.ndarray], backbone: str
+) -> dict[str, Any]:
+    """The authors' two state dicts of numpy arrays ("bn" and "decoder") to student variables.
+
+    Returns {'params', 'batch_stats'}, each with 'bottleneck' and 'student', float32, as
+    `make_scorer` takes them. Tensors that the method does not use are ignored. Raises UserError
+    that lists the tensors that are missing or have another shape.
+    """
+    _, features = example_shapes(backbone)
+    both = {f"bottleneck.{name}": value for name, value in bottleneck.items()}
+    both |= {f"student.{name}": value for name, value in student.items()}
+    return _convert(both, variable_shapes(Reconstruction(backbone), features), backbone)
+
+
+_TORCH_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    """('params', 'layer1_0', 'conv1', 'kernel') -> 'layer1.0.conv1.weight'."""
+    modules = [re.sub(r"_(\d+)$", r".\1", module) for module in path[1:-1]]
+    return ".".join([*modules, _TORCH_LEAVES[path[-1]]])
+
+
+def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> dict[str, Any]:
+    converted, missing, misshapen = {}, [], []
+    for path, expected in flatten_dict(shapes).items():
+        name = _torch_name(path)
+        if name not in state_dict:
+            missing.append(name)
+            continue
+        value = np.asarray(state_dict[name], np.float32)
+        if value.ndim == 4:
+            # (out, in, h, w) -> (h, w, in, out); PyTorch's transposed kernels are (in, out, h, w)
+            # and become (h, w, out, in).
+            value = value.transpose(2, 3, 1, 0)
+        if value.shape != expected.shape:
+            misshapen.append(f"{name} {state_dict[name].shape}")
+        converted[path] = np.ascontiguousarray(value)
+    if missing or misshapen:
+        problems = [
+            f"{kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)})"
+            for kind, names in (("missing", missing), ("of another shape", misshapen))
+            if names
+        ]
+        raise UserError(f"these weights do not fit {what}: {'; '.join(problems)}")
+    return unflatten_dict(converted)
+
+
+def _read_file(path: Path) -> Mapping[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(
+            f"teacher_weights {path} is not a file: give 'imagenet', 'random', 'auto' or the path "
+            "of a .safetensors, .npz or .pth file"
+        )
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pth": _read_pth}
+    if path.suffix not in readers:
+        raise UserError(f"teacher_weights {path}: give a .safetensors, .npz or .pth file")
+    return readers[path.suffix](path)
+
+
+def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error})") from error
+
+
+def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        raise UserError(f"{path} is not a readable npz file ({error})") from error
+
+
+def _read_pth(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"reading {path} needs PyTorch: pip install torch") from error
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.numpy() for name, tensor in state_dict.items()}
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a state dict of tensors ({first_line})") from error
+
+
+def _download(backbone: str) -> Path:
+    """The verified safetensors file, from the Hugging Face cache or the network."""
+    import huggingface_hub as hub
+
+    pinned = _IMAGENET[backbone]
+    file = {"repo_id": pinned.repo, "filename": "model.safetensors", "revision": pinned.revision}
+    try:
+        path = Path(hub.hf_hub_download(**file, local_files_only=True))
+    except hub.errors.LocalEntryNotFoundError:
+        try:
+            # The download itself retries for half a minute where there is no network.
+            hub.get_hf_file_metadata(hub.hf_hub_url(**file), timeout=5)
+            path = Path(hub.hf_hub_download(**file))
+        except Exception as error:  # the hub's HTTP client, and so its errors, vary by version
+            raise UserError(
+                f"cannot download the ImageNet weights of {backbone} "
+                f"({(str(error) or type(error).__name__).splitlines()[0]}): fetch {pinned.url} "
+                "where there is a network and set --config.teacher_weights=FOLDER/model.safetensors"
+            ) from error
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if sha256 != pinned.sha256:
+        raise UserError(
+            f"{path} has sha256 {sha256}, expected {pinned.sha256}: delete it and start again"
+        )
+    return path

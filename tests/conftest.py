@@ -1,0 +1,62 @@
+"""Eight simulated devices, a private cache, no network: set before JAX starts."""
+
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+_CACHE = tempfile.TemporaryDirectory(prefix="rd_jax_tests_")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+os.environ["HF_HOME"] = _CACHE.name
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def config() -> SimpleNamespace:
+    """A config for images of 32 pixels."""
+    return SimpleNamespace(
+        data_dir="synthetic",
+        category="weave",
+        image_size=32,
+        backbone="resnet18",
+        teacher_weights="random",
+        bottleneck="mff_oce",
+        scales=(1, 2, 3),
+        loss="per_position",
+        batch_size=8,
+        num_epochs=1,
+        learning_rate=0.005,
+        adam_b1=0.5,
+        adam_b2=0.999,
+        seed=0,
+        dtype="float32",
+        blur_sigma=4.0,
+        image_score="max",
+        log_every_steps=1,
+        eval_every_epochs=0,
+        checkpoint_every_epochs=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def bottle_dir() -> Path:
+    """The real MVTec AD category `bottle` at 256 pixels."""
+    folder = SHARED / "data" / "mvtec_256"
+    if not folder.is_dir():
+        pytest.skip("the MVTec AD category bottle is not here (../shared/data/mvtec_256)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet18_npz() -> Path:
+    """Real ImageNet weights of ResNet-18."""
+    path = SHARED / "weights" / "resnet18_imagenet.npz"
+    if not path.is_file():
+        pytest.skip("real ImageNet weights are not here (../shared/weights)")
+    return path
