@@ -1,4 +1,4 @@
-"""Eight simulated devices, a private cache, no network: set before JAX starts."""
+"""Eight simulated devices, a private cache, no network, and a backbone that compiles fast."""
 
 import os
 import tempfile
@@ -8,23 +8,29 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from rd_jax.models import BACKBONES
+from rd_jax.models.layers import BasicBlock
+from rd_jax.models.resnet import Backbone
+
 jax.config.update("jax_num_cpu_devices", 8)
 _CACHE = tempfile.TemporaryDirectory(prefix="rd_jax_tests_")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+BACKBONES["tiny"] = Backbone(BasicBlock, (1, 1, 1, 1), planes=8)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture
 def config() -> SimpleNamespace:
-    """A config for images of 32 pixels."""
+    """A config for images of 32 pixels and the tiny backbone."""
     return SimpleNamespace(
         data_dir="synthetic",
         category="weave",
         image_size=32,
-        backbone="resnet18",
+        backbone="tiny",
         teacher_weights="random",
         bottleneck="mff_oce",
         scales=(1, 2, 3),

@@ -31,17 +31,17 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, features: Features, train: bool = False) -> jax.Array:
         backbone = BACKBONES[self.backbone]
-        expansion = backbone.block.expansion
+        channels = backbone.planes * backbone.block.expansion
         norm = partial(BatchNorm, train=train, axis_name=self.axis_name, dtype=self.dtype)
 
-        def halve(x: jax.Array, planes: int, i: int) -> jax.Array:
-            x = Conv3x3(planes * expansion, strides=2, dtype=self.dtype, name=f"conv{i}")(x)
+        def halve(x: jax.Array, features: int, i: int) -> jax.Array:
+            x = Conv3x3(features, strides=2, dtype=self.dtype, name=f"conv{i}")(x)
             return nn.relu(norm(name=f"bn{i}")(x))
 
         shallow, middle, fused = features
         if self.kind == "mff_oce":
-            shallow = halve(halve(shallow, 128, 1), 256, 2)
-            middle = halve(middle, 256, 3)
+            shallow = halve(halve(shallow, 2 * channels, 1), 4 * channels, 2)
+            middle = halve(middle, 4 * channels, 3)
             fused = jnp.concatenate([shallow, middle, fused], axis=-1)
         num_blocks = backbone.stage_sizes[3]
-        return backbone.stage("bn_layer", 512, num_blocks, "down", norm, self.dtype)(fused)
+        return backbone.stage("bn_layer", 8, num_blocks, "down", norm, self.dtype)(fused)

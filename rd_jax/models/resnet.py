@@ -25,21 +25,26 @@ Features = tuple[jax.Array, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What differs between the backbones: block type, blocks per stage, width of the 3x3."""
+    """What differs between the backbones.
+
+    Stages 1 to 4 have `planes` times 1, 2, 4 and 8 planes; `base_width` 128 doubles the width of
+    the 3x3 convolutions in bottleneck blocks.
+    """
 
     block: type[BasicBlock] | type[BottleneckBlock]
     stage_sizes: tuple[int, int, int, int]
     base_width: int = 64
+    planes: int = 64
 
     def stage(
-        self, name: str, planes: int, num_blocks: int, resize: Resize, norm: partial, dtype: Dtype
+        self, name: str, width: int, num_blocks: int, resize: Resize, norm: partial, dtype: Dtype
     ) -> Callable[[jax.Array], jax.Array]:
-        """A row of residual blocks, of which the first one resizes."""
+        """Residual blocks in a row, the first of which resizes; `width` is in units of `planes`."""
 
         def apply(x: jax.Array) -> jax.Array:
             for i in range(num_blocks):
                 x = self.block(
-                    planes,
+                    width * self.planes,
                     norm,
                     resize if i == 0 else "same",
                     self.base_width,
@@ -82,15 +87,16 @@ class Teacher(nn.Module):
     def __call__(self, images: jax.Array) -> Features:
         backbone = BACKBONES[self.backbone]
         norm = partial(BatchNorm, train=False, dtype=self.dtype)
-        x = Conv(64, (7, 7), strides=2, padding=3, dtype=self.dtype, name="conv1")(images)
+        x = Conv(backbone.planes, (7, 7), strides=2, padding=3, dtype=self.dtype, name="conv1")(
+            images
+        )
         x = nn.relu(norm(name="bn1")(x))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         features = []
-        for i, (planes, num_blocks) in enumerate(
-            zip((64, 128, 256), backbone.stage_sizes[:3], strict=True)
-        ):
+        for i, width in enumerate((1, 2, 4)):
             resize: Resize = "same" if i == 0 else "down"
-            x = backbone.stage(f"layer{i + 1}", planes, num_blocks, resize, norm, self.dtype)(x)
+            num_blocks = backbone.stage_sizes[i]
+            x = backbone.stage(f"layer{i + 1}", width, num_blocks, resize, norm, self.dtype)(x)
             features.append(x)
         return tuple(features)
 

@@ -28,10 +28,9 @@ class Student(nn.Module):
         backbone = BACKBONES[self.backbone]
         norm = partial(BatchNorm, train=train, axis_name=self.axis_name, dtype=self.dtype)
         x, deep_to_shallow = embedding, []
-        for i, (planes, num_blocks) in enumerate(
-            zip((256, 128, 64), backbone.stage_sizes[:3], strict=True)
-        ):
-            x = backbone.stage(f"layer{i + 1}", planes, num_blocks, "up", norm, self.dtype)(x)
+        for i, width in enumerate((4, 2, 1)):
+            num_blocks = backbone.stage_sizes[i]
+            x = backbone.stage(f"layer{i + 1}", width, num_blocks, "up", norm, self.dtype)(x)
             deep_to_shallow.append(x)
         return tuple(reversed(deep_to_shallow))
 

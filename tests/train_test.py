@@ -1,0 +1,155 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from rd_jax import (
+    convert_rd4ad,
+    convert_teacher,
+    create_train_state,
+    load_teacher,
+    make_train_step,
+    train,
+)
+from rd_jax.train import (
+    TrainState,
+    batch_indices,
+    make_optimizer,
+    make_parallel_train_steps,
+    steps_until,
+    training,
+)
+from tests.reference_weights import draw_images, draw_state_dict
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("loss", ["per_position", "flattened"])
+def test_three_steps_of_adam_equal_pytorch(config: SimpleNamespace, loss: str) -> None:
+    golden = np.load(GOLDEN / f"adam_{loss}.npz")
+    shapes = json.loads(str(np.load(GOLDEN / "resnet18.npz")["shapes"]))
+    drawn = {name: draw_state_dict(shapes[name]) for name in shapes}
+    teacher = convert_teacher(drawn["teacher"], "resnet18")
+    variables = convert_rd4ad(drawn["bottleneck"], drawn["student"], "resnet18")
+    config.backbone, config.loss = "resnet18", loss
+    params = variables["params"]
+    opt_state = make_optimizer(config).init(params)
+    state = TrainState(params, variables["batch_stats"], opt_state, np.int32(0))
+    step, losses = jax.jit(make_train_step(config)), []
+    for i in range(3):
+        state, metrics = step(state, teacher, draw_images(4, 64, seed=i))
+        losses.append(float(metrics["loss"]))
+        if i == 0:
+            variance = state.batch_stats["bottleneck"]["bn_layer_0"]["bn1"]["var"]
+            np.testing.assert_allclose(variance, golden["running_var"], rtol=1e-4)
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-3)
+
+
+def largest_difference(a: TrainState, b: TrainState) -> float:
+    def difference(x, y):  # type: ignore[no-untyped-def]
+        return float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))))
+
+    return max(jax.tree.leaves(jax.tree.map(difference, a, b)))
+
+
+def run_steps(config: SimpleNamespace, batches: np.ndarray, devices: list, k: int) -> TrainState:
+    """Trains on batches [steps, B, H, W, 3], k steps a dispatch."""
+    teacher = load_teacher(config.backbone, "random")
+    state = create_train_state(config, jax.random.key(0))
+    steps = make_parallel_train_steps(config, k, devices)
+    count, size = len(devices), batches.shape[2]
+    for start in range(0, len(batches), k):
+        chunk = batches[start : start + k].reshape(k, count, -1, size, size, 3).swapaxes(0, 1)
+        state, metrics = steps(state, teacher, chunk)
+        assert metrics["loss"].shape == (k,)
+    return jax.device_get(state)
+
+
+@pytest.fixture
+def plain_gradient_descent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGD, under which a gradient N times too large shows and rounding stays rounding.
+
+    Adam divides each gradient by its own size: it hides a wrong factor, and turns the rounding of
+    a gradient near zero into a whole step of either sign.
+    """
+    monkeypatch.setattr(train, "make_optimizer", lambda config: optax.sgd(config.learning_rate))
+
+
+@pytest.mark.usefixtures("plain_gradient_descent")
+@pytest.mark.parametrize("loss", ["per_position", "flattened"])
+def test_synced_batch_norm_on_eight_devices_equals_one_device(
+    config: SimpleNamespace, loss: str
+) -> None:
+    config.loss, config.learning_rate = loss, 0.1
+    batches = draw_images(5 * 16, 64).reshape(5, 16, 64, 64, 3)
+    before = create_train_state(config, jax.random.key(0))
+    one = run_steps(config, batches, jax.devices()[:1], 1)
+    eight = run_steps(config, batches, jax.devices(), 1)
+    assert int(one.step) == int(eight.step) == 5
+    assert largest_difference(before, one) > 0.01
+    assert largest_difference(one, eight) < 1e-5
+
+
+@pytest.mark.usefixtures("plain_gradient_descent")
+def test_several_steps_in_one_dispatch_equal_single_steps(config: SimpleNamespace) -> None:
+    batches = draw_images(3 * 8, 32).reshape(3, 8, 32, 32, 3)
+    single = run_steps(config, batches, jax.devices()[:1], 1)
+    fused = run_steps(config, batches, jax.devices()[:1], 3)
+    assert largest_difference(single, fused) < 1e-5
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (3, 8), (7, 7), (209, 16)])
+def test_every_image_is_used_equally_often(num_images: int, batch_size: int) -> None:
+    counts = np.zeros(num_images, int)
+    for step in range(50):
+        counts += np.bincount(batch_indices(0, step, num_images, batch_size), minlength=num_images)
+        assert counts.max() - counts.min() <= 1
+    epochs = 6
+    used = steps_until(epochs, num_images, batch_size) * batch_size
+    assert used - batch_size < epochs * num_images <= used
+
+
+def test_order_is_a_function_of_seed_and_step() -> None:
+    order = [batch_indices(1, step, 10, 4) for step in (5, 0, 5)]
+    np.testing.assert_array_equal(order[0], order[2])
+    first, other = (
+        np.concatenate([batch_indices(seed, s, 100, 50) for s in (0, 1)]) for seed in (1, 2)
+    )
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, np.concatenate([batch_indices(1, s, 100, 50) for s in (2, 3)]))
+
+
+def test_training_lowers_the_loss_and_pauses_where_asked(config: SimpleNamespace) -> None:
+    teacher = load_teacher("tiny", "random")
+    config.num_epochs = 3
+    state = create_train_state(config, jax.random.key(0))
+    seen, losses = [], []
+    for _, step, metrics in training(config, teacher, draw_images(20, 32), state, pause_at=(2,)):
+        seen.append(step)
+        losses += [float(loss) for loss in metrics["loss"]]
+    assert seen[-1] == len(losses) == 8  # 3 x 20 images in batches of 8
+    assert 2 in seen
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_unselected_scales_get_no_gradient(config: SimpleNamespace) -> None:
+    config.scales = (3,)
+    before = create_train_state(config, jax.random.key(0))
+    step = jax.jit(make_train_step(config))
+    after, _ = step(before, load_teacher("tiny", "random"), draw_images(2, 32))
+    moved = {
+        name: any(
+            not np.array_equal(x, y)
+            for x, y in zip(
+                jax.tree.leaves(before.params["student"][name]),
+                jax.tree.leaves(after.params["student"][name]),
+                strict=True,
+            )
+        )
+        for name in before.params["student"]
+    }
+    assert moved == {name: name.startswith("layer1") for name in moved}
