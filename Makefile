@@ -16,7 +16,7 @@ demo: install
 	$(VENV)/bin/python -m rd_jax.main --config configs/demo.py --workdir runs/demo
 
 test: install
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rd_jax.errors import UserError
 from rd_jax.models import BACKBONES
+from rd_jax.models.bottleneck import Kind
 
 
 class Config(Protocol):
@@ -18,7 +19,7 @@ class Config(Protocol):
     image_size: int  # pixels, height and width
     backbone: str
     teacher_weights: str  # "imagenet", "random", "auto" or a file
-    bottleneck: str  # "mff_oce" or "oce"
+    bottleneck: Kind  # "mff_oce" or "oce"
     scales: tuple[int, ...]  # of 1, 2, 3: strides 4, 8, 16
     loss: str  # "per_position" (paper) or "flattened" (authors' code)
     batch_size: int  # over all devices

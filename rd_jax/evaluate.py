@@ -27,6 +27,9 @@ def make_scorer(config: Config) -> Scorer:
     teacher = Teacher(config.backbone, dtype)
     reconstruction = Reconstruction(config.backbone, config.bottleneck, dtype)
 
+    # Read now: the function is traced later, and a config may have changed by then.
+    scales, sigma, reduction = tuple(config.scales), config.blur_sigma, config.image_score
+
     @jax.jit
     def scorer(
         teacher_variables: Any, student_variables: Any, images: jax.Array
@@ -34,12 +37,12 @@ def make_scorer(config: Config) -> Scorer:
         teacher_features = teacher.apply(teacher_variables, normalize(images))
         student_features = reconstruction.apply(student_variables, teacher_features)
         maps = anomaly_map(
-            select_scales(teacher_features, config.scales),
-            select_scales(student_features, config.scales),
+            select_scales(teacher_features, scales),
+            select_scales(student_features, scales),
             images.shape[1],
-            config.blur_sigma,
+            sigma,
         )
-        return maps, image_score(maps, config.image_score)
+        return maps, image_score(maps, reduction)
 
     return scorer
 
@@ -60,7 +63,9 @@ def score_images(
     batch_size = math.ceil(batch_size / mesh.size) * mesh.size
     replicated = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec("batch"))
-    variables = jax.device_put((teacher_variables, student_variables), replicated)
+    teacher_variables, student_variables = jax.device_put(
+        (teacher_variables, student_variables), replicated
+    )
     size = images.shape[1]
     all_maps = np.empty((len(images), size, size), np.float32)
     all_scores = np.empty(len(images), np.float32)
@@ -68,7 +73,7 @@ def score_images(
         batch = images[start : start + batch_size]
         count = len(batch)
         batch = np.pad(batch, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
-        maps, scores = scorer(*variables, jax.device_put(batch, split))
+        maps, scores = scorer(teacher_variables, student_variables, jax.device_put(batch, split))
         all_maps[start : start + count] = np.asarray(maps)[:count]
         all_scores[start : start + count] = np.asarray(scores)[:count]
     return all_maps, all_scores

@@ -22,17 +22,22 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 def main(argv: list[str]) -> int:
     """Parses the flags, trains or evaluates, prints the table; returns the exit code."""
     app.define_help_flags()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        level=logging.WARNING,
+        force=True,
+    )
     logging.getLogger("rd_jax").setLevel(logging.INFO)
     try:
         _parse(argv)
-        workdir = Path(WORKDIR.value).expanduser()
+        workdir = Path(str(WORKDIR.value)).expanduser()
         if MODE.value == "train":
             table = run.train(CONFIG.value, workdir)
         else:
             overrides = config_flags.get_override_values(flags.FLAGS["config"])
             table = run.evaluate_checkpoints(overrides, CONFIG.value.category, workdir)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{table}\nResults are in {workdir}: results.md, results.json, results.csv")
@@ -42,8 +47,9 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> None:
     try:
         rest = flags.FLAGS(argv)[1:]
-    except (flags.Error, OSError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"{error} (see --help)") from error
+    except Exception as error:  # a config file is code and may raise anything
+        message = error.args[0] if isinstance(error, KeyError) else error
+        raise UserError(f"{' '.join(str(message).split())} (see --help)") from error
     missing = [name for name in ("config", "workdir") if flags.FLAGS[name].value is None]
     if rest or missing:
         problem = f"unknown argument {rest[0]!r}" if rest else f"--{missing[0]} is missing"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from scipy import ndimage
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
@@ -90,7 +91,7 @@ def _nan_if_empty(curve: Roc, value: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(curve.is_sample) & (curve.num_normal > 0), value, jnp.nan)
 
 
-def _labelled_roc(scores: jax.Array, labels: jax.Array) -> Roc:
+def _labelled_roc(scores: ArrayLike, labels: ArrayLike) -> Roc:
     """The curve of scores with labels, any shape; not a single sample if one is not finite."""
     scores, labels = jnp.ravel(scores).astype(jnp.float32), jnp.ravel(labels).astype(bool)
     if scores.shape != labels.shape:
@@ -100,7 +101,7 @@ def _labelled_roc(scores: jax.Array, labels: jax.Array) -> Roc:
 
 
 @jax.jit
-def auroc(scores: jax.Array, labels: jax.Array) -> jax.Array:
+def auroc(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Area under the ROC curve of `scores` with `labels` (true: anomalous), exact with ties.
 
     Both have any, but the same shape. Returns a float32 scalar; NaN if a class is empty or a
@@ -110,13 +111,13 @@ def auroc(scores: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def average_precision(scores: jax.Array, labels: jax.Array) -> jax.Array:
+def average_precision(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Average precision, with the conventions of `auroc`; sklearn's average_precision_score."""
     return area_under_precision_recall(_labelled_roc(scores, labels))
 
 
 @jax.jit
-def f1_max(scores: jax.Array, labels: jax.Array) -> jax.Array:
+def f1_max(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     """The largest F1 over all thresholds, with the conventions of `auroc`."""
     return max_f1(_labelled_roc(scores, labels))
 
@@ -156,7 +157,7 @@ def _region_area(curve: Roc, masks: np.ndarray, max_fpr: float) -> jax.Array:
     return area_under_roc(curve, weights, max_fpr)
 
 
-def aupro(maps: jax.Array, masks: jax.Array, max_fpr: float = 0.3) -> jax.Array:
+def aupro(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> jax.Array:
     """Area under the per-region-overlap curve of maps [N, H, W] with masks [N, H, W].
 
     Dataset-level: mean over all 8-connected regions of the covered fraction, against the

@@ -64,6 +64,7 @@ def make_train_step(
     reconstruction = Reconstruction(config.backbone, config.bottleneck, dtype, axis_name)
     loss_function = LOSSES[config.loss]
     optimizer = make_optimizer(config)
+    scales = tuple(config.scales)
 
     def train_step(
         state: TrainState, teacher_variables: Any, images: jax.Array
@@ -78,8 +79,8 @@ def make_train_step(
                 mutable=["batch_stats"],
             )
             loss = loss_function(
-                select_scales(teacher_features, config.scales),
-                select_scales(student_features, config.scales),
+                select_scales(teacher_features, scales),
+                select_scales(student_features, scales),
             )
             return loss, updated["batch_stats"]
 

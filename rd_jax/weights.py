@@ -7,6 +7,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,14 +211,17 @@ def _download(backbone: str) -> Path:
     import huggingface_hub as hub
 
     pinned = _IMAGENET[backbone]
-    file = {"repo_id": pinned.repo, "filename": "model.safetensors", "revision": pinned.revision}
+    download = partial(
+        hub.hf_hub_download, pinned.repo, "model.safetensors", revision=pinned.revision
+    )
     try:
-        path = Path(hub.hf_hub_download(**file, local_files_only=True))
+        path = Path(download(local_files_only=True))
     except hub.errors.LocalEntryNotFoundError:
         try:
             # The download itself retries for half a minute where there is no network.
-            hub.get_hf_file_metadata(hub.hf_hub_url(**file), timeout=5)
-            path = Path(hub.hf_hub_download(**file))
+            url = hub.hf_hub_url(pinned.repo, "model.safetensors", revision=pinned.revision)
+            hub.get_hf_file_metadata(url, timeout=5)
+            path = Path(download())
         except Exception as error:  # the hub's HTTP client, and so its errors, vary by version
             raise UserError(
                 f"cannot download the ImageNet weights of {backbone} "

@@ -29,20 +29,20 @@ def literal_loss(teacher: tuple, student: tuple, flatten: bool) -> float:
 @pytest.mark.parametrize(
     ("loss", "flatten"), [(per_position_cosine_loss, False), (flattened_cosine_loss, True)]
 )
-def test_losses_equal_their_definition_on_any_scales(loss, flatten, scales) -> None:  # type: ignore[no-untyped-def]
+def test_losses_equal_their_definition_on_any_scales(loss, flatten, scales) -> None:
     teacher, student = (tuple(draw(seed)[i] for i in scales) for seed in (0, 1))
     expected = literal_loss(teacher, student, flatten)
     np.testing.assert_allclose(loss(teacher, student), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [per_position_cosine_loss, flattened_cosine_loss])
-def test_loss_of_equal_features_is_zero(loss) -> None:  # type: ignore[no-untyped-def]
+def test_loss_of_equal_features_is_zero(loss) -> None:
     np.testing.assert_allclose(loss(draw(0), draw(0)), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [per_position_cosine_loss, flattened_cosine_loss])
 @pytest.mark.parametrize("zero_teacher", [True, False])
-def test_zero_vectors_have_finite_value_and_gradient(loss, zero_teacher) -> None:  # type: ignore[no-untyped-def]
+def test_zero_vectors_have_finite_value_and_gradient(loss, zero_teacher) -> None:
     teacher = tuple(f * (not zero_teacher) for f in draw(0))
     student = tuple(jnp.zeros_like(f) for f in teacher)
     value, gradients = jax.value_and_grad(loss, argnums=1)(teacher, student)

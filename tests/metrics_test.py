@@ -42,7 +42,7 @@ SCORES = {
 
 @pytest.mark.parametrize("scores_of", SCORES.values(), ids=SCORES.keys())
 @pytest.mark.parametrize("anomalous", [0.01, 0.3, 0.9])
-def test_metrics_equal_scikit_learn(scores_of, anomalous) -> None:  # type: ignore[no-untyped-def]
+def test_metrics_equal_scikit_learn(scores_of, anomalous) -> None:
     rng = np.random.default_rng(0)
     labels = rng.random(999) < anomalous
     scores = scores_of(rng, 999).astype(np.float32)

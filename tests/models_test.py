@@ -37,7 +37,7 @@ def test_networks_losses_and_map_equal_pytorch_golden_files(backbone: str) -> No
     variables = convert_rd4ad(drawn["bottleneck"], drawn["student"], backbone)
 
     @jax.jit
-    def forward(teacher, variables, images):  # type: ignore[no-untyped-def]
+    def forward(teacher, variables, images):
         features = Teacher(backbone).apply(teacher, normalize(images))
         embedding = Bottleneck(backbone).apply(only(variables, "bottleneck"), features)
         return features, embedding, Student(backbone).apply(only(variables, "student"), embedding)
@@ -123,7 +123,7 @@ def test_parameters_and_statistics_stay_float32(dtype: jnp.dtype) -> None:
     _, features = example_shapes("resnet18")
     module = Reconstruction("resnet18", dtype=dtype)
 
-    def init_and_apply(key, features):  # type: ignore[no-untyped-def]
+    def init_and_apply(key, features):
         variables = module.init(key, features)
         return variables, module.apply(variables, features, True, mutable=["batch_stats"])
 

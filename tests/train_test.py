@@ -50,7 +50,7 @@ def test_three_steps_of_adam_equal_pytorch(config: SimpleNamespace, loss: str) -
 
 
 def largest_difference(a: TrainState, b: TrainState) -> float:
-    def difference(x, y):  # type: ignore[no-untyped-def]
+    def difference(x, y):
         return float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))))
 
     return max(jax.tree.leaves(jax.tree.map(difference, a, b)))

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -47,9 +48,9 @@ def decode_mask(path: Path, size: int) -> np.ndarray:
     """[size, size] bool, resized as the image and thresholded at 0.5."""
     with Image.open(path) as file:
         image = _eight_bit(ImageOps.exif_transpose(file)).convert("L")
-    low, high = image.getextrema()
-    if 0 < high < 128:
-        raise ValueError(f"mask values are {low} to {high}: write anomalous pixels as 255")
+    brightest = np.asarray(image).max()
+    if 0 < brightest < 128:
+        raise ValueError(f"mask values are 0 to {brightest}: write anomalous pixels as 255")
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
 
@@ -123,7 +124,9 @@ def _load(
         logger.warning("no image cache in %s (%s): decoding into memory", folder, error)
         return decode_into(np.empty(shape, dtype))
     try:
-        decode_into(np.lib.format.open_memmap(partial, "w+", dtype, shape)).flush()
+        decoded: Any = np.lib.format.open_memmap(partial, "w+", dtype, shape)
+        decode_into(decoded)
+        decoded.flush()
         os.replace(partial, cached)
     finally:
         Path(partial).unlink(missing_ok=True)

@@ -24,8 +24,8 @@ def weave(
 ) -> tuple[np.ndarray, np.ndarray]:
     """An image [size, size, 3] uint8 and its mask [size, size] bool, true where anomalous."""
     y, x = np.mgrid[:size, :size].astype(np.float64)
-    offset = rng.uniform(0, 3, 2)
-    light = rng.uniform(0.95, 1.05)
+    offset = rng.uniform(0, 1.5, 2)
+    light = rng.uniform(0.97, 1.03)
     noise = rng.normal(0, 0.02, (size, size, 1))
     centre = rng.uniform(0.2 * size, 0.8 * size, 2)
     angle = rng.uniform(0, np.pi)
@@ -40,23 +40,21 @@ def weave(
         y, x = y + shift * np.sin(angle), x + shift * np.cos(angle)
         mask = distance < radius
     y, x = y + offset[0], x + offset[1]
-    missing = np.zeros((size, size), bool)
-    if defect == "missing_thread":
-        thread = np.floor(x / PERIOD) == np.floor(centre[1] / PERIOD)
-        missing = mask = thread & (np.abs(y - centre[0]) < rng.uniform(10, 18))
-
     warp, weft = np.abs(np.sin(np.pi * x / PERIOD)), np.abs(np.sin(np.pi * y / PERIOD))
     warp_on_top = (np.floor(x / PERIOD) + np.floor(y / PERIOD)) % 2 == 0
-    warp_on_top &= ~missing
-    thread = 0.55 + 0.45 * np.where(warp_on_top, warp, weft)[..., None]
-    image = thread * np.where(warp_on_top[..., None], [0.66, 0.55, 0.40], [0.48, 0.44, 0.40])
+    if defect == "missing_thread":
+        thread = np.floor(x / PERIOD) == np.floor(centre[1] / PERIOD)
+        mask = warp_on_top & thread & (np.abs(y - centre[0]) < PERIOD)
+        warp_on_top &= ~mask
+    shade = 0.55 + 0.45 * np.where(warp_on_top, warp, weft)[..., None]
+    image = shade * np.where(warp_on_top[..., None], [0.78, 0.66, 0.52], [0.40, 0.42, 0.44])
 
     if defect == "scratch":
         mask = (np.abs(across) < 1) & (np.abs(along) < rng.uniform(12, 24))
         image = np.where(mask[..., None], image + rng.choice([-0.2, 0.2]), image)
     if defect == "stain":
         mask = distance < rng.uniform(7, 12)
-        image = np.where(mask[..., None], image * [0.80, 0.85, 0.95], image)
+        image = np.where(mask[..., None], image * [0.75, 0.80, 0.90], image)
     image = np.clip(light * image + noise, 0, 1)
     return (255 * image + 0.5).astype(np.uint8), mask
 
@@ -64,8 +62,8 @@ def weave(
 def write_category(
     data_dir: Path,
     num_train: int = 48,
-    num_test: int = 8,
-    size: int = 128,
+    num_test: int = 10,
+    size: int = 96,
     seed: int = 0,
 ) -> None:
     """Writes DATA_DIR/weave: `num_test` good test images and as many of each kind of defect."""

@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rd_jax.models.layers import (
     BasicBlock,
@@ -64,11 +66,11 @@ BACKBONES = {
 }
 
 
-def normalize(images: jax.Array) -> jax.Array:
+def normalize(images: ArrayLike) -> jax.Array:
     """Scales uint8 RGB images [B, H, W, 3] to float32 with ImageNet mean 0 and deviation 1."""
     mean = 255 * jnp.array(IMAGENET_MEAN, jnp.float32)
     std = 255 * jnp.array(IMAGENET_STD, jnp.float32)
-    return (images.astype(jnp.float32) - mean) / std
+    return (jnp.asarray(images, jnp.float32) - mean) / std
 
 
 class Teacher(nn.Module):
@@ -101,6 +103,6 @@ class Teacher(nn.Module):
         return tuple(features)
 
 
-def select_scales(features: Features, scales: Sequence[int]) -> Features:
+def select_scales(features: Sequence[Any], scales: Sequence[int]) -> Features:
     """The features of the scales, counted from 1, shallow to deep."""
     return tuple(features[scale - 1] for scale in scales)

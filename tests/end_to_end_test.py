@@ -1,0 +1,224 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rd_jax
+from rd_jax.data.images import decode_image
+from rd_jax.data.synthetic import write_category
+
+ROOT = Path(__file__).parents[1]
+METRICS = (
+    "image_auroc", "pixel_auroc", "aupro", "image_ap", "image_f1max", "pixel_ap", "pixel_f1max",
+)  # fmt: skip
+SMALL = (
+    "--config.backbone=resnet18", "--config.teacher_weights=random", "--config.image_size=32",
+    "--config.batch_size=4", "--config.num_epochs=2", "--config.log_every_steps=2",
+)  # fmt: skip
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    # ml_collections loads config files by a method that Python calls deprecated.
+    warnings = ("-W", "error", "-W", "ignore:the load_module() method:DeprecationWarning")
+    command = [sys.executable, *warnings, "-m", "rd_jax.main", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_category(folder, num_train=6, num_test=2, size=64)
+    shutil.copytree(folder / "weave", folder / "cloth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories, trained and evaluated."""
+    workdir = tmp_path_factory.mktemp("runs") / "work"
+    done = run(
+        *("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL),
+        *("--config.eval_every_epochs=1", "--config.checkpoint_every_epochs=1"),
+        *("--workdir", str(workdir)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| weave | " in done.stdout
+    assert str(workdir) in done.stdout
+    assert "step 3 of 3, loss" in done.stderr
+    return workdir
+
+
+def results(workdir: Path, category: str) -> dict:
+    return json.loads((workdir / category / "results.json").read_text())
+
+
+def test_a_run_leaves_the_files_that_it_promises(trained: Path) -> None:
+    for category in ("cloth", "weave"):
+        row = results(trained, category)
+        assert all(0 <= row[name] <= 1 for name in METRICS)
+        assert row["category"] == category
+        assert row["num_steps"] == 3
+        assert row["teacher_weights"] == "random"
+        assert len(row["teacher_sha256"]) == 64
+        facts = (
+            "backbone bottleneck scales loss image_size seed num_epochs train_seconds "
+            "eval_seconds images_per_second device"
+        )
+        assert all(row[fact] is not None for fact in facts.split())
+        lines = (trained / category / "metrics.jsonl").read_text().splitlines()
+        logged = [json.loads(line) for line in lines]
+        assert [entry["step"] for entry in logged if "loss" in entry][-1] == 3
+        assert [entry["step"] for entry in logged if "aupro" in entry] == [2]
+    table = (trained / "results.md").read_text()
+    assert "RANDOM" in table
+    assert table.count("\n| ") == 5
+    combined = json.loads((trained / "results.json").read_text())
+    assert [row["category"] for row in combined["categories"]] == ["cloth", "weave"]
+
+
+def test_evaluation_reproduces_training_exactly(trained: Path, tmp_path: Path) -> None:
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    before = results(workdir, "weave")
+    shutil.rmtree(workdir / "cloth")
+    (workdir / "weave" / "results.json").unlink()
+    done = run("--mode", "eval", "--config", "configs/mvtec.py", "--workdir", str(workdir))
+    assert done.returncode == 0, done.stderr
+    after = results(workdir, "weave")
+    assert before.pop("eval_seconds") != after.pop("eval_seconds")
+    assert before == after
+
+
+def test_training_goes_on_where_it_was_interrupted(
+    data_dir: Path, trained: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    expected = results(workdir, "weave")
+    shutil.rmtree(workdir / "weave" / "checkpoints" / "3")  # back to the end of epoch 1
+    (workdir / "weave" / "results.json").unlink()
+    done = run(
+        *("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL),
+        *("--workdir", str(workdir)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "weave: 6 images, steps 2 to 3" in done.stderr
+    assert "cloth: 6 images, steps 3 to 3" in done.stderr
+    row = results(workdir, "weave")
+    assert {name: row[name] for name in METRICS} == {name: expected[name] for name in METRICS}
+    logged = (workdir / "weave" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in logged]
+    assert steps == sorted(steps)
+    assert steps[-1] == 3
+
+
+def test_a_checkpoint_scores_images_from_python(trained: Path, data_dir: Path) -> None:
+    config, student_variables = rd_jax.restore(trained, "weave")
+    scorer = rd_jax.make_scorer(config)
+    teacher = rd_jax.load_teacher(config.backbone, config.teacher_weights)
+    image = decode_image(data_dir / "weave" / "test" / "good" / "000.png", config.image_size)
+    maps, scores = scorer(teacher, student_variables, image[None])
+    assert maps.shape == (1, 32, 32)
+    assert float(scores[0]) == float(maps.max())
+
+
+def broken(data_dir: Path, tmp_path: Path, problem: str) -> Path:
+    """A copy of the data with one thing wrong."""
+    root = shutil.copytree(data_dir, tmp_path / "data") / "weave"
+    if problem == "empty category":
+        for path in (root / "train" / "good").iterdir():
+            path.unlink()
+    if problem == "missing mask":
+        (root / "ground_truth" / "stain" / "001_mask.png").unlink()
+    if problem == "unreadable image":
+        path = root / "test" / "good" / "001.png"
+        path.write_bytes(path.read_bytes()[:200])
+    return root.parent
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("empty category", "train/good holds no images"),
+        ("missing mask", "ground_truth/stain/001_mask.png of test image"),
+        ("unreadable image", "1 of 10 files cannot be read: "),
+    ],
+)
+def test_a_problem_in_the_data_is_one_line(
+    data_dir: Path, tmp_path: Path, problem: str, message: str
+) -> None:
+    folder = broken(data_dir, tmp_path, problem)
+    done = run(
+        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={folder}", *SMALL),
+        *("--workdir", str(tmp_path / "work")),
+    )
+    assert_one_line(done, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.data_dir=/no/such/folder"], "data_dir /no/such/folder is not a folder"),
+        (["--config.category=screw"], "category 'screw' is not in data_dir"),
+        (["--config.category=../weave"], "category '../weave' is not in data_dir"),
+        (["--config.backbone=resnet19"], "config.backbone='resnet19': must be one of resnet18"),
+        (["--config.image_size=100"], "config.image_size=100: must be a positive multiple of 32"),
+        (["--config.teacher_weights=w.npz"], "teacher_weights w.npz is not a file"),
+        (["--config.teacher_weights=imagenet"], "fetch https://huggingface.co/timm/resnet18"),
+        (["--config.bacbone=resnet18"], "bacbone"),
+        (["--config.num_epochs=many"], "num_epochs"),
+        (["--mode", "test"], "mode"),
+        (["--config", "configs/absent.py"], "configs/absent.py"),
+        (["--config", "README.md"], "SyntaxError"),
+        (["--workdir", "/proc/work"], "/proc/work"),
+        (["stray"], "unknown argument 'stray'"),
+        (["--mode", "eval"], "no checkpoint in"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    data_dir: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run(
+        *("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL),
+        *("--workdir", str(tmp_path / "work"), *arguments),
+    )
+    assert_one_line(done, message)
+
+
+def test_the_devices_must_divide_the_batch(data_dir: Path, tmp_path: Path) -> None:
+    done = run(
+        *("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL),
+        *("--workdir", str(tmp_path / "work")),
+        JAX_NUM_CPU_DEVICES="3",
+    )
+    assert_one_line(done, "config.batch_size=4: must be a multiple of the 3 devices")
+
+
+def test_another_teacher_or_config_than_trained_with_is_refused(
+    data_dir: Path, trained: Path, resnet18_npz: Path
+) -> None:
+    evaluation = ("--mode", "eval", "--config", "configs/mvtec.py", "--workdir", str(trained))
+    done = run(*evaluation, f"--config.teacher_weights={resnet18_npz}")
+    assert_one_line(done, "was trained with the teacher weights random (sha256 ")
+    done = run(*evaluation, "--config.backbone=resnet34")
+    assert_one_line(done, "was trained with 'resnet18'")
+    training = ("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL)
+    done = run(*training, "--config.learning_rate=0.1", "--workdir", str(trained))
+    assert_one_line(done, "another config: learning_rate (0.005, now 0.1)")
+
+
+def assert_one_line(done: subprocess.CompletedProcess, message: str) -> None:
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert done.stderr.rstrip().endswith(errors[0])
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
