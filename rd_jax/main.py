@@ -30,13 +30,13 @@ def main(argv: list[str]) -> int:
     )
     logging.getLogger("rd_jax").setLevel(logging.INFO)
     try:
-        _parse(argv)
+        category = _parse(argv)
         workdir = Path(str(WORKDIR.value)).expanduser()
         if MODE.value == "train":
             table = run.train(CONFIG.value, workdir)
         else:
             overrides = config_flags.get_override_values(flags.FLAGS["config"])
-            table = run.evaluate_checkpoints(overrides, CONFIG.value.category, workdir)
+            table = run.evaluate_checkpoints(overrides, category, workdir)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,18 +44,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> None:
+def _parse(argv: list[str]) -> str:
+    """Parses the flags and returns the category; a config that cannot be read raises here."""
     try:
         rest = flags.FLAGS(argv)[1:]
+        missing = [flag.name for flag in (CONFIG, WORKDIR) if flag.value is None]
+        category = "" if "config" in missing else CONFIG.value.get("category", "")
     except Exception as error:  # a config file is code and may raise anything
-        message = error.args[0] if isinstance(error, KeyError) else error
-        raise UserError(f"{' '.join(str(message).split())} (see --help)") from error
-    missing = [name for name in ("config", "workdir") if flags.FLAGS[name].value is None]
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        one_line = " ".join(message.replace("\\n", " ").split())
+        raise UserError(f"{one_line} (see --help)") from error
     if rest or missing:
         problem = f"unknown argument {rest[0]!r}" if rest else f"--{missing[0]} is missing"
         raise UserError(
             f"{problem}: python -m rd_jax.main --config FILE --workdir DIR (see --help)"
         )
+    return category
 
 
 if __name__ == "__main__":
