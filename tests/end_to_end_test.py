@@ -175,7 +175,7 @@ def test_a_problem_in_the_data_is_one_line(
         (["--config.num_epochs=many"], "num_epochs"),
         (["--mode", "test"], "mode"),
         (["--config", "configs/absent.py"], "configs/absent.py"),
-        (["--config", "README.md"], "(README.md, line),
+        (["--config", "README.md"], "(README.md, line"),
         (["--workdir", "/proc/work"], "/proc/work"),
         (["stray"], "unknown argument 'stray'"),
         (["--mode", "eval"], "no checkpoint in"),
