@@ -4,21 +4,29 @@ EXTRAS ?= dev
 
 .PHONY: install demo test lint
 
-install: $(VENV)/.installed
+comma := ,
+# One file for each choice of extras, so that choosing others installs them; one for any of them.
+CHOSEN := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+ANY := $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+install: $(CHOSEN)
+
+$(CHOSEN): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rd_jax needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[$(EXTRAS)]"
-	touch $@
+	$(VENV)/bin/python -m pip install --quiet --editable ".[dev,$(EXTRAS)]"
+	touch $(CHOSEN) $(ANY)
 
-demo: install
+$(ANY): pyproject.toml
+	$(MAKE) install
+
+demo: $(ANY)
 	$(VENV)/bin/python -m rd_jax.main --config configs/demo.py --workdir runs/demo
 
-test: install
+test: $(ANY)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-lint: install
+lint: $(ANY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

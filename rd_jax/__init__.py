@@ -1,13 +1,14 @@
 """Reverse Distillation (Deng and Li, CVPR 2022) in JAX, as pure functions."""
 
 from rd_jax.checkpoint import restore
+from rd_jax.convert import convert_rd4ad, convert_teacher
 from rd_jax.evaluate import make_scorer
 from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
 from rd_jax.metrics import aupro, auroc
 from rd_jax.models import normalize
 from rd_jax.score import anomaly_map, image_score
 from rd_jax.train import TrainState, create_train_state, make_train_step
-from rd_jax.weights import convert_rd4ad, convert_teacher, load_teacher
+from rd_jax.weights import load_teacher
 
 __all__ = [
     "TrainState",

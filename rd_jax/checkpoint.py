@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 
 from rd_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 FOLDER = "checkpoints"
 
@@ -17,7 +19,7 @@ class Checkpoint(NamedTuple):
 
     step: int
     student_variables: dict[str, Any]  # {"params", "batch_stats"}, numpy arrays
-    metadata: dict[str, Any]  # "config", "teacher_weights", "teacher_sha256", "timing"
+    metadata: dict[str, Any]  # "config", "teacher_weights", "teacher_sha256", ...
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
@@ -40,6 +42,18 @@ def save(
     )
     with _manager(folder) as manager:
         manager.save(step, args=args)
+
+
+def load_metadata(folder: Path) -> dict[str, Any] | None:
+    """The metadata of the latest complete checkpoint in `folder`, or None."""
+    if not folder.is_dir():
+        return None
+    with _manager(folder) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        return manager.restore(step, args=args).metadata
 
 
 def load(folder: Path) -> Checkpoint | None:
@@ -73,13 +87,19 @@ def load_trained(workdir: Path, category: str) -> Checkpoint:
     return checkpoint
 
 
-def config_of(checkpoint: Checkpoint) -> ConfigDict:
-    """The config that the checkpoint was trained with."""
-    values = dict(checkpoint.metadata["config"])
-    return ConfigDict(values | {"scales": tuple(values["scales"])})
+def config_of(metadata: Mapping[str, Any]) -> "ConfigDict":
+    """The config that the checkpoint was trained with; its teacher is the one that was used."""
+    from ml_collections import ConfigDict  # not on every machine that trains
+
+    values = metadata["config"]
+    resolved = {
+        "scales": tuple(values["scales"]),
+        "teacher_weights": metadata["teacher_weights"],
+    }
+    return ConfigDict(values | resolved)
 
 
-def restore(workdir: str | Path, category: str) -> tuple[ConfigDict, dict[str, Any]]:
+def restore(workdir: str | Path, category: str) -> tuple["ConfigDict", dict[str, Any]]:
     """The config and the student's variables of the last step trained in `workdir`.
 
     The variables {'params', 'batch_stats'} are float32 numpy arrays, ready for `make_scorer`
@@ -87,4 +107,4 @@ def restore(workdir: str | Path, category: str) -> tuple[ConfigDict, dict[str, A
     load. Raises UserError if `workdir` has no checkpoint of `category`.
     """
     checkpoint = load_trained(Path(workdir), category)
-    return config_of(checkpoint), checkpoint.student_variables
+    return config_of(checkpoint.metadata), checkpoint.student_variables

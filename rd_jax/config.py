@@ -85,7 +85,7 @@ _RULES = {
     "learning_rate": _number(lambda v: 0 < v < float("inf"), "> 0"),
     "adam_b1": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
     "adam_b2": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
-    "seed": _integer(0),
+    "seed": _Rule(lambda v: _is_integer(v) and 0 <= v < 2**32, "an integer from 0 to 2**32 - 1"),
     "dtype": _one_of("auto", "bfloat16", "float32"),
     "blur_sigma": _number(lambda v: 0 <= v < float("inf"), ">= 0"),
     "image_score": _one_of("max", "sum"),

@@ -80,12 +80,13 @@ def score_images(
 
 
 def evaluate(
-    config: Config,
+    scorer: Scorer,
     teacher_variables: Any,
     student_variables: Any,
     images: np.ndarray,
     labels: np.ndarray,
     masks: np.ndarray | None,
+    batch_size: int,
 ) -> dict[str, float | None]:
     """The seven metrics of a test split, as fractions; None where a metric is not defined.
 
@@ -94,7 +95,7 @@ def evaluate(
     metrics: dict[str, float] = {}
     if len(images):
         maps, scores = score_images(
-            make_scorer(config), teacher_variables, student_variables, images, config.batch_size
+            scorer, teacher_variables, student_variables, images, batch_size
         )
         metrics |= image_metrics(scores, labels)
         if masks is not None:

@@ -128,7 +128,7 @@ def region_weights(masks: np.ndarray) -> np.ndarray:
     Every 8-connected region weighs the same, and so does every pixel within a region.
     """
     eight_connected = np.ones((3, 3), bool)
-    weights: list[np.ndarray] = []
+    weights = [np.empty(0)]
     num_regions = 0
     for mask in masks:
         labels, count = ndimage.label(mask, eight_connected)

@@ -1,32 +1,53 @@
 """What a person and a file see of a running training."""
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
+from rd_jax.errors import UserError
+from rd_jax.report import append_row
 from rd_jax.train import Metrics, TrainState
 
 logger = logging.getLogger(__name__)
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+class Clock:
+    """Seconds and speed of one training, over all its resumptions."""
 
+    def __init__(self, timing: Mapping[str, float | None]):
+        self._start = time.perf_counter() - (timing["train_seconds"] or 0.0)
+        self._images_per_second = timing["images_per_second"]
+        self._warm: tuple[int, float] | None = None
 
-def drop_rows_after(path: Path, step: int) -> None:
-    """Keeps of a file of JSON lines those up to `step`, from which a training goes on."""
-    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [f"{row}\n" for row in rows if json.loads(row)["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")
+    def first_dispatch(self, state: TrainState, step: int) -> None:
+        """Waits for the first dispatch, so that the speed is that after compilation."""
+        if self._warm is None:
+            jax.block_until_ready(state.step)
+            self._warm = (step, time.perf_counter())
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        before = time.perf_counter()
+        yield
+        away = time.perf_counter() - before
+        self._start += away
+        if self._warm is not None:
+            self._warm = (self._warm[0], self._warm[1] + away)
+
+    def timing(self, step: int, batch_size: int) -> dict[str, float | None]:
+        """What the results say; the device has nothing left to do."""
+        now = time.perf_counter()
+        if self._warm is not None and step > self._warm[0]:
+            self._images_per_second = (step - self._warm[0]) * batch_size / (now - self._warm[1])
+        return {"train_seconds": now - self._start, "images_per_second": self._images_per_second}
 
 
 def followed(
@@ -40,17 +61,25 @@ def followed(
 ) -> Iterator[tuple[TrainState, int]]:
     """Passes on a training's states and steps, and shows its progress.
 
-    A bar on a terminal, log lines elsewhere; a row in `path` at least every `log_every_steps`
-    with the mean loss since the row before. Losses are read one dispatch late, when they are
-    there anyway: nothing waits for the device.
+    A bar on a terminal, log lines elsewhere; a row in `path` with the mean loss since the row
+    before, at the first dispatch after every `log_every_steps`. Losses are read one dispatch
+    late, when they are there anyway: nothing waits for the device. Raises UserError if a loss is
+    not finite.
     """
     on_terminal = sys.stderr.isatty()
     losses: list[float] = []
-    since = time.perf_counter()
+    since, last_read = time.perf_counter(), first_step
 
     def read(step: int, metrics: Metrics) -> None:
-        nonlocal since
-        new = np.asarray(metrics["loss"])
+        nonlocal since, last_read
+        new = np.asarray(metrics["loss"])[: step - last_read]
+        if not np.isfinite(new).all():
+            diverged = last_read + int(np.argmin(np.isfinite(new))) + 1
+            raise UserError(
+                f"{name}: the loss is not finite at step {diverged}: lower "
+                "--config.learning_rate, or try --config.dtype=float32"
+            )
+        last_read = step
         losses.extend(map(float, new))
         bar.update(len(new))
         if len(losses) < log_every_steps and step < last_step:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS
 
+CATEGORY_RESULTS = "results.json"
 METRICS = (IMAGE_METRICS[0], *PIXEL_METRICS[:2], *IMAGE_METRICS[1:], *PIXEL_METRICS[2:])
 Row = Mapping[str, Any]
 
@@ -32,6 +33,26 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON; NaN is not allowed."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Appends one JSON line; NaN is not allowed."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Keeps of a file of JSON lines the whole ones up to `step`, where a training goes on."""
+
+    def keep(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] <= step
+        except ValueError:  # half a line, of a run that was killed
+            return False
+
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        write_text(path, "".join(f"{line}\n" for line in lines if keep(line)))
 
 
 def mean_row(rows: Sequence[Row]) -> dict[str, Any]:
@@ -60,12 +81,22 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 def protocol(rows: Sequence[Row]) -> str:
     """What the figures are, in the words that stand above the table."""
-    row = rows[0]
+
+    def values(name: str) -> str:
+        return ", ".join(sorted({str(row[name]) for row in rows}))
+
     text = (
-        f"Metrics in per cent, of the last step (not the best on the test set). "
-        f"Backbone {row['backbone']}, {row['image_size']} pixels, {row['num_epochs']} epochs, "
-        f"loss {row['loss']}, seed {row['seed']}.\n"
+        "Metrics in per cent, of the last step (not the best on the test set). "
+        f"Backbone {values('backbone')}, teacher {values('teacher_weights')}, "
+        f"{values('image_size')} pixels, {values('num_epochs')} epochs, loss {values('loss')}, "
+        f"seed {values('seed')}.\n"
     )
+    for row in rows:
+        if row["num_steps"] < row["last_step"]:
+            text += (
+                f"\n**{row['category']} is UNFINISHED: step {row['num_steps']} of "
+                f"{row['last_step']}.**\n"
+            )
     if any(row["teacher_weights"] == "random" for row in rows):
         text += (
             "\n**The teacher is RANDOM, without ImageNet weights: "
@@ -74,9 +105,16 @@ def protocol(rows: Sequence[Row]) -> str:
     return text
 
 
-def write_results(workdir: Path, rows: Sequence[Row]) -> str:
-    """Writes results.json, .csv and .md to `workdir` and returns the Markdown text."""
-    write_json(workdir / "results.json", {"categories": list(rows), "mean": mean_row(rows)})
+def write_results(workdir: Path) -> str:
+    """Gathers the results of all categories in `workdir` into results.json, .csv and .md.
+
+    Returns the Markdown text.
+    """
+    paths = sorted(workdir.glob(f"*/{CATEGORY_RESULTS}"))
+    found = [(path.parent.name, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    # Other runs' tables, one folder down, have the same name.
+    rows = [row for folder, row in found if row.get("category") == folder]
+    write_json(workdir / "results.json", {"categories": rows, "mean": mean_row(rows)})
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

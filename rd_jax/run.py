@@ -2,92 +2,93 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from rd_jax import checkpoint, report
-from rd_jax.config import Config, as_dict, validate
+from rd_jax.config import Config, as_dict, compute_dtype, validate
 from rd_jax.data import images, mvtec, synthetic
 from rd_jax.errors import UserError
-from rd_jax.evaluate import evaluate
-from rd_jax.progress import append_row, drop_rows_after, followed
-from rd_jax.train import TrainState, create_train_state, steps_until, training
-from rd_jax.weights import load_teacher, resolve_weights, teacher_sha256
+from rd_jax.evaluate import Scorer, evaluate, make_scorer
+from rd_jax.progress import Clock, followed
+from rd_jax.resume import EVALUATION_FIELDS, check_same_training, check_teacher, initial_state
+from rd_jax.train import (
+    Metrics,
+    TrainState,
+    make_parallel_train_steps,
+    steps_per_dispatch,
+    steps_until,
+    training,
+)
+from rd_jax.weights import LoadedTeacher, find_teacher
 
 logger = logging.getLogger(__name__)
 
-# Fields that a checkpoint's training does not depend on; for the teacher, its hash is compared.
-_FREE_FIELDS = frozenset(
-    {
-        "data_dir",
-        "category",
-        "teacher_weights",
-        "log_every_steps",
-        "eval_every_epochs",
-        "checkpoint_every_epochs",
-    }
-)
 
+class Programs(NamedTuple):
+    """What is compiled once for all categories of a run."""
 
-class LoadedTeacher(NamedTuple):
-    """The frozen teacher of a run and where it came from."""
-
-    weights: str  # "imagenet", "random" or a file
-    sha256: str
-    variables: dict[str, Any]
-
-
-def _load(backbone: str, weights: str) -> LoadedTeacher:
-    weights = resolve_weights(backbone, weights)
-    variables = load_teacher(backbone, weights)
-    return LoadedTeacher(weights, teacher_sha256(variables), jax.device_put(variables))
+    parallel_train_steps: Callable[..., tuple[TrainState, Metrics]]
+    max_steps: int
+    scorer: Scorer
 
 
 def train(config: Config, workdir: Path) -> str:
     """Trains and evaluates the configured categories; returns the table as Markdown.
 
-    A category that `workdir` holds a checkpoint of goes on from there. All images are decoded
-    before the first step, so that a file that cannot be read is known by then. Raises UserError
-    for what the user can mend.
+    A category that `workdir` holds a checkpoint of goes on from there. Before the first step all
+    images are decoded and all checkpoints compared with the config. Raises UserError for what the
+    user can mend.
     """
     validate(config, jax.device_count())
+    workdir.mkdir(parents=True, exist_ok=True)
     data_dir = _data_dir(config)
     names = [config.category] if config.category else mvtec.find_categories(data_dir)
+    teacher = find_teacher(config.backbone, config.teacher_weights)
     splits = [mvtec.load_category(data_dir, name, config.image_size) for name in names]
-    teacher = _load(config.backbone, config.teacher_weights)
-    rows = []
     for split in splits:
-        trained = _train_category(config, split, teacher, workdir)
-        rows.append(_evaluate_category(config, split, teacher, trained, workdir))
-    return report.write_results(workdir, rows)
+        saved = checkpoint.load_metadata(workdir / split.name / checkpoint.FOLDER)
+        if saved is not None:
+            check_same_training(config, split.train_sha256, teacher, saved, workdir / split.name)
+    max_steps = steps_per_dispatch()
+    programs = Programs(
+        make_parallel_train_steps(config, max_steps), max_steps, make_scorer(config)
+    )
+    for split in splits:
+        trained = _train_category(config, split, teacher, programs, workdir)
+        _evaluate_category(config, split, teacher, trained, programs.scorer, workdir)
+    return report.write_results(workdir)
 
 
 def evaluate_checkpoints(overrides: Mapping[str, Any], category: str, workdir: Path) -> str:
     """Evaluates what `workdir` holds, with its own configs and `overrides`; returns the table.
 
-    Raises UserError if there is no checkpoint, or if the teacher is not the one trained with.
+    Raises UserError if there is no checkpoint, if the teacher is not the one trained with, or if
+    an override is of a field that only training could change.
     """
-    rows = []
+    teachers: dict[tuple[str, str], LoadedTeacher] = {}
     for name in [category] if category else _trained_categories(workdir):
         trained = checkpoint.load_trained(workdir, name)
-        config = checkpoint.config_of(trained)
-        for field in ("backbone", "bottleneck"):
-            if overrides.get(field, config[field]) != config[field]:
+        config = checkpoint.config_of(trained.metadata)
+        for field, value in overrides.items():
+            if field not in EVALUATION_FIELDS and value != config[field]:
                 raise UserError(
-                    f"config.{field}={overrides[field]!r}: the checkpoint in {workdir / name} "
-                    f"was trained with {config[field]!r}"
+                    f"config.{field}={value!r}: the checkpoint in {workdir / name} was trained "
+                    f"with {config[field]!r}"
                 )
-        config.update({"teacher_weights": trained.metadata["teacher_weights"]} | dict(overrides))
+            with config.ignore_type():
+                config[field] = value
         validate(config)
+        source = (config.backbone, config.teacher_weights)
+        teachers[source] = teachers.get(source) or find_teacher(*source)
+        check_teacher(teachers[source], trained.metadata, workdir / name)
         split = mvtec.load_category(_data_dir(config), name, config.image_size)
-        teacher = _load(config.backbone, config.teacher_weights)
-        _check_teacher(teacher, trained, workdir / name)
-        rows.append(_evaluate_category(config, split, teacher, trained, workdir))
-    return report.write_results(workdir, rows)
+        _evaluate_category(config, split, teachers[source], trained, make_scorer(config), workdir)
+    return report.write_results(workdir)
 
 
 def _data_dir(config: Config) -> Path:
@@ -97,55 +98,24 @@ def _data_dir(config: Config) -> Path:
 
 
 def _trained_categories(workdir: Path) -> list[str]:
-    names = sorted(folder.parent.name for folder in workdir.glob(f"*/{checkpoint.FOLDER}"))
+    folders = sorted(workdir.glob(f"*/{checkpoint.FOLDER}"))
+    names = [path.parent.name for path in folders if checkpoint.load_metadata(path) is not None]
     if not names:
         raise UserError(f"no checkpoint in {workdir}: train first, with --mode train")
     return names
 
 
-def _check_teacher(teacher: LoadedTeacher, trained: checkpoint.Checkpoint, folder: Path) -> None:
-    sha256 = trained.metadata["teacher_sha256"]
-    if teacher.sha256 != sha256:
-        raise UserError(
-            f"the checkpoint in {folder} was trained with the teacher weights "
-            f"{trained.metadata['teacher_weights']} (sha256 {sha256[:12]}...), not with "
-            f"{teacher.weights} ({teacher.sha256[:12]}...): set --config.teacher_weights"
-        )
-
-
-def _initial_state(
-    config: Config, teacher: LoadedTeacher, folder: Path
-) -> tuple[TrainState, Mapping[str, float | None]]:
-    """A new state, or that of the latest checkpoint, with the time spent so far."""
-    state = create_train_state(config, jax.random.key(config.seed))
-    saved = checkpoint.load(folder / checkpoint.FOLDER)
-    if saved is None:
-        return state, {"train_seconds": 0.0, "images_per_second": None}
-    _check_teacher(teacher, saved, folder)
-    before, now = saved.metadata["config"], as_dict(config)
-    differing = [k for k in now if k not in _FREE_FIELDS and now[k] != before.get(k)]
-    if differing:
-        changes = ", ".join(f"{k} ({before.get(k)!r}, now {now[k]!r})" for k in differing)
-        raise UserError(
-            f"{folder} was trained with another config: {changes}; choose another --workdir"
-        )
-    opt_state = checkpoint.load_opt_state(
-        folder / checkpoint.FOLDER, saved.step, jax.device_get(state.opt_state)
-    )
-    variables = saved.student_variables
-    state = TrainState(
-        variables["params"], variables["batch_stats"], opt_state, state.step + saved.step
-    )
-    return state, saved.metadata["timing"]
-
-
 def _train_category(
-    config: Config, split: mvtec.Split, teacher: LoadedTeacher, workdir: Path
+    config: Config,
+    split: mvtec.Split,
+    teacher: LoadedTeacher,
+    programs: Programs,
+    workdir: Path,
 ) -> checkpoint.Checkpoint:
     """Trains to the last step, from the latest checkpoint if there is one."""
     folder = workdir / split.name
-    folder.mkdir(parents=True, exist_ok=True)
-    state, timing = _initial_state(config, teacher, folder)
+    folder.mkdir(exist_ok=True)
+    state, timing = initial_state(config, folder)
     first_step, num_images = int(state.step), len(split.train)
     last_step = steps_until(config.num_epochs, num_images, config.batch_size)
 
@@ -156,15 +126,21 @@ def _train_category(
     evaluate_at = steps_every(config.eval_every_epochs)
     save_at = steps_every(config.checkpoint_every_epochs) | {last_step}
     log = folder / "metrics.jsonl"
-    drop_rows_after(log, first_step)
+    report.drop_rows_after(log, first_step)
     logger.info(
         "%s: %d images, steps %d to %d, teacher %s (%s)",
         *(split.name, num_images, first_step, last_step, config.backbone, teacher.weights),
     )
     dispatches = training(
-        config, teacher.variables, split.train, state, pause_at=sorted(evaluate_at | save_at)
+        config,
+        programs.parallel_train_steps,
+        programs.max_steps,
+        teacher.variables,
+        split.train,
+        state,
+        pause_at=sorted(evaluate_at | save_at),
     )
-    clock = _Clock(timing)
+    clock = Clock(timing)
     for state, step in followed(
         dispatches,
         log,
@@ -181,7 +157,8 @@ def _train_category(
                 "config": as_dict(config),
                 "teacher_weights": teacher.weights,
                 "teacher_sha256": teacher.sha256,
-                "num_steps": step,
+                "train_sha256": split.train_sha256,
+                "last_step": last_step,
                 "timing": clock.timing(step, config.batch_size),
             }
             checkpoint.save(
@@ -193,48 +170,27 @@ def _train_category(
             )
         if step in evaluate_at:
             with clock.stopped():
-                figures = _evaluate(config, split, teacher, jax.device_get(state.student_variables))
-                append_row(log, {"step": step, **figures})
+                variables = jax.device_get(state.student_variables)
+                figures = _evaluate(config, split, teacher, variables, programs.scorer)
+                report.append_row(log, {"step": step, **figures})
     return checkpoint.load_trained(workdir, split.name)
 
 
-class _Clock:
-    """Seconds and speed of one training, over all its resumptions."""
-
-    def __init__(self, timing: Mapping[str, float | None]):
-        self._start = time.perf_counter() - (timing["train_seconds"] or 0.0)
-        self._images_per_second = timing["images_per_second"]
-        self._warm: tuple[int, float] | None = None
-
-    def first_dispatch(self, state: TrainState, step: int) -> None:
-        """Waits for the first dispatch, so that the speed is that after compilation."""
-        if self._warm is None:
-            jax.block_until_ready(state.step)
-            self._warm = (step, time.perf_counter())
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What happens inside does not count."""
-        before = time.perf_counter()
-        yield
-        away = time.perf_counter() - before
-        self._start += away
-        if self._warm is not None:
-            self._warm = (self._warm[0], self._warm[1] + away)
-
-    def timing(self, step: int, batch_size: int) -> dict[str, float | None]:
-        """What the results say; the device has nothing left to do."""
-        now = time.perf_counter()
-        if self._warm is not None and step > self._warm[0]:
-            self._images_per_second = (step - self._warm[0]) * batch_size / (now - self._warm[1])
-        return {"train_seconds": now - self._start, "images_per_second": self._images_per_second}
-
-
 def _evaluate(
-    config: Config, split: mvtec.Split, teacher: LoadedTeacher, student_variables: Any
+    config: Config,
+    split: mvtec.Split,
+    teacher: LoadedTeacher,
+    student_variables: Any,
+    scorer: Scorer,
 ) -> dict[str, float | None]:
     return evaluate(
-        config, teacher.variables, student_variables, split.test, split.labels, split.masks
+        scorer,
+        teacher.variables,
+        student_variables,
+        split.test,
+        split.labels,
+        split.masks,
+        config.batch_size,
     )
 
 
@@ -243,11 +199,12 @@ def _evaluate_category(
     split: mvtec.Split,
     teacher: LoadedTeacher,
     trained: checkpoint.Checkpoint,
+    scorer: Scorer,
     workdir: Path,
-) -> dict[str, Any]:
+) -> None:
     """Evaluates a trained category and writes its results.json."""
     start = time.perf_counter()
-    metrics = _evaluate(config, split, teacher, trained.student_variables)
+    metrics = _evaluate(config, split, teacher, trained.student_variables, scorer)
     row = {
         "category": split.name,
         **metrics,
@@ -258,12 +215,13 @@ def _evaluate_category(
         "scales": list(config.scales),
         "loss": config.loss,
         "image_size": config.image_size,
+        "dtype": jnp.dtype(compute_dtype(config)).name,
         "seed": config.seed,
         "num_epochs": config.num_epochs,
         "num_steps": trained.step,
+        "last_step": trained.metadata["last_step"],
         **trained.metadata["timing"],
         "eval_seconds": time.perf_counter() - start,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    report.write_json(workdir / split.name / "results.json", row)
-    return row
+    report.write_json(workdir / split.name / report.CATEGORY_RESULTS, row)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rd_jax.config import Config, compute_dtype
 from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
@@ -95,32 +96,42 @@ def make_train_step(
 
 
 def make_parallel_train_steps(
-    config: Config, num_steps: int, devices: Sequence[jax.Device] | None = None
-) -> Callable[[TrainState, Any, np.ndarray], tuple[TrainState, Metrics]]:
-    """`num_steps` train steps as one dispatch, each batch split over `devices` (default: all).
+    config: Config, max_steps: int, devices: Sequence[jax.Device] | None = None
+) -> Callable[[TrainState, Any, np.ndarray, int], tuple[TrainState, Metrics]]:
+    """Up to `max_steps` train steps as one dispatch, each batch split over `devices`.
 
-    Takes the state, which it consumes, the teacher's variables and uint8 images
-    [devices, num_steps, B / devices, H, W, 3]; returns the state and metrics [num_steps]. State
-    and metrics have no device axis.
+    Takes the state, which it consumes, the teacher's variables, uint8 images
+    [devices, max_steps, B / devices, H, W, 3] and the number of steps to do; returns the state
+    and metrics [max_steps], of which as many are meant. State and metrics have no device axis.
     """
     train_step = make_train_step(config, AXIS)
 
     def steps(
-        state: TrainState, teacher_variables: Any, images: jax.Array
+        state: TrainState, teacher_variables: Any, images: jax.Array, num_steps: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        if num_steps == 1:  # XLA runs convolutions inside a loop many times slower on CPU.
-            state, metrics = train_step(state, teacher_variables, images[0])
-            return state, jax.tree.map(lambda value: value[None], metrics)
-        return lax.scan(lambda s, batch: train_step(s, teacher_variables, batch), state, images)
+        def body(i: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = carry
+            state, new = train_step(state, teacher_variables, images[i])
+            return state, jax.tree.map(lambda all_, value: all_.at[i].set(value), metrics, new)
+
+        start = (state, {"loss": jnp.zeros(max_steps)})
+        if max_steps == 1:  # XLA runs convolutions inside a loop many times slower on CPU.
+            return body(0, start)
+        return lax.fori_loop(0, num_steps, body, start)
 
     return jax.pmap(
         steps,
         AXIS,
-        in_axes=(None, None, 0),
+        in_axes=(None, None, 0, None),
         out_axes=None,
         devices=devices,
         donate_argnums=0,
     )
+
+
+def steps_per_dispatch() -> int:
+    """How many steps pay on this platform: see `make_parallel_train_steps`."""
+    return 1 if jax.default_backend() == "cpu" else 16
 
 
 @lru_cache(maxsize=2)
@@ -149,34 +160,33 @@ def steps_until(epoch: int, num_images: int, batch_size: int) -> int:
 
 def training(
     config: Config,
+    parallel_train_steps: Callable[[TrainState, Any, np.ndarray, int], tuple[TrainState, Metrics]],
+    max_steps: int,
     teacher_variables: Any,
     images: np.ndarray,
     state: TrainState,
     pause_at: Sequence[int] = (),
 ) -> Iterator[tuple[TrainState, int, Metrics]]:
-    """Trains to the last step; after each dispatch yields state, steps done and new metrics [K].
+    """Trains to the last step; after each dispatch yields state, steps done and metrics.
 
-    `images` is uint8 [N, H, W, 3]. A dispatch never runs past a step in `pause_at`. The yielded
-    state is valid until the iteration goes on. Nothing waits for the device: metrics are arrays
-    that may still be computed.
+    `images` is uint8 [N, H, W, 3]; `parallel_train_steps` was made with `max_steps` for all local
+    devices. A dispatch never runs past a step in `pause_at`. The yielded state is valid until the
+    iteration goes on. Nothing waits for the device: metrics are arrays that may still be computed.
     """
-    num_devices = jax.local_device_count()
-    steps_per_dispatch = 1 if jax.default_backend() == "cpu" else 16
-    dispatch = {k: make_parallel_train_steps(config, k) for k in sorted({1, steps_per_dispatch})}
+    devices = jax.local_devices()
+    replicated = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    teacher_variables, state = jax.device_put((teacher_variables, state), replicated)
     last_step = steps_until(config.num_epochs, len(images), config.batch_size)
     pauses = sorted({*pause_at, last_step})
     step, metrics = int(state.step), None
     while step < last_step:
-        pause = next(p for p in pauses if p > step)
-        k = steps_per_dispatch if step + steps_per_dispatch <= pause else 1
-        indices = np.concatenate(
-            [
-                batch_indices(config.seed, s, len(images), config.batch_size)
-                for s in range(step, step + k)
-            ]
-        )
-        batches = images[indices].reshape(k, num_devices, -1, *images.shape[1:]).swapaxes(0, 1)
+        num_steps = min(max_steps, next(p for p in pauses if p > step) - step)
+        batches = np.zeros((max_steps, config.batch_size, *images.shape[1:]), np.uint8)
+        for i in range(num_steps):
+            order = batch_indices(config.seed, step + i, len(images), config.batch_size)
+            batches[i] = images[order]
+        batches = batches.reshape(max_steps, len(devices), -1, *images.shape[1:]).swapaxes(0, 1)
         jax.block_until_ready(metrics)  # one dispatch runs while one waits, and no more
-        state, metrics = dispatch[k](state, teacher_variables, batches)
-        step += k
+        state, metrics = parallel_train_steps(state, teacher_variables, batches, num_steps)
+        step += num_steps
         yield state, step, metrics

@@ -1,9 +1,8 @@
-"""ImageNet weights: find, verify, load; PyTorch names and layouts to Flax variables."""
+"""ImageNet weights: find, verify, load."""
 
 import hashlib
 import logging
 import pickle
-import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -13,11 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
+from rd_jax.convert import convert_teacher
 from rd_jax.errors import UserError
-from rd_jax.models import Reconstruction, Teacher
-from rd_jax.models.init import example_shapes, init_variables, variable_shapes
+from rd_jax.models import Teacher
+from rd_jax.models.init import example_shapes, init_variables
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def load_teacher(backbone: str, weights: str = "imagenet") -> dict[str, Any]:
         return init_variables(Teacher(backbone), jax.random.key(0), image)
     if weights == "imagenet":
         return convert_teacher(_read_safetensors(_download(backbone)), backbone)
-    return convert_teacher(_read_file(Path(weights)), backbone)
+    return convert_teacher(_read_file(Path(weights).expanduser()), backbone)
 
 
 def resolve_weights(backbone: str, weights: str) -> str:
@@ -89,6 +89,21 @@ def resolve_weights(backbone: str, weights: str) -> str:
         return "random"
 
 
+class LoadedTeacher(NamedTuple):
+    """A teacher's variables and where they came from."""
+
+    weights: str  # "imagenet", "random" or a file
+    sha256: str
+    variables: dict[str, Any]
+
+
+def find_teacher(backbone: str, weights: str) -> LoadedTeacher:
+    """`load_teacher`, with what "auto" came to and the hash of what was loaded."""
+    weights = resolve_weights(backbone, weights)
+    variables = load_teacher(backbone, weights)
+    return LoadedTeacher(weights, teacher_sha256(variables), variables)
+
+
 def teacher_sha256(variables: dict[str, Any]) -> str:
     """A hash of names and values: the same for the same weights, whatever file held them."""
     digest = hashlib.sha256()
@@ -96,71 +111,6 @@ def teacher_sha256(variables: dict[str, Any]) -> str:
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(value, np.float32).tobytes())
     return digest.hexdigest()
-
-
-def convert_teacher(state_dict: Mapping[str, np.ndarray], backbone: str) -> dict[str, Any]:
-    """A torchvision (or timm) state dict of numpy arrays to the variables of `Teacher(backbone)`.
-
-    Returns {'params', 'batch_stats'} of float32 arrays; other tensors are ignored. Raises
-    UserError that lists the tensors that are missing or have another shape.
-    """
-    image, _ = example_shapes(backbone)
-    return _convert(state_dict, variable_shapes(Teacher(backbone), image), backbone)
-
-
-def convert_rd4ad(
-    bottleneck: Mapping[str, np.ndarray], student: Mapping[str, np.ndarray], backbone: str
-) -> dict[str, Any]:
-    """The authors' two state dicts of numpy arrays ("bn" and "decoder") to student variables.
-
-    Returns {'params', 'batch_stats'}, each with 'bottleneck' and 'student', float32, as
-    `make_scorer` takes them. Tensors that the method does not use are ignored. Raises UserError
-    that lists the tensors that are missing or have another shape.
-    """
-    _, features = example_shapes(backbone)
-    both = {f"bottleneck.{name}": value for name, value in bottleneck.items()}
-    both |= {f"student.{name}": value for name, value in student.items()}
-    return _convert(both, variable_shapes(Reconstruction(backbone), features), backbone)
-
-
-_TORCH_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-
-
-def _torch_name(path: tuple[str, ...]) -> str:
-    """('params', 'layer1_0', 'conv1', 'kernel') -> 'layer1.0.conv1.weight'."""
-    modules = [re.sub(r"_(\d+)$", r".\1", module) for module in path[1:-1]]
-    return ".".join([*modules, _TORCH_LEAVES[path[-1]]])
-
-
-def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> dict[str, Any]:
-    converted, missing, misshapen = {}, [], []
-    for path, expected in flatten_dict(shapes).items():
-        name = _torch_name(path)
-        if name not in state_dict:
-            missing.append(name)
-            continue
-        value = np.asarray(state_dict[name], np.float32)
-        if value.ndim == 4:
-            # (out, in, h, w) -> (h, w, in, out); PyTorch's transposed kernels are (in, out, h, w)
-            # and become (h, w, out, in).
-            value = value.transpose(2, 3, 1, 0)
-        if value.shape != expected.shape:
-            misshapen.append(f"{name} {state_dict[name].shape}")
-        converted[path] = np.ascontiguousarray(value)
-    if missing or misshapen:
-        problems = [
-            f"{kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)})"
-            for kind, names in (("missing", missing), ("of another shape", misshapen))
-            if names
-        ]
-        raise UserError(f"these weights do not fit {what}: {'; '.join(problems)}")
-    return unflatten_dict(converted)
 
 
 def _read_file(path: Path) -> Mapping[str, np.ndarray]:
@@ -189,7 +139,7 @@ def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not a readable npz file ({error})") from error
 
 
@@ -200,7 +150,7 @@ def _read_pth(path: Path) -> Mapping[str, np.ndarray]:
         raise UserError(f"reading {path} needs PyTorch: pip install torch") from error
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.numpy() for name, tensor in state_dict.items()}
+        return {name: tensor.float().numpy() for name, tensor in state_dict.items()}
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"{path} is not a state dict of tensors ({first_line})") from error
@@ -232,6 +182,7 @@ def _download(backbone: str) -> Path:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if sha256 != pinned.sha256:
         raise UserError(
-            f"{path} has sha256 {sha256}, expected {pinned.sha256}: delete it and start again"
+            f"{path.resolve()} has sha256 {sha256}, expected {pinned.sha256}: delete that file "
+            "and start again"
         )
     return path

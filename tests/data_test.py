@@ -102,6 +102,16 @@ def test_a_damaged_cache_file_is_made_again(
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_images([tmp_path / "a.png"], 64)[0, ..., 0], GREY)
+    assert "no image cache in" in caplog.text
+
+
 def test_all_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "good.png")
     whole = (tmp_path / "good.png").read_bytes()
@@ -150,5 +160,9 @@ def test_defects_change_the_image_only_where_the_mask_says() -> None:
         image, mask = weave(np.random.default_rng(i), 128, defect)
         assert 0.0005 < mask.mean() < 0.06
         assert image.dtype == np.uint8
+        plain, _ = weave(np.random.default_rng(i), 128)
+        changed = (image != plain).any(-1)
+        assert changed.any()
+        assert not changed[~mask].any()
         again, _ = weave(np.random.default_rng(i), 128, defect)
         np.testing.assert_array_equal(image, again)

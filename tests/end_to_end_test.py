@@ -87,10 +87,11 @@ def test_a_run_leaves_the_files_that_it_promises(trained: Path) -> None:
 def test_evaluation_reproduces_training_exactly(trained: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(trained, tmp_path / "copy")
     before = results(workdir, "weave")
-    shutil.rmtree(workdir / "cloth")
+    (workdir / "results.md").unlink()
     (workdir / "weave" / "results.json").unlink()
-    done = run("--mode", "eval", "--config", "configs/mvtec.py", "--workdir", str(workdir))
+    done = run("--mode", "eval", "--config", "configs/mvtec.py:weave", "--workdir", str(workdir))
     assert done.returncode == 0, done.stderr
+    assert (workdir / "results.md").read_text() == (trained / "results.md").read_text()
     after = results(workdir, "weave")
     assert before.pop("eval_seconds") != after.pop("eval_seconds")
     assert before == after
@@ -116,6 +117,43 @@ def test_training_goes_on_where_it_was_interrupted(
     steps = [json.loads(line)["step"] for line in logged]
     assert steps == sorted(steps)
     assert steps[-1] == 3
+
+
+def test_changed_training_images_are_not_trained_on_from_a_checkpoint(
+    data_dir: Path, trained: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(data_dir, tmp_path / "data")
+    (folder / "weave" / "train" / "good" / "000.png").unlink()
+    done = run(
+        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={folder}", *SMALL),
+        *("--workdir", str(trained)),
+    )
+    assert_one_line(done, "was trained with other training images")
+
+
+def test_an_unfinished_training_is_evaluated_as_such(trained: Path, tmp_path: Path) -> None:
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    shutil.rmtree(workdir / "weave" / "checkpoints" / "3")
+    (workdir / "empty" / "checkpoints").mkdir(parents=True)  # killed before its first save
+    done = run(
+        *("--mode", "eval", "--config", "configs/mvtec.py", "--workdir", str(workdir)),
+        "--config.blur_sigma=2",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "**weave is UNFINISHED: step 2 of 3.**" in done.stdout
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path) -> None:
+    done = run(
+        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL),
+        *("--config.learning_rate=1e38", "--workdir", str(tmp_path / "work")),
+    )
+    assert_one_line(done, "weave: the loss is not finite at step ")
+
+
+def test_the_library_imports_without_ml_collections() -> None:
+    code = "import sys; sys.modules['ml_collections'] = None; import rd_jax"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_checkpoint_scores_images_from_python(trained: Path, data_dir: Path) -> None:
@@ -207,8 +245,8 @@ def test_another_teacher_or_config_than_trained_with_is_refused(
     evaluation = ("--mode", "eval", "--config", "configs/mvtec.py", "--workdir", str(trained))
     done = run(*evaluation, f"--config.teacher_weights={resnet18_npz}")
     assert_one_line(done, "was trained with the teacher weights random (sha256 ")
-    done = run(*evaluation, "--config.backbone=resnet34")
-    assert_one_line(done, "was trained with 'resnet18'")
+    for override in ("--config.backbone=resnet34", "--config.loss=flattened"):
+        assert_one_line(run(*evaluation, override), "was trained with '")
     training = ("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL)
     done = run(*training, "--config.learning_rate=0.1", "--workdir", str(trained))
     assert_one_line(done, "another config: learning_rate (0.005, now 0.1)")

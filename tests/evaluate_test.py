@@ -35,18 +35,18 @@ def test_scales_select_what_the_map_is_made_of(config: SimpleNamespace, trained:
 
 
 def test_metrics_of_a_split_and_nulls_where_there_is_nothing_to_measure(
-    config: SimpleNamespace, trained: tuple
+    trained: tuple,
 ) -> None:
     images = draw_images(6, 32)
     labels, masks = np.arange(6) < 3, np.zeros((6, 32, 32), bool)
     masks[:3, 4:9, 4:9] = True
-    values = evaluate(config, *trained[1:], images, labels, masks)
+    values = evaluate(*trained, images, labels, masks, 4)
     _, scores = trained[0](*trained[1:], images)
     assert values["image_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
     assert all(isinstance(value, float) for value in values.values())
-    without_masks = evaluate(config, *trained[1:], images, labels, None)
+    without_masks = evaluate(*trained, images, labels, None, 4)
     undefined = {"pixel_auroc", "aupro", "pixel_ap", "pixel_f1max"}
     assert {name for name, value in without_masks.items() if value is None} == undefined
-    normal_only = evaluate(config, *trained[1:], images[3:], labels[3:], masks[3:])
-    empty = evaluate(config, *trained[1:], images[:0], labels[:0], masks[:0])
+    normal_only = evaluate(*trained, images[3:], labels[3:], masks[3:], 4)
+    empty = evaluate(*trained, images[:0], labels[:0], masks[:0], 4)
     assert set(normal_only.values()) == set(empty.values()) == {None}

@@ -118,6 +118,25 @@ def test_student_features_have_the_teachers_shapes(backbone: str, channels: int)
     assert student == features
 
 
+def test_an_unknown_kind_of_bottleneck_is_refused() -> None:
+    _, features = example_shapes("resnet18")
+    with pytest.raises(ValueError, match="kind='mff': must be one of"):
+        jax.eval_shape(Bottleneck("resnet18", "mff").init, jax.random.key(0), features)
+
+
+def test_oce_alone_does_not_see_the_shallow_features() -> None:
+    _, features = example_shapes("tiny")
+    module = Bottleneck("tiny", "oce")
+    rng = np.random.default_rng(0)
+    drawn = tuple(rng.normal(size=f.shape).astype(np.float32) for f in features)
+    variables = init_variables(module, jax.random.key(0), features)
+    assert set(variables["params"]) == {"bn_layer_0"}
+    deepest_alone = (0 * drawn[0], 0 * drawn[1], drawn[2])
+    np.testing.assert_array_equal(
+        module.apply(variables, drawn), module.apply(variables, deepest_alone)
+    )
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_parameters_and_statistics_stay_float32(dtype: jnp.dtype) -> None:
     _, features = example_shapes("resnet18")

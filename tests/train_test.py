@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,24 +50,25 @@ def test_three_steps_of_adam_equal_pytorch(config: SimpleNamespace, loss: str) -
     np.testing.assert_allclose(losses, golden["losses"], rtol=1e-3)
 
 
-def largest_difference(a: TrainState, b: TrainState) -> float:
+def largest_difference(a: Any, b: Any) -> float:
     def difference(x, y):
         return float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))))
 
     return max(jax.tree.leaves(jax.tree.map(difference, a, b)))
 
 
-def run_steps(config: SimpleNamespace, batches: np.ndarray, devices: list, k: int) -> TrainState:
-    """Trains on batches [steps, B, H, W, 3], k steps a dispatch."""
+def run_steps(config: SimpleNamespace, images: np.ndarray, devices: list) -> tuple:
+    """States and losses after each step on images [steps, B, H, W, 3], split over devices."""
     teacher = load_teacher(config.backbone, "random")
     state = create_train_state(config, jax.random.key(0))
-    steps = make_parallel_train_steps(config, k, devices)
-    count, size = len(devices), batches.shape[2]
-    for start in range(0, len(batches), k):
-        chunk = batches[start : start + k].reshape(k, count, -1, size, size, 3).swapaxes(0, 1)
-        state, metrics = steps(state, teacher, chunk)
-        assert metrics["loss"].shape == (k,)
-    return jax.device_get(state)
+    step = make_parallel_train_steps(config, 1, devices)
+    states, losses = [], []
+    for batch in images:
+        batch = batch.reshape(len(devices), 1, -1, *batch.shape[1:])
+        state, metrics = step(state, teacher, batch, 1)
+        states.append(jax.device_get(state))
+        losses.append(float(metrics["loss"][0]))
+    return states, losses
 
 
 @pytest.fixture
@@ -85,21 +87,47 @@ def test_synced_batch_norm_on_eight_devices_equals_one_device(
     config: SimpleNamespace, loss: str
 ) -> None:
     config.loss, config.learning_rate = loss, 0.1
-    batches = draw_images(5 * 16, 64).reshape(5, 16, 64, 64, 3)
+    images = draw_images(5 * 16, 64).reshape(5, 16, 64, 64, 3)
     before = create_train_state(config, jax.random.key(0))
-    one = run_steps(config, batches, jax.devices()[:1], 1)
-    eight = run_steps(config, batches, jax.devices(), 1)
-    assert int(one.step) == int(eight.step) == 5
-    assert largest_difference(before, one) > 0.01
-    assert largest_difference(one, eight) < 1e-5
+    one, _ = run_steps(config, images, jax.devices()[:1])
+    eight, _ = run_steps(config, images, jax.devices())
+    assert int(one[-1].step) == int(eight[-1].step) == 5
+    assert largest_difference(before, one[-1]) > 0.01
+    assert largest_difference(one[-1], eight[-1]) < 1e-5
+
+
+def test_adam_on_eight_devices_starts_as_on_one(config: SimpleNamespace) -> None:
+    images = draw_images(2 * 16, 64).reshape(2, 16, 64, 64, 3)
+    one, losses_one = run_steps(config, images, jax.devices()[:1])
+    eight, losses_eight = run_steps(config, images, jax.devices())
+    assert largest_difference(one[0].batch_stats, eight[0].batch_stats) < 1e-5
+    np.testing.assert_allclose(losses_one, losses_eight, rtol=1e-4)
+
+
+def train_all(
+    config: SimpleNamespace, num_images: int, max_steps: int, pause_at: tuple = ()
+) -> tuple[TrainState, list[int], list[float]]:
+    """The last state, the steps after each dispatch and all losses of a whole training."""
+    parallel_train_steps = make_parallel_train_steps(config, max_steps)
+    teacher = load_teacher("tiny", "random")
+    state = create_train_state(config, jax.random.key(0))
+    images, steps, losses = draw_images(num_images, 32), [0], []
+    dispatches = training(config, parallel_train_steps, max_steps, teacher, images, state, pause_at)
+    for state, step, metrics in dispatches:  # noqa: B007
+        losses += [float(loss) for loss in metrics["loss"][: step - steps[-1]]]
+        steps.append(step)
+    return jax.device_get(state), steps, losses
 
 
 @pytest.mark.usefixtures("plain_gradient_descent")
 def test_several_steps_in_one_dispatch_equal_single_steps(config: SimpleNamespace) -> None:
-    batches = draw_images(3 * 8, 32).reshape(3, 8, 32, 32, 3)
-    single = run_steps(config, batches, jax.devices()[:1], 1)
-    fused = run_steps(config, batches, jax.devices()[:1], 3)
+    config.num_epochs = 3
+    single, steps, losses = train_all(config, 20, 1)
+    assert steps == list(range(9))  # 3 x 20 images in batches of 8
+    fused, fused_steps, fused_losses = train_all(config, 20, 3, pause_at=(4,))
+    assert fused_steps == [0, 3, 4, 7, 8]
     assert largest_difference(single, fused) < 1e-5
+    np.testing.assert_allclose(losses, fused_losses, atol=1e-5)
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (3, 8), (7, 7), (209, 16)])
@@ -123,16 +151,9 @@ def test_order_is_a_function_of_seed_and_step() -> None:
     assert not np.array_equal(first, np.concatenate([batch_indices(1, s, 100, 50) for s in (2, 3)]))
 
 
-def test_training_lowers_the_loss_and_pauses_where_asked(config: SimpleNamespace) -> None:
-    teacher = load_teacher("tiny", "random")
+def test_training_lowers_the_loss(config: SimpleNamespace) -> None:
     config.num_epochs = 3
-    state = create_train_state(config, jax.random.key(0))
-    seen, losses = [], []
-    for _, step, metrics in training(config, teacher, draw_images(20, 32), state, pause_at=(2,)):
-        seen.append(step)
-        losses += [float(loss) for loss in metrics["loss"]]
-    assert seen[-1] == len(losses) == 8  # 3 x 20 images in batches of 8
-    assert 2 in seen
+    _, _, losses = train_all(config, 20, 1)
     assert losses[-1] < 0.8 * losses[0]
 
 

@@ -1,20 +1,21 @@
+import hashlib
+import json
 from pathlib import Path
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rd_jax import convert_teacher, load_teacher
+from rd_jax import convert_teacher, load_teacher, weights
 from rd_jax.errors import UserError
-from rd_jax.weights import teacher_sha256
+from rd_jax.weights import find_teacher, teacher_sha256
 
 
 @pytest.fixture(scope="module")
 def state_dict() -> dict[str, np.ndarray]:
     """A whole torchvision ResNet-18 state dict as far as names matter here."""
-    import json
-
     from tests.reference_weights import draw_state_dict
 
     golden = np.load(Path(__file__).parent / "golden" / "resnet18.npz")
@@ -70,6 +71,23 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, name: str) -> Non
         load_teacher("resnet18", str(tmp_path / name))
     with pytest.raises(UserError, match="is not a file"):
         load_teacher("resnet18", str(tmp_path / "absent.npz"))
+
+
+def test_a_download_is_verified(
+    state_dict: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(state_dict, tmp_path / "model.safetensors")
+    sha256 = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "model.safetensors")
+    )
+    with pytest.raises(UserError, match=rf"model\.safetensors has sha256 {sha256}, expected 694f"):
+        load_teacher("resnet18", "imagenet")
+    pinned = weights._IMAGENET["resnet18"]._replace(sha256=sha256)
+    monkeypatch.setitem(weights._IMAGENET, "resnet18", pinned)
+    expected = teacher_sha256(convert_teacher(state_dict, "resnet18"))
+    assert find_teacher("resnet18", "auto").sha256 == expected
+    assert find_teacher("resnet18", "auto").weights == "imagenet"
 
 
 def test_without_network_imagenet_says_what_to_fetch_and_auto_is_random(

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 # Part of every cache key: raise it when decoding changes.
-_DECODER_VERSION = b"1"
+_DECODER_VERSION = 1
+_CHUNK = 512  # files decoded at a time
 
 
 def cache_folder() -> Path:
@@ -54,19 +55,19 @@ def decode_mask(path: Path, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
 
-def _each_file(read: Callable[[int, Path], object], paths: Sequence[Path]) -> list:
-    """`read(index, path)` of all, in parallel; one error names all files that cannot be read."""
+def _each_file(read: Callable[[Path], Any], paths: Sequence[Path]) -> list:
+    """`read` of all, in parallel; one error names all files that cannot be read."""
 
-    def attempt(i: int, path: Path) -> tuple[object, str | None]:
+    def attempt(path: Path) -> tuple[Any, str | None]:
         try:
-            return read(i, path), None
+            return read(path), None
         except Image.UnidentifiedImageError:
             return None, f"{path} (not an image)"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return None, f"{path} ({error})"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(attempt, range(len(paths)), paths))
+        results = list(pool.map(attempt, paths))
     failures = [failure for _, failure in results if failure]
     if failures:
         shown = "; ".join(failures[:3]) + ("; ..." if len(failures) > 3 else "")
@@ -77,14 +78,14 @@ def _each_file(read: Callable[[int, Path], object], paths: Sequence[Path]) -> li
     return [value for value, _ in results]
 
 
-def _content_key(paths: Sequence[Path], *parts: object) -> str:
-    """A hash of what the files hold, in order: an edited file is never served stale."""
+def content_sha256(paths: Sequence[Path], *parts: object) -> str:
+    """A hash of what the files hold, in order, and of `parts`."""
 
-    def digest(_: int, path: Path) -> bytes:
+    def digest(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
-    key = hashlib.sha256(_DECODER_VERSION + repr(parts).encode())
+    key = hashlib.sha256(repr(parts).encode())
     for file_digest in _each_file(digest, paths):
         key.update(file_digest)
     return key.hexdigest()
@@ -97,20 +98,22 @@ def _load(
     shape: tuple[int, ...],
     dtype: type,
 ) -> np.ndarray:
-    """All files as one array [N, *shape], memory-mapped from the cache."""
+    """All files as one array [N, *shape], memory-mapped from the cache.
+
+    The cache is keyed by what the files hold, so that an edited file is never served stale.
+    """
     shape = (len(paths), *shape)
     if not paths:
         return np.empty(shape, dtype)
 
-    def decode_into(images: np.ndarray) -> np.ndarray:
-        def store(i: int, path: Path) -> None:
-            images[i] = decode(path, size)
-
-        _each_file(store, paths)
-        return images
+    def decoded() -> Iterator[np.ndarray]:
+        for start in range(0, len(paths), _CHUNK):
+            chunk = paths[start : start + _CHUNK]
+            yield np.stack(_each_file(lambda path: decode(path, size), chunk))
 
     folder = cache_folder() / "images"
-    cached = folder / f"{_content_key(paths, decode.__name__, size)}.npy"
+    key = content_sha256(paths, _DECODER_VERSION, decode.__name__, size)
+    cached = folder / f"{key}.npy"
     if cached.exists():
         try:
             return np.load(cached, mmap_mode="r")
@@ -119,17 +122,20 @@ def _load(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=folder, suffix=".partial")
-        os.close(handle)
+        try:
+            with open(handle, "wb") as file:
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for images in decoded():
+                    file.write(images.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, cached)
+        finally:
+            Path(partial).unlink(missing_ok=True)
     except OSError as error:
         logger.warning("no image cache in %s (%s): decoding into memory", folder, error)
-        return decode_into(np.empty(shape, dtype))
-    try:
-        decoded: Any = np.lib.format.open_memmap(partial, "w+", dtype, shape)
-        decode_into(decoded)
-        decoded.flush()
-        os.replace(partial, cached)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+        return np.concatenate(list(decoded()))
     return np.load(cached, mmap_mode="r")
 
 

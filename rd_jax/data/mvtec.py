@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rd_jax.data.images import IMAGE_SUFFIXES, load_images, load_masks
+from rd_jax.data.images import IMAGE_SUFFIXES, content_sha256, load_images, load_masks
 from rd_jax.errors import UserError
 
 NORMAL = "good"
@@ -104,6 +104,7 @@ class Split(NamedTuple):
 
     name: str
     train: np.ndarray
+    train_sha256: str  # of the training files
     test: np.ndarray
     labels: np.ndarray  # [M] bool, true: anomalous
     masks: np.ndarray | None  # [M, size, size] bool, true: anomalous
@@ -115,6 +116,7 @@ def load_category(data_dir: Path, name: str, size: int) -> Split:
     return Split(
         name,
         load_images(files.train, size),
+        content_sha256(files.train),
         load_images([image.path for image in files.test], size),
         np.array([image.defect != NORMAL for image in files.test], bool),
         load_masks([image.mask for image in files.test], size) if files.has_masks else None,

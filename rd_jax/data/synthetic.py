@@ -94,6 +94,9 @@ def cached_data_dir(cache_folder: Path) -> Path:
         try:
             write_category(partial)
             os.rename(partial, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder

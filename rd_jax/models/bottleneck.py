@@ -1,7 +1,7 @@
 """The trainable bottleneck: multi-scale feature fusion and one-class embedding."""
 
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,8 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features, train: bool = False) -> jax.Array:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind={self.kind!r}: must be one of {get_args(Kind)}")
         backbone = BACKBONES[self.backbone]
         channels = backbone.planes * backbone.block.expansion
         norm = partial(BatchNorm, train=train, axis_name=self.axis_name, dtype=self.dtype)

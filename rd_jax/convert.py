@@ -1,0 +1,77 @@
+"""PyTorch names and layouts to Flax variables."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rd_jax.errors import UserError
+from rd_jax.models import Reconstruction, Teacher
+from rd_jax.models.init import example_shapes, variable_shapes
+
+
+def convert_teacher(state_dict: Mapping[str, np.ndarray], backbone: str) -> dict[str, Any]:
+    """A torchvision (or timm) state dict of numpy arrays to the variables of `Teacher(backbone)`.
+
+    Returns {'params', 'batch_stats'} of float32 arrays; other tensors are ignored. Raises
+    UserError that lists the tensors that are missing or have another shape.
+    """
+    image, _ = example_shapes(backbone)
+    return _convert(state_dict, variable_shapes(Teacher(backbone), image), backbone)
+
+
+def convert_rd4ad(
+    bottleneck: Mapping[str, np.ndarray], student: Mapping[str, np.ndarray], backbone: str
+) -> dict[str, Any]:
+    """The authors' two state dicts of numpy arrays ("bn" and "decoder") to student variables.
+
+    Returns {'params', 'batch_stats'}, each with 'bottleneck' and 'student', float32, as
+    `make_scorer` takes them. Tensors that the method does not use are ignored. Raises UserError
+    that lists the tensors that are missing or have another shape.
+    """
+    _, features = example_shapes(backbone)
+    both = {f"bottleneck.{name}": value for name, value in bottleneck.items()}
+    both |= {f"student.{name}": value for name, value in student.items()}
+    return _convert(both, variable_shapes(Reconstruction(backbone), features), backbone)
+
+
+_TORCH_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    """('params', 'layer1_0', 'conv1', 'kernel') -> 'layer1.0.conv1.weight'."""
+    modules = [re.sub(r"_(\d+)$", r".\1", module) for module in path[1:-1]]
+    return ".".join([*modules, _TORCH_LEAVES[path[-1]]])
+
+
+def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> dict[str, Any]:
+    converted, missing, misshapen = {}, [], []
+    for path, expected in flatten_dict(shapes).items():
+        name = _torch_name(path)
+        if name not in state_dict:
+            missing.append(name)
+            continue
+        value = np.asarray(state_dict[name], np.float32)
+        if value.ndim == 4:
+            # (out, in, h, w) -> (h, w, in, out); PyTorch's transposed kernels are (in, out, h, w)
+            # and become (h, w, out, in).
+            value = value.transpose(2, 3, 1, 0)
+        if value.shape != expected.shape:
+            misshapen.append(f"{name} {state_dict[name].shape}")
+        converted[path] = np.ascontiguousarray(value)
+    if missing or misshapen:
+        problems = [
+            f"{kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)})"
+            for kind, names in (("missing", missing), ("of another shape", misshapen))
+            if names
+        ]
+        raise UserError(f"these weights do not fit {what}: {'; '.join(problems)}")
+    return unflatten_dict(converted)

@@ -1,0 +1,79 @@
+"""Going on from a checkpoint: whether it fits, and the state that it holds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rd_jax import checkpoint
+from rd_jax.config import Config, as_dict
+from rd_jax.errors import UserError
+from rd_jax.train import TrainState, create_train_state
+from rd_jax.weights import LoadedTeacher
+
+# What the trained parameters do not depend on, so that a checkpoint may be used with other values;
+# for data and teacher, their hashes are compared.
+_FREE_FIELDS = frozenset(
+    {
+        "data_dir",
+        "category",
+        "teacher_weights",
+        "blur_sigma",
+        "image_score",
+        "log_every_steps",
+        "eval_every_epochs",
+        "checkpoint_every_epochs",
+    }
+)
+EVALUATION_FIELDS = _FREE_FIELDS | {"image_size", "scales", "batch_size", "dtype"}
+
+
+def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError if the checkpoint in `folder` was trained with another teacher."""
+    if teacher.sha256 != saved["teacher_sha256"]:
+        raise UserError(
+            f"the checkpoint in {folder} was trained with the teacher weights "
+            f"{saved['teacher_weights']} (sha256 {saved['teacher_sha256'][:12]}...), not with "
+            f"{teacher.weights} ({teacher.sha256[:12]}...): set --config.teacher_weights"
+        )
+
+
+def check_same_training(
+    config: Config,
+    train_sha256: str,
+    teacher: LoadedTeacher,
+    saved: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Raises UserError if going on from a checkpoint would mix two trainings."""
+    check_teacher(teacher, saved, folder)
+    before, now = saved["config"], as_dict(config)
+    differing = [k for k in now if k not in _FREE_FIELDS and now[k] != before.get(k)]
+    changes = [f"{k} ({before.get(k)!r}, now {now[k]!r})" for k in differing]
+    if changes:
+        raise UserError(
+            f"{folder} was trained with another config: {', '.join(changes)}; choose another "
+            "--workdir"
+        )
+    if saved["train_sha256"] != train_sha256:
+        raise UserError(
+            f"{folder} was trained with other training images than are there now; choose another "
+            "--workdir"
+        )
+
+
+def initial_state(config: Config, folder: Path) -> tuple[TrainState, Mapping[str, float | None]]:
+    """A new state, or that of the latest checkpoint, with the time spent so far."""
+    state = create_train_state(config, jax.random.key(config.seed))
+    saved = checkpoint.load(folder / checkpoint.FOLDER)
+    if saved is None:
+        return state, {"train_seconds": 0.0, "images_per_second": None}
+    opt_state = checkpoint.load_opt_state(
+        folder / checkpoint.FOLDER, saved.step, jax.device_get(state.opt_state)
+    )
+    variables = saved.student_variables
+    state = TrainState(
+        variables["params"], variables["batch_stats"], opt_state, state.step + saved.step
+    )
+    return state, saved.metadata["timing"]
