@@ -44,30 +44,31 @@ def save(
         manager.save(step, args=args)
 
 
-def load_metadata(folder: Path) -> dict[str, Any] | None:
-    """The metadata of the latest complete checkpoint in `folder`, or None."""
+def _restore_latest(folder: Path, **items: Any) -> tuple[int, Any] | None:
+    """Step and items of the latest complete checkpoint in `folder`, or None."""
     if not folder.is_dir():
         return None
     with _manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             return None
-        args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        return manager.restore(step, args=args).metadata
+        return step, manager.restore(step, args=ocp.args.Composite(**items))
+
+
+def load_metadata(folder: Path) -> dict[str, Any] | None:
+    """The metadata of the latest complete checkpoint in `folder`, or None."""
+    latest = _restore_latest(folder, metadata=ocp.args.JsonRestore())
+    return None if latest is None else latest[1].metadata
 
 
 def load(folder: Path) -> Checkpoint | None:
     """The latest complete checkpoint in `folder`, or None."""
-    if not folder.is_dir():
+    latest = _restore_latest(
+        folder, student=ocp.args.StandardRestore(), metadata=ocp.args.JsonRestore()
+    )
+    if latest is None:
         return None
-    with _manager(folder) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return None
-        args = ocp.args.Composite(
-            student=ocp.args.StandardRestore(), metadata=ocp.args.JsonRestore()
-        )
-        items = manager.restore(step, args=args)
+    step, items = latest
     return Checkpoint(step, items.student, items.metadata)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rd_jax.config import Config, compute_dtype
+from rd_jax.errors import UserError
 from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, image_metrics, pixel_metrics
 from rd_jax.models import Reconstruction, Teacher, normalize
 from rd_jax.models.resnet import select_scales
@@ -91,12 +92,15 @@ def evaluate(
     """The seven metrics of a test split, as fractions; None where a metric is not defined.
 
     `images` is uint8 [N, H, W, 3], `labels` bool [N] (true: anomalous), `masks` bool [N, H, W].
+    Raises UserError if a score is not finite.
     """
     metrics: dict[str, float] = {}
     if len(images):
         maps, scores = score_images(
             scorer, teacher_variables, student_variables, images, batch_size
         )
+        if not np.isfinite(scores).all():
+            raise UserError("scores are not finite: the training diverged; train anew elsewhere")
         metrics |= image_metrics(scores, labels)
         if masks is not None:
             metrics |= pixel_metrics(maps, masks)

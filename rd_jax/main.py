@@ -40,6 +40,9 @@ def main(argv: list[str]) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     print(f"{table}\nResults are in {workdir}: results.md, results.json, results.csv")
     return 0
 

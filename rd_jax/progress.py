@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,13 +58,14 @@ def followed(
     last_step: int,
     batch_size: int,
     log_every_steps: int,
+    pause_at: Collection[int] = (),
 ) -> Iterator[tuple[TrainState, int]]:
     """Passes on a training's states and steps, and shows its progress.
 
     A bar on a terminal, log lines elsewhere; a row in `path` with the mean loss since the row
     before, at the first dispatch after every `log_every_steps`. Losses are read one dispatch
-    late, when they are there anyway: nothing waits for the device. Raises UserError if a loss is
-    not finite.
+    late, when they are there anyway, so that nothing waits for the device; but at a step in
+    `pause_at`, where the caller uses the state, at once. Raises UserError if a loss is not finite.
     """
     on_terminal = sys.stderr.isatty()
     losses: list[float] = []
@@ -106,6 +107,9 @@ def followed(
             if pending:
                 read(*pending)
             pending = (step, metrics)
+            if step in pause_at:
+                read(*pending)
+                pending = None
             yield state, step
         if pending:
             read(*pending)

@@ -125,6 +125,7 @@ def _train_category(
 
     evaluate_at = steps_every(config.eval_every_epochs)
     save_at = steps_every(config.checkpoint_every_epochs) | {last_step}
+    pause_at = evaluate_at | save_at
     log = folder / "metrics.jsonl"
     report.drop_rows_after(log, first_step)
     logger.info(
@@ -138,7 +139,7 @@ def _train_category(
         teacher.variables,
         split.train,
         state,
-        pause_at=sorted(evaluate_at | save_at),
+        pause_at=sorted(pause_at),
     )
     clock = Clock(timing)
     for state, step in followed(
@@ -149,6 +150,7 @@ def _train_category(
         last_step,
         config.batch_size,
         config.log_every_steps,
+        pause_at,
     ):
         clock.first_dispatch(state, step)
         if step in save_at:

@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from rd_jax import create_train_state, load_teacher, make_scorer
+from rd_jax.errors import UserError
 from rd_jax.evaluate import evaluate, score_images
 from tests.reference_weights import draw_images
 
@@ -14,6 +15,13 @@ from tests.reference_weights import draw_images
 def trained(config: SimpleNamespace) -> tuple:
     state = create_train_state(config, jax.random.key(0))
     return make_scorer(config), load_teacher("tiny", "random"), state.student_variables
+
+
+def test_variables_that_diverged_give_no_figures(trained: tuple) -> None:
+    scorer, teacher, variables = trained
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), variables)
+    with pytest.raises(UserError, match="diverged"):
+        evaluate(scorer, teacher, broken, draw_images(2, 32), np.arange(2) < 1, None, 2)
 
 
 @pytest.mark.parametrize("num_images", [1, 8, 13])

@@ -63,7 +63,7 @@ def _each_file(read: Callable[[Path], Any], paths: Sequence[Path]) -> list:
             return read(path), None
         except Image.UnidentifiedImageError:
             return None, f"{path} (not an image)"
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders raise all kinds of errors for broken files
             return None, f"{path} ({error})"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
