@@ -8,11 +8,12 @@ from rd_jax.models.resnet import Features
 
 
 def cosine_distance(a: jax.Array, b: jax.Array, axis: int = -1) -> jax.Array:
-    """1 - cos(a, b) along `axis`, in float32; value and gradient are finite for zero vectors.
+    """1 - cos(a, b) along `axis`, in float32 or float64; value and gradient are finite for zero vectors.
 
     The product of the norms is clamped at 1e-8, as in torch.nn.functional.cosine_similarity.
     """
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    a, b = a.astype(dtype), b.astype(dtype)
     dot = jnp.sum(a * b, axis)
     squared_norms = jnp.sum(a * a, axis) * jnp.sum(b * b, axis)
     return 1 - dot * lax.rsqrt(jnp.maximum(squared_norms, 1e-16))

@@ -39,7 +39,7 @@ class TransposedConv2x2(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over [B, H, W] as PyTorch's, statistics in float32.
+    """Batch normalisation over [B, H, W] as PyTorch's, statistics in float32 (or float64).
 
     flax.linen.BatchNorm differs in that it keeps the biased variance as running statistic, which
     is visible where a batch has few positions (32x32 images: 1x1 embeddings). With `axis_name`
@@ -59,7 +59,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.train:
             # Moments about the running mean: one pass over x, without the cancellation that
             # E[x^2] - E[x]^2 suffers from where the mean is large.
