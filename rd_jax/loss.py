@@ -8,9 +8,10 @@ from rd_jax.models.resnet import Features
 
 
 def cosine_distance(a: jax.Array, b: jax.Array, axis: int = -1) -> jax.Array:
-    """1 - cos(a, b) along `axis`, in float32 or float64; value and gradient are finite for zero vectors.
+    """1 - cos(a, b) along `axis`, in float32 or float64.
 
-    The product of the norms is clamped at 1e-8, as in torch.nn.functional.cosine_similarity.
+    Value and gradient are finite for zero vectors: the product of the norms is clamped at 1e-8,
+    as in torch.nn.functional.cosine_similarity.
     """
     dtype = jnp.promote_types(a.dtype, jnp.float32)
     a, b = a.astype(dtype), b.astype(dtype)

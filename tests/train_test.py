@@ -90,7 +90,7 @@ def test_synced_batch_norm_on_eight_devices_equals_one_device(
     config: SimpleNamespace, loss: str
 ) -> None:
     config.loss, config.learning_rate = loss, 0.1
-    images = draw_images(5 * 16, 64).reshape(5, 16, 64, 64, 3)
+    images = draw_images(5 * 16, 32).reshape(5, 16, 32, 32, 3)
     before = create_train_state(config, jax.random.key(0))
     one = run_steps(config, images, jax.devices()[:1])
     eight = run_steps(config, images, jax.devices())
@@ -99,10 +99,9 @@ def test_synced_batch_norm_on_eight_devices_equals_one_device(
     assert largest_difference(one[-1], eight[-1]) < 1e-5
 
 
-@pytest.mark.parametrize("loss", ["per_position", "flattened"])
-def test_adam_on_eight_devices_equals_one_device(config: SimpleNamespace, loss: str) -> None:
-    config.loss, config.dtype = loss, "float64"  # in float32 Adam magnifies the rounding
-    images = draw_images(5 * 16, 64).reshape(5, 16, 64, 64, 3)
+def test_adam_on_eight_devices_equals_one_device(config: SimpleNamespace) -> None:
+    config.dtype = "float64"  # in float32 Adam magnifies the rounding
+    images = draw_images(5 * 16, 32).reshape(5, 16, 32, 32, 3)
     with jax.enable_x64(True):
         one = run_steps(config, images, jax.devices()[:1])
         eight = run_steps(config, images, jax.devices())
