@@ -1,25 +1,30 @@
 """The flat configuration: its fields, and the one place where their values are checked."""
 
+import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 
 from rd_jax.errors import UserError
-from rd_jax.models import BACKBONES
+from rd_jax.models import BACKBONES, normalize
 from rd_jax.models.bottleneck import Kind
+from rd_jax.models.resnet import rescale
 
 
 class Config(Protocol):
     """What `configs/*.py` return (an ml_collections.ConfigDict) and the functions read."""
 
-    data_dir: str  # folder of categories in MVTec AD layout, or "synthetic"
+    data_dir: str  # folder of categories in MVTec AD layout, or "synthetic"; or of TFDS data sets
     category: str  # one category; "" for all in data_dir
+    dataset: str  # "" for categories; else a classification data set: "digits" or one of TFDS
+    normal_class: int  # of dataset; -1 for each in turn
     image_size: int  # pixels, height and width
     backbone: str
     teacher_weights: str  # "imagenet", "random", "auto" or a file
-    bottleneck: Kind  # "mff_oce" or "oce"
+    normalize: bool  # by ImageNet's mean and deviation; else images are scaled to [0, 1]
+    bottleneck: Kind  # "mff_oce", "oce" or "pre"
     scales: tuple[int, ...]  # of 1, 2, 3: strides 4, 8, 16
     loss: str  # "per_position" (paper) or "flattened" (authors' code)
     batch_size: int  # over all devices
@@ -28,6 +33,8 @@ class Config(Protocol):
     adam_b1: float
     adam_b2: float
     seed: int  # initialisation and order of images
+    seeds: tuple[int, ...]  # one training for each, instead of one with `seed`; () for that
+    rd4ad_checkpoint: str  # a .pth file of the authors' code to evaluate; "" for none
     dtype: str  # of computation: "auto", "bfloat16" or "float32"
     blur_sigma: float  # pixels; 0: no blur
     image_score: str  # "max" (paper) or "sum"
@@ -60,16 +67,21 @@ def _number(holds: Callable[[float], bool], allowed: str) -> _Rule:
 _TEXT = _Rule(lambda value: isinstance(value, str), "a text")
 _NAME = _Rule(lambda value: isinstance(value, str) and value != "", "a text that is not empty")
 
+_SEED = _Rule(lambda v: _is_integer(v) and 0 <= v < 2**32, "an integer from 0 to 2**32 - 1")
+
 _RULES = {
     "data_dir": _NAME,
     "category": _TEXT,
+    "dataset": _TEXT,
+    "normal_class": _integer(-1),
     "image_size": _Rule(
         lambda value: _is_integer(value) and value > 0 and value % 32 == 0,
         "a positive multiple of 32",
     ),
     "backbone": _one_of(*BACKBONES),
     "teacher_weights": _NAME,
-    "bottleneck": _one_of("mff_oce", "oce"),
+    "normalize": _Rule(lambda value: isinstance(value, bool), "True or False"),
+    "bottleneck": _one_of(*get_args(Kind)),
     "scales": _Rule(
         lambda value: (
             isinstance(value, tuple | list)
@@ -85,7 +97,16 @@ _RULES = {
     "learning_rate": _number(lambda v: 0 < v < float("inf"), "> 0"),
     "adam_b1": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
     "adam_b2": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
-    "seed": _Rule(lambda v: _is_integer(v) and 0 <= v < 2**32, "an integer from 0 to 2**32 - 1"),
+    "seed": _SEED,
+    "seeds": _Rule(
+        lambda value: (
+            isinstance(value, tuple | list)
+            and all(_SEED.holds(v) for v in value)
+            and len(set(value)) == len(value)
+        ),
+        "a choice of different seeds, each an integer from 0 to 2**32 - 1",
+    ),
+    "rd4ad_checkpoint": _TEXT,
     "dtype": _one_of("auto", "bfloat16", "float32"),
     "blur_sigma": _number(lambda v: 0 <= v < float("inf"), ">= 0"),
     "image_score": _one_of("max", "sum"),
@@ -115,7 +136,19 @@ def compute_dtype(config: Config) -> Any:
     return jnp.dtype(config.dtype)
 
 
+def input_scaling(config: Config) -> Callable[[jax.Array], jax.Array]:
+    """From uint8 images to what the networks take."""
+    return normalize if config.normalize else rescale
+
+
+def with_seed(config: Config, seed: int) -> Config:
+    """A copy of the config for one training."""
+    copied = copy.deepcopy(config)
+    copied.seed = seed
+    return copied
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """The fields as JSON-compatible values."""
     values = {name: getattr(config, name) for name in _RULES}
-    return values | {"scales": list(config.scales)}
+    return values | {name: list(values[name]) for name in ("scales", "seeds")}

@@ -8,18 +8,21 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rd_jax.errors import UserError
-from rd_jax.models import Reconstruction, Teacher
-from rd_jax.models.init import example_shapes, variable_shapes
+from rd_jax.models import Reconstruction
+from rd_jax.models.init import example_shapes, teacher_shapes, variable_shapes
 
 
-def convert_teacher(state_dict: Mapping[str, np.ndarray], backbone: str) -> dict[str, Any]:
+def convert_teacher(
+    state_dict: Mapping[str, np.ndarray], backbone: str, layer4: bool = False
+) -> dict[str, Any]:
     """A torchvision (or timm) state dict of numpy arrays to the variables of `Teacher(backbone)`.
 
-    Returns {'params', 'batch_stats'} of float32 arrays; other tensors are ignored. Raises
-    UserError that lists the tensors that are missing or have another shape.
+    Returns {'params', 'batch_stats'} of float32 arrays, with those of the fourth stage if
+    `layer4`; other tensors are ignored. Raises UserError that lists the tensors that are missing
+    or have another shape.
     """
-    image, _ = example_shapes(backbone)
-    return _convert(state_dict, variable_shapes(Teacher(backbone), image), backbone)
+    what = f"{backbone} with its fourth stage, for bottleneck 'pre'" if layer4 else backbone
+    return _convert(state_dict, teacher_shapes(backbone, layer4), what)
 
 
 def convert_rd4ad(

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rd_jax.config import Config, compute_dtype
+from rd_jax.config import Config, compute_dtype, input_scaling
 from rd_jax.errors import UserError
 from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, image_metrics, pixel_metrics
-from rd_jax.models import Reconstruction, Teacher, normalize
+from rd_jax.models import Reconstruction, Teacher
+from rd_jax.models.bottleneck import join_variables
 from rd_jax.models.resnet import select_scales
 from rd_jax.score import anomaly_map, image_score
 
@@ -30,13 +31,15 @@ def make_scorer(config: Config) -> Scorer:
 
     # Read now: the function is traced later, and a config may have changed by then.
     scales, sigma, reduction = tuple(config.scales), config.blur_sigma, config.image_score
+    kind, scaled = config.bottleneck, input_scaling(config)
 
     @jax.jit
     def scorer(
         teacher_variables: Any, student_variables: Any, images: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        teacher_features = teacher.apply(teacher_variables, normalize(images))
-        student_features = reconstruction.apply(student_variables, teacher_features)
+        teacher_features = teacher.apply(teacher_variables, scaled(images))
+        variables = join_variables(kind, teacher_variables, student_variables)
+        student_features = reconstruction.apply(variables, teacher_features)
         maps = anomaly_map(
             select_scales(teacher_features, scales),
             select_scales(student_features, scales),

@@ -11,10 +11,11 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rd_jax.config import Config, compute_dtype
+from rd_jax.config import Config, compute_dtype, input_scaling
 from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
-from rd_jax.models import Reconstruction, Teacher, normalize
-from rd_jax.models.init import example_shapes, init_variables
+from rd_jax.models import Reconstruction, Teacher
+from rd_jax.models.bottleneck import join_variables
+from rd_jax.models.init import example_shapes, init_variables, variable_shapes
 from rd_jax.models.resnet import select_scales
 
 Metrics = dict[str, jax.Array]
@@ -25,8 +26,8 @@ AXIS = "batch"
 class TrainState(NamedTuple):
     """Everything that training changes; all float32 but the counters."""
 
-    params: Any  # {"bottleneck": ..., "student": ...}
-    batch_stats: Any  # {"bottleneck": ..., "student": ...}
+    params: Any  # {"bottleneck": ..., "student": ...}, without the first for bottleneck "pre"
+    batch_stats: Any  # likewise
     opt_state: Any
     step: jax.Array  # [] int32, steps done
 
@@ -45,7 +46,9 @@ def create_train_state(config: Config, rng: jax.Array) -> TrainState:
     """The state before the first step, a pure function of the key `rng`; nothing is compiled."""
     _, features = example_shapes(config.backbone)
     module = Reconstruction(config.backbone, config.bottleneck)
-    variables = init_variables(module, rng, features)
+    variables = init_variables(variable_shapes(module, features), rng)
+    if config.bottleneck == "pre":
+        variables = {name: {"student": tree["student"]} for name, tree in variables.items()}
     params = variables["params"]
     opt_state = make_optimizer(config).init(params)
     return TrainState(params, variables["batch_stats"], opt_state, jnp.int32(0))
@@ -65,16 +68,17 @@ def make_train_step(
     reconstruction = Reconstruction(config.backbone, config.bottleneck, dtype, axis_name)
     loss_function = LOSSES[config.loss]
     optimizer = make_optimizer(config)
-    scales = tuple(config.scales)
+    scales, kind, scaled = tuple(config.scales), config.bottleneck, input_scaling(config)
 
     def train_step(
         state: TrainState, teacher_variables: Any, images: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        teacher_features = teacher.apply(teacher_variables, normalize(images))
+        teacher_features = teacher.apply(teacher_variables, scaled(images))
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            student_variables = {"params": params, "batch_stats": state.batch_stats}
             student_features, updated = reconstruction.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                join_variables(kind, teacher_variables, student_variables),
                 teacher_features,
                 train=True,
                 mutable=["batch_stats"],
@@ -83,7 +87,7 @@ def make_train_step(
                 select_scales(teacher_features, scales),
                 select_scales(student_features, scales),
             )
-            return loss, updated["batch_stats"]
+            return loss, {name: updated["batch_stats"][name] for name in state.batch_stats}
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         if axis_name is not None:

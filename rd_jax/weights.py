@@ -14,10 +14,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from rd_jax.convert import convert_teacher
+from rd_jax.convert import convert_rd4ad, convert_teacher
 from rd_jax.errors import UserError
-from rd_jax.models import Teacher
-from rd_jax.models.init import example_shapes, init_variables
+from rd_jax.models.init import init_variables, teacher_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -58,23 +57,22 @@ _IMAGENET = {
 }
 
 
-def load_teacher(backbone: str, weights: str = "imagenet") -> dict[str, Any]:
+def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False) -> dict[str, Any]:
     """The teacher's variables {'params', 'batch_stats'}, float32, for `Teacher(backbone)`.
 
     `weights` is "imagenet" (torchvision's IMAGENET1K_V1, downloaded once, verified, cached),
     "random" (always the same), "auto" ("imagenet" where it is cached or can be reached, else
     "random") or a .safetensors, .npz or .pth file with torchvision's names. Only the stem and
-    the first three stages are loaded. Raises UserError if the file cannot be had or read, or if
-    tensors are missing or misshapen.
+    the first three stages are loaded; with `layer4` the fourth too, for bottleneck "pre". Raises
+    UserError if the file cannot be had or read, or if tensors are missing or misshapen.
     """
     weights = resolve_weights(backbone, weights)
     if weights == "random":
         logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
-        image, _ = example_shapes(backbone)
-        return init_variables(Teacher(backbone), jax.random.key(0), image)
+        return init_variables(teacher_shapes(backbone, layer4), jax.random.key(0))
     if weights == "imagenet":
-        return convert_teacher(_read_safetensors(_download(backbone)), backbone)
-    return convert_teacher(_read_file(Path(weights).expanduser()), backbone)
+        return convert_teacher(_read_safetensors(_download(backbone)), backbone, layer4)
+    return convert_teacher(_read_file(Path(weights).expanduser()), backbone, layer4)
 
 
 def resolve_weights(backbone: str, weights: str) -> str:
@@ -97,11 +95,14 @@ class LoadedTeacher(NamedTuple):
     variables: dict[str, Any]
 
 
-def find_teacher(backbone: str, weights: str) -> LoadedTeacher:
-    """`load_teacher`, with what "auto" came to and the hash of what was loaded."""
+def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTeacher:
+    """`load_teacher`, with what "auto" came to and the hash of what was loaded.
+
+    The variables are on the device, so that a run of many categories sends them once.
+    """
     weights = resolve_weights(backbone, weights)
-    variables = load_teacher(backbone, weights)
-    return LoadedTeacher(weights, teacher_sha256(variables), variables)
+    variables = load_teacher(backbone, weights, layer4)
+    return LoadedTeacher(weights, teacher_sha256(variables), jax.device_put(variables))
 
 
 def teacher_sha256(variables: dict[str, Any]) -> str:
@@ -143,17 +144,44 @@ def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
         raise UserError(f"{path} is not a readable npz file ({error})") from error
 
 
+def load_rd4ad(path: Path, backbone: str) -> dict[str, Any]:
+    """The student's variables in a .pth file of the authors' code, as `convert_rd4ad` gives them.
+
+    Raises UserError if the file cannot be read or does not fit.
+    """
+    state_dicts = _load_pth(path)
+    missing = [key for key in ("bn", "decoder") if not isinstance(state_dicts.get(key), Mapping)]
+    if missing:
+        raise UserError(f"rd4ad_checkpoint {path} has no state dict {' and no '.join(missing)}")
+    bottleneck, student = (_as_numpy(state_dicts[key], path) for key in ("bn", "decoder"))
+    return convert_rd4ad(bottleneck, student, backbone)
+
+
 def _read_pth(path: Path) -> Mapping[str, np.ndarray]:
+    return _as_numpy(_load_pth(path), path)
+
+
+def _load_pth(path: Path) -> Mapping[str, Any]:
+    """What the file holds; it is never allowed to run code."""
     try:
         import torch
     except ImportError as error:
         raise UserError(f"reading {path} needs PyTorch: pip install torch") from error
     try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.float().numpy() for name, tensor in state_dict.items()}
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"{path} is not a state dict of tensors ({first_line})") from error
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{path} is not a state dict of tensors")
+    return loaded
+
+
+def _as_numpy(state_dict: Mapping[str, Any], path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        return {name: tensor.float().numpy() for name, tensor in state_dict.items()}
+    except AttributeError as error:
+        raise UserError(f"{path} is not a state dict of tensors ({error})") from error
 
 
 def _download(backbone: str) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from rd_jax import anomaly_map, convert_rd4ad, convert_teacher, normalize
 from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
 from rd_jax.models import BACKBONES, Bottleneck, Reconstruction, Student, Teacher
-from rd_jax.models.init import example_shapes, init_variables
+from rd_jax.models.init import example_shapes, init_variables, variable_shapes
 from rd_jax.models.layers import BatchNorm
 from rd_jax.weights import load_teacher
 from tests.reference_weights import draw_images, draw_state_dict, sample
@@ -129,7 +129,7 @@ def test_oce_alone_does_not_see_the_shallow_features() -> None:
     module = Bottleneck("tiny", "oce")
     rng = np.random.default_rng(0)
     drawn = tuple(rng.normal(size=f.shape).astype(np.float32) for f in features)
-    variables = init_variables(module, jax.random.key(0), features)
+    variables = init_variables(variable_shapes(module, features), jax.random.key(0))
     assert set(variables["params"]) == {"bn_layer_0"}
     deepest_alone = (0 * drawn[0], 0 * drawn[1], drawn[2])
     np.testing.assert_array_equal(
@@ -154,7 +154,8 @@ def test_parameters_and_statistics_stay_float32(dtype: jnp.dtype) -> None:
 def test_initialisation_is_kaiming_fan_out_and_a_function_of_the_key() -> None:
     _, features = example_shapes("resnet18")
     module = Reconstruction("resnet18")
-    variables = init_variables(module, jax.random.key(3), features)
+    shapes = variable_shapes(module, features)
+    variables = init_variables(shapes, jax.random.key(3))
     declared = jax.eval_shape(module.init, jax.random.key(0), features)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), variables) == jax.tree.map(
         lambda x: (x.shape, x.dtype), declared
@@ -164,8 +165,8 @@ def test_initialisation_is_kaiming_fan_out_and_a_function_of_the_key() -> None:
     assert transposed.std() == pytest.approx(np.sqrt(2 / (4 * 512)), rel=0.01)
     conv = student["layer1_0"]["conv2"]["kernel"]  # [3, 3, in 256, out 256]
     assert conv.std() == pytest.approx(np.sqrt(2 / (9 * 256)), rel=0.01)
-    again = init_variables(module, jax.random.key(3), features)
-    other = init_variables(module, jax.random.key(4), features)
+    again = init_variables(shapes, jax.random.key(3))
+    other = init_variables(shapes, jax.random.key(4))
     assert jax.tree.all(jax.tree.map(np.array_equal, variables, again))
     assert not np.array_equal(conv, other["params"]["student"]["layer1_0"]["conv2"]["kernel"])
 

@@ -1,7 +1,8 @@
-"""The trainable bottleneck: multi-scale feature fusion and one-class embedding."""
+"""The bottleneck: multi-scale feature fusion and one-class embedding."""
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from rd_jax.models.layers import BatchNorm, Conv3x3, Dtype
 from rd_jax.models.resnet import BACKBONES, Features
 
-Kind = Literal["oce", "mff_oce"]
+Kind = Literal["pre", "oce", "mff_oce"]
 
 
 class Bottleneck(nn.Module):
@@ -19,8 +20,10 @@ class Bottleneck(nn.Module):
     Maps the teacher's `Features` to the embedding [B, H/32, W/32, C] with C 512 for ResNet-18
     and -34 and 2048 for ResNet-50 and WideResNet-50. MFF brings the shallow features to the
     deepest scale with strided 3x3 convolutions and concatenates; OCE is the backbone's fourth
-    stage, trained from scratch. `kind` "oce" leaves MFF out and embeds the deepest feature alone.
-    `train` uses the batch's statistics in BatchNorm and updates the collection `batch_stats`.
+    stage, trained from scratch. `kind` "oce" leaves MFF out and embeds the deepest feature alone;
+    "pre" does so with the teacher's own fourth stage, pretrained and frozen (paper, section 4.4):
+    see `join_variables`. `train` uses the batch's statistics in BatchNorm and updates the
+    collection `batch_stats`.
     """
 
     backbone: str
@@ -45,5 +48,22 @@ class Bottleneck(nn.Module):
             shallow = halve(halve(shallow, 2 * channels, 1), 4 * channels, 2)
             middle = halve(middle, 4 * channels, 3)
             fused = jnp.concatenate([shallow, middle, fused], axis=-1)
+        name, train = ("layer4", False) if self.kind == "pre" else ("bn_layer", train)
+        norm = partial(norm, train=train)
         num_blocks = backbone.stage_sizes[3]
-        return backbone.stage("bn_layer", 8, num_blocks, "down", norm, self.dtype)(fused)
+        return backbone.stage(name, 8, num_blocks, "down", norm, self.dtype)(fused)
+
+
+def join_variables(
+    kind: Kind, teacher_variables: Mapping[str, Any], student_variables: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What `Reconstruction` applies: for "pre", the student's and the teacher's fourth stage."""
+    if kind != "pre":
+        return student_variables
+    return {
+        collection: {
+            "bottleneck": {k: v for k, v in tree.items() if k.startswith("layer4_")},
+            **student_variables[collection],
+        }
+        for collection, tree in teacher_variables.items()
+    }

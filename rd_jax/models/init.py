@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rd_jax.models.bottleneck import Bottleneck
 from rd_jax.models.resnet import Teacher
 
 
@@ -23,11 +24,22 @@ def example_shapes(backbone: str) -> tuple[Any, Any]:
     return image, features
 
 
-def init_variables(module: nn.Module, rng: jax.Array, *inputs: Any) -> dict[str, Any]:
-    """Variables of `module` as float32 numpy arrays, a pure function of the key `rng`.
+def teacher_shapes(backbone: str, layer4: bool = False) -> Any:
+    """The variables of the teacher as ShapeDtypeStructs; with its fourth stage if `layer4`."""
+    image, features = example_shapes(backbone)
+    shapes = variable_shapes(Teacher(backbone), image)
+    if not layer4:
+        return shapes
+    stage = variable_shapes(Bottleneck(backbone, "pre"), features)
+    return {collection: tree | stage[collection] for collection, tree in shapes.items()}
 
-    The same distributions as `module.init` (kernels: normal, variance 2 / fan_out; BatchNorm: the
-    identity), drawn with NumPy: a jitted `init` compiles for half a minute, this takes a second.
+
+def init_variables(shapes: Any, rng: jax.Array) -> dict[str, Any]:
+    """Variables of these shapes as float32 numpy arrays, a pure function of the key `rng`.
+
+    The same distributions as a module's `init` (kernels: normal, variance 2 / fan_out; BatchNorm:
+    the identity), drawn with NumPy: a jitted `init` compiles for half a minute, this takes a
+    second.
     """
     generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)))
 
@@ -38,5 +50,5 @@ def init_variables(module: nn.Module, rng: jax.Array, *inputs: Any) -> dict[str,
             return values * np.float32(np.sqrt(2 / fan_out))
         return np.full(shape, {"scale": 1, "bias": 0, "mean": 0, "var": 1}[name], np.float32)
 
-    shapes = flatten_dict(variable_shapes(module, *inputs))
-    return unflatten_dict({path: draw(path[-1], leaf.shape) for path, leaf in shapes.items()})
+    leaves = flatten_dict(shapes).items()
+    return unflatten_dict({path: draw(path[-1], leaf.shape) for path, leaf in leaves})

@@ -66,6 +66,11 @@ BACKBONES = {
 }
 
 
+def rescale(images: ArrayLike) -> jax.Array:
+    """Scales uint8 images to float32 in [0, 1], the authors' input for grey one-class sets."""
+    return jnp.asarray(images, jnp.float32) / 255
+
+
 def normalize(images: ArrayLike) -> jax.Array:
     """Scales uint8 RGB images [B, H, W, 3] to float32 with ImageNet mean 0 and deviation 1."""
     mean = 255 * jnp.array(IMAGENET_MEAN, jnp.float32)
