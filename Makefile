@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
 
-.PHONY: install demo test lint
+.PHONY: install demo novelty test lint
 
 comma := ,
 # One file for each choice of extras, so that choosing others installs them; one for any of them.
@@ -22,6 +22,9 @@ $(ANY): pyproject.toml
 
 demo: $(ANY)
 	$(VENV)/bin/python -m rd_jax.main --config configs/demo.py --workdir runs/demo
+
+novelty: $(ANY)
+	$(VENV)/bin/python -m rd_jax.main --config configs/one_class.py:digits --config.teacher_weights=auto --workdir runs/novelty
 
 test: $(ANY)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile

@@ -79,12 +79,11 @@ def load_opt_state(folder: Path, step: int, like: Any) -> Any:
         return manager.restore(step, args=args).optimizer["opt_state"]
 
 
-def load_trained(workdir: Path, category: str) -> Checkpoint:
-    """The latest checkpoint of a category. Raises UserError if there is none."""
-    folder = workdir / category / FOLDER
-    checkpoint = load(folder)
+def load_trained(training: Path) -> Checkpoint:
+    """The latest checkpoint of a training's folder. Raises UserError if there is none."""
+    checkpoint = load(training / FOLDER)
     if checkpoint is None:
-        raise UserError(f"no checkpoint in {folder}: train first, with --mode train")
+        raise UserError(f"no checkpoint in {training / FOLDER}: train first, with --mode train")
     return checkpoint
 
 
@@ -95,6 +94,7 @@ def config_of(metadata: Mapping[str, Any]) -> "ConfigDict":
     values = metadata["config"]
     resolved = {
         "scales": tuple(values["scales"]),
+        "seeds": tuple(values["seeds"]),
         "teacher_weights": metadata["teacher_weights"],
     }
     return ConfigDict(values | resolved)
@@ -105,7 +105,8 @@ def restore(workdir: str | Path, category: str) -> tuple["ConfigDict", dict[str,
 
     The variables {'params', 'batch_stats'} are float32 numpy arrays, ready for `make_scorer`
     with the same config, on any number of devices; its `teacher_weights` say which teacher to
-    load. Raises UserError if `workdir` has no checkpoint of `category`.
+    load. Of several seeds, `category` names one: "bottle/seed_1". Raises UserError if `workdir`
+    has no checkpoint of `category`.
     """
-    checkpoint = load_trained(Path(workdir), category)
+    checkpoint = load_trained(Path(workdir) / category)
     return config_of(checkpoint.metadata), checkpoint.student_variables

@@ -10,12 +10,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rd_jax.config import Config, compute_dtype, input_scaling
 from rd_jax.errors import UserError
-from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, image_metrics, pixel_metrics
+from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, auroc, image_metrics, pixel_metrics
 from rd_jax.models import Reconstruction, Teacher
 from rd_jax.models.bottleneck import join_variables
 from rd_jax.models.resnet import select_scales
 from rd_jax.score import anomaly_map, image_score
 
+# What `make_scorer` reads of a config.
+SCORER_FIELDS = [
+    "backbone",
+    "bottleneck",
+    "scales",
+    "normalize",
+    "dtype",
+    "blur_sigma",
+    "image_score",
+]
 Scorer = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -94,6 +104,9 @@ def evaluate(
 ) -> dict[str, float | None]:
     """The seven metrics of a test split, as fractions; None where a metric is not defined.
 
+    Image metrics are those of the scorer's scores; `image_auroc_sum` and `image_auroc_max` are
+    AUROCs of the sum and of the maximum of each map.
+
     `images` is uint8 [N, H, W, 3], `labels` bool [N] (true: anomalous), `masks` bool [N, H, W].
     Raises UserError if a score is not finite.
     """
@@ -105,9 +118,12 @@ def evaluate(
         if not np.isfinite(scores).all():
             raise UserError("scores are not finite: the training diverged; train anew elsewhere")
         metrics |= image_metrics(scores, labels)
+        metrics["image_auroc_sum"] = float(auroc(maps.sum((1, 2)), labels))
+        metrics["image_auroc_max"] = float(auroc(maps.max((1, 2)), labels))
         if masks is not None:
             metrics |= pixel_metrics(maps, masks)
-    return {name: _defined(metrics.get(name)) for name in (*IMAGE_METRICS, *PIXEL_METRICS)}
+    names = (*IMAGE_METRICS, *PIXEL_METRICS, "image_auroc_sum", "image_auroc_max")
+    return {name: _defined(metrics.get(name)) for name in names}
 
 
 def _defined(value: float | None) -> float | None:

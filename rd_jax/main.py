@@ -11,8 +11,10 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from rd_jax import run
+from rd_jax import evaluate_run, run
+from rd_jax.config import validate
 from rd_jax.errors import UserError
+from rd_jax.splits import chosen_name
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :category or without.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results are kept.")
@@ -29,14 +31,18 @@ def main(argv: list[str]) -> int:
         force=True,
     )
     logging.getLogger("rd_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and orbax tell what is no concern
     try:
-        category = _parse(argv)
+        _parse(argv)
         workdir = Path(str(WORKDIR.value)).expanduser()
         if MODE.value == "train":
             table = run.train(CONFIG.value, workdir)
+        elif CONFIG.value.rd4ad_checkpoint:
+            table = evaluate_run.evaluate_rd4ad(CONFIG.value, workdir)
         else:
+            validate(CONFIG.value)
             overrides = config_flags.get_override_values(flags.FLAGS["config"])
-            table = run.evaluate_checkpoints(overrides, category, workdir)
+            table = evaluate_run.evaluate_checkpoints(overrides, chosen_name(CONFIG.value), workdir)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,12 +53,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> str:
-    """Parses the flags and returns the category; a config that cannot be read raises here."""
+def _parse(argv: list[str]) -> None:
+    """Parses the flags; a config that cannot be read raises here."""
     try:
         rest = flags.FLAGS(argv)[1:]
         missing = [flag.name for flag in (CONFIG, WORKDIR) if flag.value is None]
-        category = "" if "config" in missing else CONFIG.value.get("category", "")
     except Exception as error:  # a config file is code and may raise anything
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         one_line = " ".join(message.replace("\\n", " ").split())
@@ -62,7 +67,6 @@ def _parse(argv: list[str]) -> str:
         raise UserError(
             f"{problem}: python -m rd_jax.main --config FILE --workdir DIR (see --help)"
         )
-    return category
 
 
 if __name__ == "__main__":

@@ -4,17 +4,13 @@ import csv
 import io
 import json
 import os
-import statistics
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS
-
-CATEGORY_RESULTS = "results.json"
-METRICS = (IMAGE_METRICS[0], *PIXEL_METRICS[:2], *IMAGE_METRICS[1:], *PIXEL_METRICS[2:])
-Row = Mapping[str, Any]
+from rd_jax import results
+from rd_jax.results import AUROC_OF_SCORE, METRICS, Row
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,28 +51,28 @@ def drop_rows_after(path: Path, step: int) -> None:
         write_text(path, "".join(f"{line}\n" for line in lines if keep(line)))
 
 
-def mean_row(rows: Sequence[Row]) -> dict[str, Any]:
-    """The mean of each metric over the categories that define it."""
-    means: dict[str, Any] = {"category": "mean"}
-    for name in METRICS:
-        values = [row[name] for row in rows if row[name] is not None]
-        means[name] = statistics.fmean(values) if values else None
-    return means
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A first column of texts, the others aligned as numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Metrics in per cent, a row per category and their mean; "n/a" where not defined."""
+def csv_table(rows: Sequence[Row]) -> str:
+    """Rows as CSV, with all their fields; empty where a row lacks one."""
+    fields = list(dict.fromkeys(name for row in rows for name in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
 
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cells)} |"
 
-    def cell(value: float | None) -> str:
-        return "n/a" if value is None else f"{100 * value:.2f}"
-
-    lines = [line(["category", *METRICS]), line(["---", *["---:"] * len(METRICS)])]
-    for row in [*rows, mean_row(rows)]:
-        lines.append(line([row["category"], *(cell(row[name]) for name in METRICS)]))
-    return "\n".join(lines) + "\n"
+def per_cent(row: Row, name: str) -> str:
+    """A metric, with its standard deviation if there is one; "n/a" where it is not defined."""
+    if row[name] is None:
+        return "n/a"
+    deviation = row.get(f"{name}_std")
+    return f"{100 * row[name]:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def protocol(rows: Sequence[Row]) -> str:
@@ -85,14 +81,35 @@ def protocol(rows: Sequence[Row]) -> str:
     def values(name: str) -> str:
         return ", ".join(sorted({str(row[name]) for row in rows}))
 
-    text = (
-        "Metrics in per cent, of the last step (not the best on the test set). "
-        f"Backbone {values('backbone')}, teacher {values('teacher_weights')}, "
-        f"{values('image_size')} pixels, {values('num_epochs')} epochs, loss {values('loss')}, "
-        f"seed {values('seed')}.\n"
+    text = "Metrics in per cent"
+    trained = [row for row in rows if not row["rd4ad_checkpoint"]]
+    if trained:
+        text += ", of the last step (not the best on the test set)"
+    if any("seeds" in row for row in rows):
+        text += ", mean ± standard deviation over the seeds"
+    text += (
+        f". Backbone {values('backbone')}, teacher {values('teacher_weights')}, bottleneck "
+        f"{values('bottleneck')}, scales {values('scales')}, {values('image_size')} pixels"
     )
+    if trained:
+        seeds = sorted({seed for row in trained for seed in row.get("seeds", [row.get("seed")])})
+        epochs, losses = ({str(row[name]) for row in trained} for name in ("num_epochs", "loss"))
+        text += (
+            f", {', '.join(sorted(epochs))} epochs, loss {', '.join(sorted(losses))}, "
+            f"seed {', '.join(map(str, seeds))}"
+        )
+    text += ".\n"
+    datasets = ", ".join(sorted({row["dataset"] for row in rows} - {""}))
+    if datasets:
+        text += (
+            f"\nOne-class novelty detection on {datasets}: in each row one class is normal and "
+            f"all others are anomalous; image_auroc is that of the {values('image_score')} of the "
+            "map.\n"
+        )
     for row in rows:
-        if row["num_steps"] < row["last_step"]:
+        if row["rd4ad_checkpoint"]:
+            text += f"\n{row['category']}: the authors' checkpoint {row['rd4ad_checkpoint']}.\n"
+        elif row["num_steps"] < row["last_step"]:
             text += (
                 f"\n**{row['category']} is UNFINISHED: step {row['num_steps']} of "
                 f"{row['last_step']}.**\n"
@@ -106,20 +123,28 @@ def protocol(rows: Sequence[Row]) -> str:
 
 
 def write_results(workdir: Path) -> str:
-    """Gathers the results of all categories in `workdir` into results.json, .csv and .md.
+    """Gathers the results of all trainings in `workdir` into results.json, .csv and .md.
 
-    Returns the Markdown text.
+    A category of several seeds gets its own results.json, too. Returns the Markdown text.
     """
-    paths = sorted(workdir.glob(f"*/{CATEGORY_RESULTS}"))
-    found = [(path.parent.name, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
-    # Other runs' tables, one folder down, have the same name.
-    rows = [row for folder, row in found if row.get("category") == folder]
-    write_json(workdir / "results.json", {"categories": rows, "mean": mean_row(rows)})
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*rows, mean_row(rows)])
-    write_text(workdir / "results.csv", table.getvalue())
-    text = f"# Results\n\n{protocol(rows)}\n{markdown_table(rows)}"
+    found = results.read_results(workdir)
+    rows = []
+    for name, seed_rows in found.items():
+        if results.has_seeds(seed_rows, workdir / name):
+            rows.append(results.over_seeds(seed_rows))
+            write_json(workdir / name / results.FILE, rows[-1])
+        else:
+            rows.extend(seed_rows)
+    mean = results.mean_row(list(found.values()))
+    write_json(workdir / results.FILE, {"categories": rows, "mean": mean})
+    write_text(workdir / "results.csv", csv_table([*rows, mean]))
+    is_novelty = all(row["dataset"] for row in rows)
+    label, names = (
+        ("normal class", ("image_auroc", *AUROC_OF_SCORE.values()))
+        if is_novelty
+        else ("category", METRICS)
+    )
+    cells = [[row["category"], *(per_cent(row, n) for n in names)] for row in [*rows, mean]]
+    text = f"# Results\n\n{protocol(rows)}\n{markdown_table([label, *names], cells)}"
     write_text(workdir / "results.md", text)
     return text

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: whether it fits, and the state that it holds."""
+"""Going on from checkpoints: where they are, whether they fit, and the state that they hold."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from rd_jax import checkpoint
-from rd_jax.config import Config, as_dict
+from rd_jax.config import Config, as_dict, with_seed
 from rd_jax.errors import UserError
 from rd_jax.train import TrainState, create_train_state
 from rd_jax.weights import LoadedTeacher
@@ -18,7 +18,9 @@ _FREE_FIELDS = frozenset(
     {
         "data_dir",
         "category",
+        "normal_class",
         "teacher_weights",
+        "seeds",
         "blur_sigma",
         "image_score",
         "log_every_steps",
@@ -27,6 +29,25 @@ _FREE_FIELDS = frozenset(
     }
 )
 EVALUATION_FIELDS = _FREE_FIELDS | {"image_size", "scales", "batch_size", "dtype"}
+
+
+def trainings(config: Config, folder: Path) -> list[tuple[Config, Path]]:
+    """The config and folder of each training that one category's folder is to hold.
+
+    Raises UserError if it holds those of the other layout already.
+    """
+    if config.seeds and (folder / checkpoint.FOLDER).exists():
+        raise UserError(
+            f"{folder} holds a training of one seed, without config.seeds: choose another --workdir"
+        )
+    if not config.seeds and any(folder.glob(f"seed_*/{checkpoint.FOLDER}")):
+        raise UserError(
+            f"{folder} holds trainings of several seeds: set --config.seeds, or choose another "
+            "--workdir"
+        )
+    if not config.seeds:
+        return [(config, folder)]
+    return [(with_seed(config, seed), folder / f"seed_{seed}") for seed in config.seeds]
 
 
 def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path) -> None:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 # Part of every cache key: raise it when decoding changes.
-_DECODER_VERSION = 1
+DECODER_VERSION = 1
 _CHUNK = 512  # files decoded at a time
 
 
@@ -38,11 +38,15 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image
 
 
+def resized(image: Image.Image, size: int) -> np.ndarray:
+    """[size, size, 3] uint8 RGB, PIL bilinear, aspect ratio ignored; grey is repeated."""
+    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+
+
 def decode_image(path: Path, size: int) -> np.ndarray:
-    """[size, size, 3] uint8 RGB, PIL bilinear, aspect ratio ignored; alpha is dropped."""
+    """[size, size, 3] uint8 RGB, as `resized`; alpha is dropped."""
     with Image.open(path) as file:
-        image = _eight_bit(ImageOps.exif_transpose(file)).convert("RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        return resized(_eight_bit(ImageOps.exif_transpose(file)), size)
 
 
 def decode_mask(path: Path, size: int) -> np.ndarray:
@@ -91,28 +95,15 @@ def content_sha256(paths: Sequence[Path], *parts: object) -> str:
     return key.hexdigest()
 
 
-def _load(
-    paths: Sequence[Path],
-    decode: Callable[[Path, int], np.ndarray],
-    size: int,
-    shape: tuple[int, ...],
-    dtype: type,
+def cached_array(
+    key: str, shape: tuple[int, ...], dtype: type, chunks: Callable[[], Iterator[np.ndarray]]
 ) -> np.ndarray:
-    """All files as one array [N, *shape], memory-mapped from the cache.
+    """What `chunks` yields, one after the other, memory-mapped from the cache file of `key`.
 
-    The cache is keyed by what the files hold, so that an edited file is never served stale.
+    `key` has to change with what is yielded. Where the cache cannot be written, an array in
+    memory.
     """
-    shape = (len(paths), *shape)
-    if not paths:
-        return np.empty(shape, dtype)
-
-    def decoded() -> Iterator[np.ndarray]:
-        for start in range(0, len(paths), _CHUNK):
-            chunk = paths[start : start + _CHUNK]
-            yield np.stack(_each_file(lambda path: decode(path, size), chunk))
-
     folder = cache_folder() / "images"
-    key = content_sha256(paths, _DECODER_VERSION, decode.__name__, size)
     cached = folder / f"{key}.npy"
     if cached.exists():
         try:
@@ -126,8 +117,8 @@ def _load(
             with open(handle, "wb") as file:
                 header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
-                for images in decoded():
-                    file.write(images.tobytes())
+                for chunk in chunks():
+                    file.write(chunk.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, cached)
@@ -135,8 +126,32 @@ def _load(
             Path(partial).unlink(missing_ok=True)
     except OSError as error:
         logger.warning("no image cache in %s (%s): decoding into memory", folder, error)
-        return np.concatenate(list(decoded()))
+        return np.concatenate(list(chunks()))
     return np.load(cached, mmap_mode="r")
+
+
+def _load(
+    paths: Sequence[Path],
+    decode: Callable[[Path, int], np.ndarray],
+    size: int,
+    shape: tuple[int, ...],
+    dtype: type,
+) -> np.ndarray:
+    """All files as one array [N, *shape].
+
+    The cache is keyed by what the files hold, so that an edited file is never served stale.
+    """
+    shape = (len(paths), *shape)
+    if not paths:
+        return np.empty(shape, dtype)
+
+    def decoded() -> Iterator[np.ndarray]:
+        for start in range(0, len(paths), _CHUNK):
+            chunk = paths[start : start + _CHUNK]
+            yield np.stack(_each_file(lambda path: decode(path, size), chunk))
+
+    key = content_sha256(paths, DECODER_VERSION, decode.__name__, size)
+    return cached_array(key, shape, dtype, decoded)
 
 
 def load_images(paths: Sequence[Path], size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rd_jax.data import Split
 from rd_jax.data.images import IMAGE_SUFFIXES, content_sha256, load_images, load_masks
 from rd_jax.errors import UserError
 
@@ -97,17 +98,6 @@ def read_category(data_dir: Path, name: str) -> Category:
 
 def _suffixes() -> str:
     return ", ".join(sorted(IMAGE_SUFFIXES))
-
-
-class Split(NamedTuple):
-    """A category as arrays; N training and M test images, uint8 [., size, size, 3]."""
-
-    name: str
-    train: np.ndarray
-    train_sha256: str  # of the training files
-    test: np.ndarray
-    labels: np.ndarray  # [M] bool, true: anomalous
-    masks: np.ndarray | None  # [M, size, size] bool, true: anomalous
 
 
 def load_category(data_dir: Path, name: str, size: int) -> Split:

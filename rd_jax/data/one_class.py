@@ -1,0 +1,150 @@
+"""A classification data set as one-class novelty detection (paper, section 4.3).
+
+One class is normal: its training images are trained on, and the test images of all other classes
+are anomalous. Data sets are "digits", which scikit-learn brings along, and those of TFDS.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from rd_jax.data import Split
+from rd_jax.data.images import DECODER_VERSION, cached_array, content_sha256, resized
+from rd_jax.errors import UserError
+
+_CHUNK = 1024  # images decoded at a time
+
+
+class Classes(NamedTuple):
+    """A classification data set; uint8 images [., size, size, 3], labels int [.]."""
+
+    train: np.ndarray
+    train_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+
+
+def load_classes(dataset: str, data_dir: Path, size: int) -> Classes:
+    """Decodes a data set: "digits", or the splits train and test of one of TFDS in `data_dir`.
+
+    Raises UserError if it is not prepared there, saying how, or if it does not classify images.
+    """
+    return _digits(size) if dataset == "digits" else _tfds(dataset, data_dir, size)
+
+
+def one_class(classes: Classes, normal_class: int) -> Split:
+    """Training images of one class, and all test images. Raises UserError for no such class."""
+    if not 0 <= normal_class < classes.num_classes:
+        raise UserError(
+            f"config.normal_class={normal_class}: the data set has the classes 0 to "
+            f"{classes.num_classes - 1} (-1: each in turn)"
+        )
+    train = classes.train[classes.train_labels == normal_class]
+    if not len(train):
+        raise UserError(f"the data set has no training images of class {normal_class}")
+    return Split(
+        str(normal_class),
+        train,
+        hashlib.sha256(train).hexdigest(),
+        classes.test,
+        classes.test_labels != normal_class,
+        None,
+    )
+
+
+def _stacked(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """uint8 images [h, w, 1 or 3], resized, in chunks."""
+    chunk = []
+    for image in images:
+        chunk.append(resized(Image.fromarray(image.squeeze()), size))
+        if len(chunk) == _CHUNK:
+            yield np.stack(chunk)
+            chunk = []
+    if chunk:
+        yield np.stack(chunk)
+
+
+def _digits(size: int) -> Classes:
+    """1797 digits of 8x8 pixels; of each class, 70 % are for training, always the same."""
+    from sklearn.datasets import load_digits
+
+    grey, labels = load_digits(return_X_y=True)
+    images = np.round(grey.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    images, labels = np.concatenate(list(_stacked(images[shuffled], size))), labels[shuffled]
+    is_train = np.zeros(len(labels), bool)
+    for label in range(10):
+        (members,) = np.nonzero(labels == label)
+        is_train[members[: round(0.7 * len(members))]] = True
+    return Classes(images[is_train], labels[is_train], images[~is_train], labels[~is_train], 10)
+
+
+def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
+    import tensorflow_datasets as tfds
+
+    builder = _prepared_builder(dataset, data_dir)
+    image_key, label_key = _image_and_label(dataset, builder.info)
+    missing = {"train", "test"} - set(builder.info.splits)
+    if missing:
+        raise UserError(f"dataset {dataset!r} has no split {' and no '.join(sorted(missing))}")
+
+    def load(split: str) -> tuple[np.ndarray, np.ndarray]:
+        info = builder.info.splits[split]
+        key = content_sha256([Path(path) for path in info.filepaths], "tfds", DECODER_VERSION, size)
+        encoded = builder.as_data_source(
+            split=split, decoders={image_key: tfds.decode.SkipDecoding()}
+        )
+
+        def labels() -> Iterator[np.ndarray]:
+            yield np.array([example[label_key] for example in encoded], np.int64)
+
+        def images() -> Iterator[np.ndarray]:
+            decoded = builder.as_data_source(split=split)
+            return _stacked((example[image_key] for example in decoded), size)
+
+        shape = (info.num_examples, size, size, 3)
+        return (
+            cached_array(f"{key}-images", shape, np.uint8, images),
+            cached_array(f"{key}-labels", shape[:1], np.int64, labels),
+        )
+
+    num_classes = builder.info.features[label_key].num_classes
+    return Classes(*load("train"), *load("test"), num_classes)
+
+
+def _prepared_builder(dataset: str, data_dir: Path) -> Any:
+    """The data set's builder. Raises UserError if it is not prepared in a readable format."""
+    import tensorflow_datasets as tfds
+
+    prepare = (
+        'pip install tensorflow && python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{dataset}', data_dir='{data_dir}', file_format='array_record')"
+        '.download_and_prepare()" (TensorFlow and the network are needed for this alone)'
+    )
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(
+            f"dataset {dataset!r} is neither 'digits' nor known to TFDS: see "
+            "https://www.tensorflow.org/datasets/catalog/overview#image_classification"
+        ) from error
+    if not builder.is_prepared():
+        raise UserError(f"dataset {dataset!r} is not prepared in {data_dir}: {prepare}")
+    return builder
+
+
+def _image_and_label(dataset: str, info: Any) -> tuple[str, str]:
+    """The names of an example's parts. Raises UserError if it is no classified image."""
+    import tensorflow_datasets as tfds
+
+    keys = info.supervised_keys
+    if keys is not None and len(keys) == 2:
+        image, label = (info.features[key] for key in keys)
+        if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
+            return keys
+    raise UserError(f"dataset {dataset!r} does not classify images: it has {info.features}")

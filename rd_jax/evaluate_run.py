@@ -1,0 +1,182 @@
+"""Evaluating what was trained, here or by the authors' code, and writing what came out."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rd_jax import checkpoint, report, results
+from rd_jax.config import Config, compute_dtype, validate
+from rd_jax.data import Split
+from rd_jax.errors import UserError
+from rd_jax.evaluate import SCORER_FIELDS, Scorer, evaluate, make_scorer
+from rd_jax.resume import EVALUATION_FIELDS, check_teacher
+from rd_jax.splits import load_split, load_splits
+from rd_jax.weights import LoadedTeacher, find_teacher, load_rd4ad
+
+
+def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path) -> str:
+    """Evaluates what `workdir` holds, with its own configs and `overrides`; returns the table.
+
+    `name` is a category or class, or "" for all. Raises UserError if there is no checkpoint, if
+    the teacher is not the one trained with, or if an override is of a field that only training
+    could change.
+    """
+    teachers: dict[tuple[str, ...], LoadedTeacher] = {}
+    scorers: dict[str, Scorer] = {}
+    for folder in _trained_folders(workdir, name, overrides.get("seeds", ())):
+        trained = checkpoint.load_trained(folder)
+        config = checkpoint.config_of(trained.metadata)
+        for field, value in overrides.items():
+            if field not in EVALUATION_FIELDS and value != config[field]:
+                raise UserError(
+                    f"config.{field}={value!r}: the checkpoint in {folder} was trained with "
+                    f"{config[field]!r}"
+                )
+            with config.ignore_type():
+                config[field] = value
+        validate(config)
+        source = (config.backbone, config.teacher_weights, config.bottleneck)
+        teachers[source] = teachers.get(source) or teacher_of(config)
+        check_teacher(teachers[source], trained.metadata, folder)
+        scored_by = repr([config[field] for field in SCORER_FIELDS])
+        scorers[scored_by] = scorers.get(scored_by) or make_scorer(config)
+        split = load_split(config, folder.relative_to(workdir).parts[0])
+        evaluate_trained(config, split, teachers[source], trained, scorers[scored_by], folder)
+    return report.write_results(workdir)
+
+
+def evaluate_rd4ad(config: Config, workdir: Path) -> str:
+    """Evaluates `config.rd4ad_checkpoint`, a file of the authors' code; returns the table.
+
+    Raises UserError if it cannot be read or does not fit, if the config does not name one
+    category, or if `workdir` holds a training of that category.
+    """
+    validate(config)
+    if config.bottleneck != "mff_oce":
+        raise UserError(
+            f"config.bottleneck={config.bottleneck!r}: the authors' checkpoints have 'mff_oce'"
+        )
+    path = Path(config.rd4ad_checkpoint).expanduser()
+    variables = load_rd4ad(path, config.backbone)
+    splits = list(load_splits(config))
+    if len(splits) > 1:
+        raise UserError(
+            f"config.rd4ad_checkpoint {path} was trained on one of "
+            f"{', '.join(split.name for split in splits)}: set --config.category (or "
+            "normal_class) to that one"
+        )
+    folder = workdir / splits[0].name
+    if list(folder.glob(checkpoint.FOLDER)) + list(folder.glob(f"seed_*/{checkpoint.FOLDER}")):
+        raise UserError(f"{folder} holds a training: choose another --workdir")
+    facts = dict.fromkeys(("loss", "seed", "num_epochs", "num_steps", "last_step"))
+    timing = dict.fromkeys(("train_seconds", "images_per_second"))
+    _write_row(
+        config,
+        splits[0],
+        teacher_of(config),
+        variables,
+        make_scorer(config),
+        folder,
+        {**facts, **timing},
+    )
+    return report.write_results(workdir)
+
+
+def teacher_of(config: Config) -> LoadedTeacher:
+    """The teacher that the config names, with the stages that its bottleneck needs."""
+    return find_teacher(config.backbone, config.teacher_weights, layer4=config.bottleneck == "pre")
+
+
+def evaluate_split(
+    config: Config,
+    split: Split,
+    teacher: LoadedTeacher,
+    student_variables: Any,
+    scorer: Scorer,
+) -> dict[str, float | None]:
+    """The metrics of a split's test images."""
+    return evaluate(
+        scorer,
+        teacher.variables,
+        student_variables,
+        split.test,
+        split.labels,
+        split.masks,
+        config.batch_size,
+    )
+
+
+def evaluate_trained(
+    config: Config,
+    split: Split,
+    teacher: LoadedTeacher,
+    trained: checkpoint.Checkpoint,
+    scorer: Scorer,
+    folder: Path,
+) -> None:
+    """Evaluates a training and writes its results.json."""
+    facts = {
+        "loss": config.loss,
+        "seed": config.seed,
+        "num_epochs": config.num_epochs,
+        "num_steps": trained.step,
+        "last_step": trained.metadata["last_step"],
+        **trained.metadata["timing"],
+    }
+    _write_row(config, split, teacher, trained.student_variables, scorer, folder, facts)
+
+
+def _write_row(
+    config: Config,
+    split: Split,
+    teacher: LoadedTeacher,
+    student_variables: Any,
+    scorer: Scorer,
+    folder: Path,
+    facts_of_training: Mapping[str, Any],
+) -> None:
+    start = time.perf_counter()
+    metrics = evaluate_split(config, split, teacher, student_variables, scorer)
+    row = {
+        "category": split.name,
+        **metrics,
+        "dataset": config.dataset,
+        "backbone": config.backbone,
+        "teacher_weights": Path(teacher.weights).name,
+        "teacher_sha256": teacher.sha256,
+        "rd4ad_checkpoint": Path(config.rd4ad_checkpoint).name,
+        "bottleneck": config.bottleneck,
+        "scales": list(config.scales),
+        "image_size": config.image_size,
+        "image_score": config.image_score,
+        "dtype": jnp.dtype(compute_dtype(config)).name,
+        **facts_of_training,
+        "eval_seconds": time.perf_counter() - start,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    report.write_json(folder / results.FILE, row)
+
+
+def _trained_folders(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[Path]:
+    """The folders that hold a training, of category `name` and these seeds, or of all."""
+    found = [
+        path.parent
+        for pattern in (f"*/{checkpoint.FOLDER}", f"*/seed_*/{checkpoint.FOLDER}")
+        for path in sorted(workdir.glob(pattern))
+        if checkpoint.load_metadata(path) is not None
+    ]
+    wanted = [
+        folder
+        for folder in found
+        if name in ("", folder.relative_to(workdir).parts[0])
+        and (not seeds or folder.name in {f"seed_{seed}" for seed in seeds})
+    ]
+    if not wanted:
+        which = f" of {name}" if name else ""
+        which += f" with seeds {seeds}" if seeds else ""
+        raise UserError(f"no checkpoint{which} in {workdir}: train first, with --mode train")
+    return wanted
