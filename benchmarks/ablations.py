@@ -1,0 +1,133 @@
+"""The paper's ablations: bottleneck, backbone and scales of the features (section 4.4).
+
+python -m benchmarks.ablations --data_dir data/mvtec --workdir runs/ablations [--seeds 0,1,2]
+
+Every variant is a run of its own in WORKDIR/BACKBONE-BOTTLENECK-SCALES, so that the same command
+goes on where it was interrupted. Writes WORKDIR/{bottleneck,backbone,scales}.{md,csv}.
+"""
+
+import json
+import logging
+from itertools import chain, combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+from configs import mvtec
+from rd_jax import report, run
+from rd_jax.errors import UserError
+from rd_jax.models import BACKBONES
+
+METRICS = ("image_auroc", "pixel_auroc", "aupro")
+SCALES = tuple(chain.from_iterable(combinations((1, 2, 3), size) for size in (1, 2, 3)))
+GRIDS = ("bottleneck", "backbone", "scales")
+
+
+class Variant(NamedTuple):
+    """One cell of a grid."""
+
+    backbone: str
+    bottleneck: str = "mff_oce"
+    scales: tuple[int, ...] = (1, 2, 3)
+
+    @property
+    def folder(self) -> str:
+        """Where it is kept in the workdir."""
+        return f"{self.backbone}-{self.bottleneck}-{''.join(map(str, self.scales))}"
+
+
+def grid(name: str, backbone: str) -> list[Variant]:
+    """The variants of one table; `backbone` is that of the two other grids."""
+    return {
+        "bottleneck": [Variant(backbone, bottleneck=b) for b in ("pre", "oce", "mff_oce")],
+        "backbone": [Variant(b) for b in BACKBONES],
+        "scales": [Variant(backbone, scales=scales) for scales in SCALES],
+    }[name]
+
+
+def train(variant: Variant, workdir: Path, **fields: Any) -> dict[str, Any] | str:
+    """The mean over the categories of one variant, or why there is none."""
+    config = mvtec.get_config()
+    config.update(backbone=variant.backbone, bottleneck=variant.bottleneck, scales=variant.scales)
+    config.update(fields)
+    config.teacher_weights = config.teacher_weights.replace("BACKBONE", variant.backbone)
+    folder = workdir / variant.folder
+    try:
+        run.train(config, folder)
+    except (UserError, OSError) as error:
+        return str(error)
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["mean"]
+
+
+def write_table(name: str, outcomes: dict[Variant, dict[str, Any] | str], workdir: Path) -> str:
+    """Writes one grid as CSV and Markdown and returns the latter."""
+    cells, rows, failures = [], [], []
+    for variant, outcome in outcomes.items():
+        value = getattr(variant, name)
+        label = value if isinstance(value, str) else ", ".join(map(str, value))
+        if isinstance(outcome, str):
+            failures.append(f"\n{label} failed: {outcome}\n")
+            cells.append([label, *["failed"] * len(METRICS)])
+        else:
+            cells.append([label, *(report.per_cent(outcome, metric) for metric in METRICS)])
+            columns = [c for m in METRICS for c in (m, f"{m}_std") if c in outcome]
+            rows.append({name: label, **{column: outcome[column] for column in columns}})
+    finished = [variant for variant in outcomes if not isinstance(outcomes[variant], str)]
+    if finished:
+        report.write_text(workdir / f"{name}.csv", report.csv_table(rows))
+    table = report.markdown_table([name, *METRICS], cells)
+    text = f"# Ablation: {name}\n\n{_protocol(finished, workdir)}{table}{''.join(failures)}"
+    report.write_text(workdir / f"{name}.md", text)
+    return text
+
+
+def _protocol(variants: list[Variant], workdir: Path) -> str:
+    """What all variants have in common; their differences are the table's rows."""
+    paths = [workdir / variant.folder / "results.json" for variant in variants]
+    found = [json.loads(path.read_text(encoding="utf-8"))["categories"] for path in paths]
+    rows = [row for categories in found for row in categories]
+    return f"{report.protocol(rows)}\n" if rows else ""
+
+
+def main(_: list[str]) -> int:
+    """Trains all variants and prints the tables; returns 2 if one could not be trained."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("rd_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    flag = flags.FLAGS
+    workdir = Path(flag.workdir).expanduser()
+    seeds = [int(seed) for seed in flag.seeds]
+    fields = {
+        "data_dir": flag.data_dir,
+        "category": flag.category,
+        "teacher_weights": flag.teacher_weights,
+        "seed": seeds[0],
+        "seeds": tuple(seeds) if len(seeds) > 1 else (),
+        "num_epochs": flag.num_epochs,
+    }
+    trained: dict[Variant, dict[str, Any] | str] = {}
+    texts = []
+    for name in flag.grids:
+        variants = grid(name, flag.backbone)
+        for variant in variants:
+            if variant not in trained:
+                trained[variant] = train(variant, workdir, **fields)
+        outcomes = {variant: trained[variant] for variant in variants}
+        texts.append(write_table(name, outcomes, workdir))
+    print("\n".join(texts))
+    return 2 if any(isinstance(outcome, str) for outcome in trained.values()) else 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", None, "Folder in MVTec AD layout.", required=True)
+    flags.DEFINE_string("workdir", None, "Where variants and tables are kept.", required=True)
+    flags.DEFINE_string("category", "", "One category; default: all in data_dir.")
+    flags.DEFINE_list("grids", list(GRIDS), "Which tables.")
+    flags.DEFINE_list("seeds", ["0"], "Seeds; with several, their mean and deviation.")
+    flags.DEFINE_integer("num_epochs", mvtec.get_config().num_epochs, "Epochs of each training.")
+    flags.DEFINE_enum("backbone", "wide_resnet50_2", list(BACKBONES), "That of the other grids.")
+    flags.DEFINE_string("teacher_weights", "imagenet", "As in configs; BACKBONE is replaced.")
+    flags.register_validator("grids", lambda names: set(names) <= set(GRIDS), f"of {GRIDS}")
+    flags.register_validator("seeds", lambda seeds: all(s.isdecimal() for s in seeds), "integers")
+    app.run(main)

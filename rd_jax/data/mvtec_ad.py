@@ -1,0 +1,107 @@
+"""TFDS builder of MVTec AD; importing this module makes `tfds.data_source` know it.
+
+import rd_jax.data.mvtec_ad
+tfds.data_source("mvtec_ad/bottle", split="test")
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from rd_jax.data.mvtec import NORMAL, LabelledImage, read_category
+
+CATEGORIES = (
+    *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
+    *("pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper"),
+)
+
+
+class MvtecAd(tfds.core.GeneratorBasedBuilder):
+    """MVTec AD (Bergmann et al., CVPR 2019), one config per category.
+
+    Examples have `image` uint8 [H, W, 3], `mask` uint8 [H, W, 1] (255: anomalous; all 0 for
+    normal images), `label` (0: normal, 1: anomalous), `defect` (its type, "good" if none) and
+    `name` (the file's, in its split). Preparing and reading do without TensorFlow.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=name) for name in CATEGORIES)
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Download MVTec AD from https://www.mvtec.com/company/research/datasets/mvtec-ad and "
+        "unpack it so that the manual folder holds bottle/, cable/, ..."
+    )
+
+    def __init__(self, *, file_format: Any = None, **keywords: Any):
+        # TFDS's own default can be neither written nor read without TensorFlow.
+        super().__init__(file_format=file_format or "array_record", **keywords)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                    "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=["normal", "anomalous"]),
+                    "defect": tfds.features.Text(),
+                    "name": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://www.mvtec.com/company/research/datasets/mvtec-ad",
+            license="CC BY-NC-SA 4.0",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        files = read_category(Path(dl_manager.manual_dir), self.builder_config.name)
+        train = [LabelledImage(path, NORMAL, None) for path in files.train]
+        return {
+            "train": self._generate_examples(train),
+            "test": self._generate_examples(files.test),
+        }
+
+    def _generate_examples(
+        self, images: Iterable[LabelledImage]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for image in images:
+            name = f"{image.defect}/{image.path.name}"
+            encoded, size = _rgb_png(image.path)
+            yield (
+                name,
+                {
+                    "image": encoded,
+                    "mask": _mask_png(image.mask, size),
+                    "label": int(image.defect != NORMAL),
+                    "defect": image.defect,
+                    "name": name,
+                },
+            )
+
+
+def _png(image: Image.Image) -> io.BytesIO:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    stream.seek(0)
+    return stream
+
+
+def _rgb_png(path: Path) -> tuple[io.BytesIO, tuple[int, int]]:
+    """The image as PNG of three channels, as it is if it is one, and its width and height."""
+    with Image.open(path) as image:
+        if image.mode == "RGB" and image.format == "PNG":
+            return io.BytesIO(path.read_bytes()), image.size
+        return _png(image.convert("RGB")), image.size
+
+
+def _mask_png(path: Path | None, size: tuple[int, int]) -> io.BytesIO:
+    """255 where the image is anomalous, as `data.images` decides it, else 0."""
+    if path is None:
+        return _png(Image.new("L", size))
+    with Image.open(path) as mask:
+        return _png(
+            Image.fromarray(np.where(np.asarray(mask.convert("L")) > 127, 255, 0).astype(np.uint8))
+        )
