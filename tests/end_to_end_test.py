@@ -166,6 +166,100 @@ def test_a_checkpoint_scores_images_from_python(trained: Path, data_dir: Path) -
     assert float(scores[0]) == float(maps.max())
 
 
+@pytest.fixture(scope="module")
+def trained_seeds(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One category, trained with two seeds."""
+    workdir = tmp_path_factory.mktemp("seeds") / "work"
+    done = run(
+        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL),
+        *("--config.seeds=(0,1)", "--workdir", str(workdir)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mean ± standard deviation over the seeds" in done.stdout
+    return workdir
+
+
+def test_each_seed_is_a_training_of_its_own(trained: Path, trained_seeds: Path) -> None:
+    rows = [results(trained_seeds / "weave", f"seed_{seed}") for seed in (0, 1)]
+    alone = results(trained, "weave")
+    assert {name: rows[0][name] for name in METRICS} == {name: alone[name] for name in METRICS}
+    assert rows[1]["seed"] == 1
+    assert rows[0]["pixel_auroc"] != rows[1]["pixel_auroc"]
+    summary = results(trained_seeds, "weave")
+    expected = (rows[0]["pixel_auroc"] + rows[1]["pixel_auroc"]) / 2
+    assert summary["pixel_auroc"] == pytest.approx(expected)
+    config, _ = rd_jax.restore(trained_seeds, "weave/seed_1")
+    assert (config.seed, config.seeds) == (1, (0, 1))
+
+
+def test_a_seed_is_evaluated_alone_or_with_all(trained_seeds: Path, tmp_path: Path) -> None:
+    workdir = shutil.copytree(trained_seeds, tmp_path / "copy")
+    for path in workdir.glob("weave/seed_*/results.json"):
+        path.unlink()
+    evaluation = ("--mode", "eval", "--config", "configs/mvtec.py", "--workdir", str(workdir))
+    assert run(*evaluation, "--config.seeds=(1,)").returncode == 0
+    assert results(workdir, "weave")["seeds"] == [1]
+    assert run(*evaluation).returncode == 0
+    assert results(workdir, "weave")["seeds"] == [0, 1]
+    assert (workdir / "results.md").read_text() == (trained_seeds / "results.md").read_text()
+    assert_one_line(run(*evaluation, "--config.seeds=(7,)"), "no checkpoint with seeds (7,)")
+
+
+def test_one_and_several_seeds_do_not_mix_in_a_folder(
+    data_dir: Path, trained: Path, trained_seeds: Path
+) -> None:
+    common = ("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL)
+    done = run(*common, "--config.seeds=(0,1)", "--workdir", str(trained))
+    assert_one_line(done, "weave holds a training of one seed")
+    done = run(*common, "--workdir", str(trained_seeds))
+    assert_one_line(done, "weave holds trainings of several seeds")
+
+
+def test_one_class_detection_from_the_command_line(tmp_path: Path) -> None:
+    common = ("--config", "configs/one_class.py:digits", "--workdir", str(tmp_path))
+    quick = ("--config.teacher_weights=random", "--config.num_epochs=1")
+    for label in (3, 8):
+        done = run(*common, *quick, f"--config.normal_class={label}")
+        assert done.returncode == 0, done.stderr
+        row = results(tmp_path, str(label))
+        assert row["image_auroc"] == pytest.approx(row["image_auroc_sum"], abs=1e-4)
+        assert row["image_auroc_max"] != row["image_auroc_sum"]
+        assert row["pixel_auroc"] is None
+    assert "\n| 3 | " in done.stdout
+    assert "\n| 8 | " in done.stdout
+    before = results(tmp_path, "3")
+    done = run(*common, "--mode", "eval", "--config.normal_class=3", "--config.image_score=max")
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path, "3")["image_auroc"] == before["image_auroc_max"]
+    assert_one_line(run(*common, *quick, "--config.normal_class=10"), "has the classes 0 to 9")
+
+
+def test_a_checkpoint_of_the_authors_code_is_evaluated(
+    data_dir: Path, trained: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    from tests.rd4ad_test import write_checkpoint
+
+    path, workdir = tmp_path / "res18_weave.pth", tmp_path / "work"
+    write_checkpoint(path, "resnet18")
+    common = (
+        *("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL),
+        f"--config.rd4ad_checkpoint={path}",
+    )
+    evaluation = (*common, "--mode", "eval", "--config.category=weave")
+    done = run(*evaluation, "--workdir", str(workdir))
+    assert done.returncode == 0, done.stderr
+    assert "weave: the authors' checkpoint res18_weave.pth" in done.stdout
+    assert "last step" not in done.stdout
+    row = results(workdir, "weave")
+    assert all(0 <= row[name] <= 1 for name in METRICS)
+    assert row["num_steps"] is None
+    assert_one_line(run(*evaluation, "--workdir", str(trained)), "weave holds a training")
+    done = run(*common, "--mode", "eval", "--workdir", str(workdir))
+    assert_one_line(done, "was trained on one of cloth, weave: set --config.category")
+    assert_one_line(run(*common, "--workdir", str(workdir)), "add --mode eval")
+
+
 def broken(data_dir: Path, tmp_path: Path, problem: str) -> Path:
     """A copy of the data with one thing wrong."""
     root = shutil.copytree(data_dir, tmp_path / "data") / "weave"

@@ -2,15 +2,19 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rd_jax.report import METRICS, append_row, drop_rows_after, write_json, write_results
+from rd_jax.report import append_row, drop_rows_after, write_json, write_results
+from rd_jax.results import METRICS
 
 
 def row(category: str, value: float | None, **values: object) -> dict:
     facts = {
         "backbone": "resnet18", "teacher_weights": "imagenet", "image_size": 256,
         "num_epochs": 10, "loss": "per_position", "seed": 0, "num_steps": 131, "last_step": 131,
+        "dataset": "", "rd4ad_checkpoint": "", "bottleneck": "mff_oce", "scales": [1, 2, 3],
+        "image_score": "max", "train_seconds": 2.0,
     }  # fmt: skip
     return {"category": category, **dict.fromkeys(METRICS, value), **facts, **values}
 
@@ -25,7 +29,7 @@ def test_tables_hold_every_category_and_the_mean_of_what_is_defined(tmp_path: Pa
     assert "| b | 100.00 | 100.00 | n/a | 100.00 |" in text
     assert "| mean | 75.00 | 75.00 | 50.00 | 75.00 |" in text
     assert "last step" in text
-    assert "Backbone resnet18, teacher imagenet, 256 pixels" in text
+    assert "teacher imagenet, bottleneck mff_oce, scales [1, 2, 3], 256 pixels" in text
     assert "seed 0, 1." in text
     assert "RANDOM" not in text
     saved = json.loads((tmp_path / "results.json").read_text())
@@ -35,6 +39,43 @@ def test_tables_hold_every_category_and_the_mean_of_what_is_defined(tmp_path: Pa
         table = list(csv.DictReader(file))
     assert [line["category"] for line in table] == ["a", "b", "c", "mean"]
     assert table[1]["aupro"] == ""
+
+
+def test_seeds_are_summarised_by_mean_and_sample_deviation(tmp_path: Path) -> None:
+    values = {"a": [0.5, 0.7, 0.9], "b": [0.6, 0.6, 0.9]}
+    for name, of_seed in values.items():
+        for seed, value in enumerate(of_seed):
+            path = tmp_path / name / f"seed_{seed}" / "results.json"
+            write_json(path, row(name, value, seed=seed, aupro=None, train_seconds=float(seed)))
+    text = write_results(tmp_path)
+    assert "mean ± standard deviation over the seeds" in text
+    assert "last step" in text
+    assert "seed 0, 1, 2." in text
+    mean_of_a, deviation_of_a = 100 * np.mean(values["a"]), 100 * np.std(values["a"], ddof=1)
+    assert f"| a | {mean_of_a:.2f} ± {deviation_of_a:.2f} |" in text
+    summary = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert summary["seeds"] == [0, 1, 2]
+    assert summary["image_auroc"] == pytest.approx(0.7)
+    assert summary["image_auroc_std"] == pytest.approx(0.2)
+    assert summary["train_seconds"] == 1.0
+    assert summary["aupro"] is None
+    assert summary["aupro_std"] is None
+    mean = json.loads((tmp_path / "results.json").read_text())["mean"]
+    of_seed = np.mean(list(values.values()), axis=0)
+    assert mean["image_auroc"] == pytest.approx(of_seed.mean())
+    assert mean["image_auroc_std"] == pytest.approx(of_seed.std(ddof=1))
+    assert write_results(tmp_path) == text
+
+
+def test_one_class_results_list_both_scores_in_the_order_of_the_classes(tmp_path: Path) -> None:
+    for k in range(11):
+        values = {"dataset": "digits", "image_auroc_sum": 0.9, "image_auroc_max": k / 20}
+        write_json(tmp_path / str(k) / "results.json", row(str(k), 0.9, **values))
+    text = write_results(tmp_path)
+    assert "| normal class | image_auroc | image_auroc_sum | image_auroc_max |" in text
+    assert "| 9 | 90.00 | 90.00 | 45.00 |\n| 10 | 90.00 | 90.00 | 50.00 |" in text
+    assert "| mean | 90.00 | 90.00 | 25.00 |" in text
+    assert "One-class novelty detection on digits" in text
 
 
 def test_a_random_teacher_is_said_in_the_table(tmp_path: Path) -> None:
