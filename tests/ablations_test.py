@@ -47,7 +47,7 @@ def test_the_pretrained_bottleneck_is_frozen_and_all_else_is_trained(
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_the_pretrained_bottleneck_is_the_teachers_fourth_stage(backbone: str) -> None:
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    from tests import torch_reference as reference
+    from benchmarks import torch_reference as reference
     from tests.make_golden import channels_last
 
     module = reference.Teacher(backbone)
@@ -92,7 +92,7 @@ def test_the_backbone_is_that_of_both_trained_networks(
     config: SimpleNamespace, backbone: str
 ) -> None:
     pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    from tests import torch_reference as reference
+    from benchmarks import torch_reference as reference
 
     config.backbone = backbone
     params = create_train_state(config, jax.random.key(0)).params

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from tests import torch_reference as reference
+from benchmarks import torch_reference as reference
 from tests.reference_weights import draw_images, draw_state_dict, sample
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -59,7 +59,7 @@ def test_networks_losses_and_map_equal_pytorch_golden_files(backbone: str) -> No
 @pytest.mark.parametrize("backbone", REAL_BACKBONES)
 def test_every_value_equals_pytorch(backbone: str) -> None:
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    from tests import torch_reference as reference
+    from benchmarks import torch_reference as reference
     from tests.make_golden import channels_last, networks
 
     modules, _ = networks(backbone)
@@ -82,8 +82,8 @@ def test_every_value_equals_pytorch(backbone: str) -> None:
 
 def test_real_teacher_equals_pytorch_on_real_images(resnet18_npz: Path, bottle_dir: Path) -> None:
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    from benchmarks import torch_reference as reference
     from rd_jax.data.images import load_images
-    from tests import torch_reference as reference
     from tests.make_golden import channels_last
 
     images = np.array(load_images(sorted(bottle_dir.glob("bottle/test/*/000.png")), 256))

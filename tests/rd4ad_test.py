@@ -27,7 +27,7 @@ def draw_tensors(module: torch.nn.Module) -> dict:
 
 def write_checkpoint(path: Path, backbone: str) -> dict:
     """A .pth as the authors' code writes it, and what it holds."""
-    from tests import torch_reference as reference
+    from benchmarks import torch_reference as reference
 
     bottleneck, student = reference.Bottleneck(backbone), reference.Student(backbone)
     bottleneck.load_state_dict(draw_tensors(bottleneck), strict=False)
@@ -45,7 +45,7 @@ def write_checkpoint(path: Path, backbone: str) -> dict:
 def test_maps_of_real_images_equal_pytorch(
     config: SimpleNamespace, tmp_path: Path, bottle_dir: Path, backbone: str
 ) -> None:
-    from tests import torch_reference as reference
+    from benchmarks import torch_reference as reference
 
     saved = write_checkpoint(tmp_path / "rd4ad.pth", backbone)
     modules = (

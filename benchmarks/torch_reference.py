@@ -1,6 +1,7 @@
 """The method in PyTorch, in the structure and with the parameter names of the authors' code.
 
-Written for the tests from the paper and from torchvision's ResNet; needs the extra `parity`.
+Written from the paper and from torchvision's ResNet, for the tests and as the baseline of
+`benchmarks.speed`; needs the extra `parity`.
 """
 
 from collections.abc import Sequence
@@ -147,16 +148,13 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def per_position_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    return sum(
-        (1 - F.cosine_similarity(t, s)).mean() for t, s in zip(teacher, student, strict=True)
-    )
+    pairs = zip(teacher, student, strict=True)
+    return torch.stack([(1 - F.cosine_similarity(t, s)).mean() for t, s in pairs]).sum()
 
 
 def flattened_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    return sum(
-        (1 - F.cosine_similarity(t.flatten(1), s.flatten(1))).mean()
-        for t, s in zip(teacher, student, strict=True)
-    )
+    pairs = [(t.flatten(1), s.flatten(1)) for t, s in zip(teacher, student, strict=True)]
+    return torch.stack([(1 - F.cosine_similarity(t, s)).mean() for t, s in pairs]).sum()
 
 
 def upsampled_map(teacher: Sequence[Tensor], student: Sequence[Tensor], size: int) -> Tensor:

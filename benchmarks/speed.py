@@ -1,0 +1,256 @@
+"""How fast rd_jax is on this machine, beside PyTorch in the same run.
+
+python -m benchmarks.speed [--cpu] [--json FILE]
+
+PyTorch runs if it is installed (`make install EXTRAS=dev,parity`): the authors' structure as it
+is (eager) and tuned (channels_last; on a GPU bfloat16 autocast, fused Adam, cudnn.benchmark).
+Times are medians; the spread is that of the quarter and three-quarter points.
+"""
+
+import importlib.util
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+from configs import mvtec
+from rd_jax import create_train_state, load_teacher, make_scorer, report
+from rd_jax.config import compute_dtype
+from rd_jax.data.images import load_images
+from rd_jax.evaluate import score_images
+from rd_jax.metrics import image_metrics, pixel_metrics
+from rd_jax.train import make_parallel_train_steps, steps_per_dispatch, training
+
+
+class Sizes(NamedTuple):
+    """What is measured: images of 256 pixels, float32 on CPU and bfloat16 elsewhere."""
+
+    train_batches: tuple[int, ...]
+    score_batches: tuple[int, ...]
+    repeats: int
+
+
+GPU = Sizes(train_batches=(16, 64), score_batches=(1, 16, 64), repeats=20)
+CPU = Sizes(train_batches=(4,), score_batches=(1, 8), repeats=5)
+
+
+class Timing(NamedTuple):
+    """Seconds: median, quarter and three-quarter point."""
+
+    median: float
+    low: float
+    high: float
+
+
+def timing(samples: list[float]) -> Timing:
+    """The summary of at least two samples."""
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Timing(median, low, high)
+
+
+def timed(call: Callable[[], Any], repeats: int) -> Timing:
+    """Times a call that returns when it is done; the first two calls do not count."""
+    samples = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - start)
+    return timing(samples[2:])
+
+
+def train_step(config: Any, teacher: Any, images: np.ndarray, repeats: int) -> Timing:
+    """A step of the training loop, as a run executes it: images come from host memory."""
+    max_steps = steps_per_dispatch()
+    config.num_epochs = 10**6
+    parallel_train_steps = make_parallel_train_steps(config, max_steps)
+    state = create_train_state(config, jax.random.key(0))
+    dispatches = training(config, parallel_train_steps, max_steps, teacher, images, state)
+
+    def several() -> None:
+        for _ in range(2):
+            _, _, metrics = next(dispatches)
+        jax.block_until_ready(metrics)
+
+    return Timing(*(seconds / (2 * max_steps) for seconds in timed(several, repeats)))
+
+
+def cold_start(backbone: str, cache: Path) -> float:
+    """Seconds from the start of a process to the end of its first training step."""
+    command = [
+        *(sys.executable, "-m", "rd_jax.main", "--config", "configs/demo.py"),
+        *("--config.image_size=256", f"--config.backbone={backbone}", "--config.batch_size=4"),
+        *("--config.teacher_weights=random", "--config.log_every_steps=1"),
+    ]
+    with tempfile.TemporaryDirectory() as workdir:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--workdir", workdir],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+        )
+        assert process.stderr
+        for line in process.stderr:
+            if ", loss " in line:
+                break
+        seconds = time.perf_counter() - start
+        process.kill()
+        process.wait()
+    return seconds
+
+
+def decoding(repeats: int) -> tuple[Timing, Timing]:
+    """Seconds for an image of 900x900 pixels, read to 256: as a run does it, and by PIL alone.
+
+    A run decodes on all cores and writes its cache, which is a new one for each repetition.
+    """
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}.png" for i in range(32)]
+        smooth = np.cumsum(rng.integers(-2, 3, (900, 900, 3)), axis=0)
+        for path in paths:
+            Image.fromarray((128 + smooth).astype(np.uint8)).save(path)
+
+        def plain() -> None:
+            for path in paths:
+                with Image.open(path) as image:
+                    np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR))
+
+        def as_a_run() -> None:
+            with (
+                tempfile.TemporaryDirectory() as cache,
+                mock.patch.dict(os.environ, XDG_CACHE_HOME=cache),
+            ):
+                load_images(paths, 256)
+
+        own = timed(as_a_run, repeats)
+        alone = timed(plain, repeats)
+    return Timing(*(s / len(paths) for s in own)), Timing(*(s / len(paths) for s in alone))
+
+
+def metrics_of_maps(repeats: int) -> Timing:
+    """Seconds for all seven metrics of 160 maps."""
+    rng = np.random.default_rng(0)
+    maps = rng.random((160, 256, 256), np.float32)
+    labels = np.arange(160) % 2 == 0
+    masks = np.zeros(maps.shape, bool)
+    masks[::2, 60:100, 80:140] = True
+
+    def call() -> None:
+        image_metrics(maps.max((1, 2)), labels)
+        pixel_metrics(maps, masks)
+
+    return timed(call, repeats)
+
+
+def measure(backbone: str, sizes: Sizes) -> dict[str, dict[str, Timing]]:
+    """Every figure by name and by implementation."""
+    config = mvtec.get_config()
+    config.backbone = backbone
+    teacher = jax.device_put(load_teacher(backbone, "random"))
+    student = create_train_state(config, jax.random.key(0)).student_variables
+    scorer = make_scorer(config)
+    on_gpu = jax.default_backend() == "gpu"
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (256, 256, 256, 3), np.uint8)
+    torch_kinds = ("eager", "tuned") if importlib.util.find_spec("torch") else ()
+    figures: dict[str, dict[str, Timing]] = {}
+
+    def beside_torch(name: str, own: Timing, make: str, batch: np.ndarray) -> None:
+        figures[name] = {"rd_jax": own}
+        for kind in torch_kinds:
+            from benchmarks import torch_baseline
+
+            device = "cuda" if on_gpu and _torch_has_gpu() else "cpu"
+            call = getattr(torch_baseline, make)(backbone, device, kind == "tuned")
+            figures[name][f"PyTorch {kind}"] = timed(partial(call, batch), sizes.repeats)
+
+    for size in sizes.train_batches:
+        config.batch_size = size
+        own = train_step(config, teacher, images, sizes.repeats)
+        beside_torch(f"training step, batch {size}", own, "make_train_step", images[:size])
+    for size in sizes.score_batches:
+        batch = images[:size]
+        score = partial(score_images, scorer, teacher, student, batch, size)
+        beside_torch(f"scoring, batch {size}", timed(score, sizes.repeats), "make_scorer", batch)
+    figures["metrics of 160 maps"] = {"rd_jax": metrics_of_maps(sizes.repeats)}
+    own, alone = decoding(sizes.repeats)
+    figures["decoding, one image"] = {"rd_jax": own, "PIL alone": alone}
+    with tempfile.TemporaryDirectory() as cache:
+        for state in ("empty", "warm"):
+            seconds = cold_start(backbone, Path(cache))
+            figures[f"cold start to first step, {state} cache"] = {"rd_jax": Timing(*[seconds] * 3)}
+    return figures
+
+
+def _torch_has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def conditions(backbone: str) -> dict[str, Any]:
+    """What the figures were measured on."""
+    packages = [name for name in ("jax", "flax", "torch") if importlib.util.find_spec(name)]
+    config = mvtec.get_config()
+    return {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cpu_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "backbone": backbone,
+        "dtype": np.dtype(compute_dtype(config)).name,
+        "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+    }
+
+
+def table(figures: dict[str, dict[str, Timing]]) -> str:
+    """Milliseconds: median (spread)."""
+    columns = list(dict.fromkeys(name for row in figures.values() for name in row))
+
+    def cell(value: Timing | None) -> str:
+        if value is None:
+            return ""
+        median, low, high = (1e3 * seconds for seconds in value)
+        return f"{median:.1f} ({low:.1f} to {high:.1f})"
+
+    rows = [[name, *(cell(row.get(column)) for column in columns)] for name, row in figures.items()]
+    return report.markdown_table(["milliseconds", *columns], rows)
+
+
+def main(_: list[str]) -> None:
+    """Measures, prints and writes."""
+    if flags.FLAGS.cpu:
+        jax.config.update("jax_platforms", "cpu")
+    backbone = flags.FLAGS.backbone
+    figures = measure(backbone, CPU if jax.default_backend() == "cpu" else GPU)
+    facts = conditions(backbone)
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n")
+    print(table(figures))
+    if flags.FLAGS.json:
+        seconds = {
+            name: {implementation: value._asdict() for implementation, value in row.items()}
+            for name, row in figures.items()
+        }
+        report.write_json(Path(flags.FLAGS.json), {**facts, "seconds": seconds})
+
+
+if __name__ == "__main__":
+    flags.DEFINE_bool("cpu", False, "Measure the CPU, with sizes for a laptop.")
+    flags.DEFINE_string("json", "", "Where the figures are written, too.")
+    flags.DEFINE_string("backbone", "wide_resnet50_2", "Of teacher and student.")
+    app.run(main)
