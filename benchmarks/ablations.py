@@ -16,6 +16,7 @@ from absl import app, flags
 
 from configs import mvtec
 from rd_jax import report, run
+from rd_jax.compilation import keep_compiled_programs
 from rd_jax.errors import UserError
 from rd_jax.models import BACKBONES
 
@@ -95,6 +96,7 @@ def main(_: list[str]) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("rd_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    keep_compiled_programs()
     flag = flags.FLAGS
     workdir = Path(flag.workdir).expanduser()
     seeds = [int(seed) for seed in flag.seeds]

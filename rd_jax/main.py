@@ -12,6 +12,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from rd_jax import evaluate_run, run
+from rd_jax.compilation import keep_compiled_programs
 from rd_jax.config import validate
 from rd_jax.errors import UserError
 from rd_jax.splits import chosen_name
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     try:
         _parse(argv)
         workdir = Path(str(WORKDIR.value)).expanduser()
+        keep_compiled_programs()
         if MODE.value == "train":
             table = run.train(CONFIG.value, workdir)
         elif CONFIG.value.rd4ad_checkpoint:

@@ -56,6 +56,24 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+def test_compiled_programs_are_kept_for_later_runs_unless_switched_off(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    common = (
+        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL),
+        "--config.num_epochs=1",
+    )
+
+    def kept(cache: str, **environment: str) -> list[Path]:
+        workdir = ("--workdir", str(tmp_path / f"work-{cache}"))
+        done = run(*common, *workdir, XDG_CACHE_HOME=str(tmp_path / cache), **environment)
+        assert done.returncode == 0, done.stderr
+        return list(tmp_path.glob(f"{cache}/rd_jax/compiled/**/*-cache"))
+
+    assert len(kept("on")) >= 2  # the training step and the scorer
+    assert kept("off", JAX_ENABLE_COMPILATION_CACHE="false") == []
+
+
 def results(workdir: Path, category: str) -> dict:
     return json.loads((workdir / category / "results.json").read_text())
 

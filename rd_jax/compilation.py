@@ -1,0 +1,23 @@
+"""JAX's persistent compilation cache."""
+
+import os
+import platform
+
+import jax
+
+from rd_jax.data.images import cache_folder
+
+
+def keep_compiled_programs() -> None:
+    """Compiled programs are kept in the user's cache folder and found again by later processes.
+
+    JAX's own variables go first: JAX_COMPILATION_CACHE_DIR chooses another folder, and
+    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_folder() / "compiled"
+    if jax.default_backend() == "cpu":
+        # XLA compiles for the CPU at hand; another machine may share the folder, not the CPU.
+        folder /= platform.node() or "this-machine"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
