@@ -70,16 +70,17 @@ def write_table(name: str, outcomes: dict[Variant, dict[str, Any] | str], workdi
         if isinstance(outcome, str):
             failures.append(f"\n{label} failed: {outcome}\n")
             cells.append([label, *["failed"] * len(METRICS)])
+            rows.append({name: label})
         else:
             cells.append([label, *(report.per_cent(outcome, metric) for metric in METRICS)])
             columns = [c for m in METRICS for c in (m, f"{m}_std") if c in outcome]
             rows.append({name: label, **{column: outcome[column] for column in columns}})
     finished = [variant for variant in outcomes if not isinstance(outcomes[variant], str)]
-    if finished:
-        report.write_text(workdir / f"{name}.csv", report.csv_table(rows))
     table = report.markdown_table([name, *METRICS], cells)
     text = f"# Ablation: {name}\n\n{_protocol(finished, workdir)}{table}{''.join(failures)}"
-    report.write_text(workdir / f"{name}.md", text)
+    if finished:  # else a table of an earlier call stays as it is
+        report.write_text(workdir / f"{name}.csv", report.csv_table(rows))
+        report.write_text(workdir / f"{name}.md", text)
     return text
 
 
@@ -99,13 +100,11 @@ def main(_: list[str]) -> int:
     keep_compiled_programs()
     flag = flags.FLAGS
     workdir = Path(flag.workdir).expanduser()
-    seeds = [int(seed) for seed in flag.seeds]
     fields = {
         "data_dir": flag.data_dir,
         "category": flag.category,
         "teacher_weights": flag.teacher_weights,
-        "seed": seeds[0],
-        "seeds": tuple(seeds) if len(seeds) > 1 else (),
+        "seeds": tuple(int(seed) for seed in flag.seeds),
         "num_epochs": flag.num_epochs,
     }
     trained: dict[Variant, dict[str, Any] | str] = {}
@@ -130,6 +129,10 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_epochs", mvtec.get_config().num_epochs, "Epochs of each training.")
     flags.DEFINE_enum("backbone", "wide_resnet50_2", list(BACKBONES), "That of the other grids.")
     flags.DEFINE_string("teacher_weights", "imagenet", "As in configs; BACKBONE is replaced.")
-    flags.register_validator("grids", lambda names: set(names) <= set(GRIDS), f"of {GRIDS}")
-    flags.register_validator("seeds", lambda seeds: all(s.isdecimal() for s in seeds), "integers")
+    flags.register_validator(
+        "grids", lambda names: names and set(names) <= set(GRIDS), f"of {GRIDS}"
+    )
+    flags.register_validator(
+        "seeds", lambda seeds: seeds and all(map(str.isdecimal, seeds)), "integers"
+    )
     app.run(main)

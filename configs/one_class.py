@@ -3,7 +3,8 @@
 python -m rd_jax.main --config configs/one_class.py:DATASET --workdir runs/DATASET
 
 DATASET is digits (of scikit-learn, nothing to download), mnist, fashion_mnist, cifar10 or another
-image classification set of TFDS; --config.normal_class=K takes one class alone.
+image classification set of TFDS; other fields depend on it, so name it behind the colon and not by
+--config.dataset. --config.normal_class=K takes one class alone.
 """
 
 from ml_collections import ConfigDict
@@ -14,6 +15,8 @@ _GREY = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist")
 
 def get_config(dataset: str = "digits") -> ConfigDict:
     """The choices of the authors' code; digits, a small set, takes more epochs."""
+    if not dataset:
+        raise ValueError("configs/one_class.py:DATASET needs a data set, such as digits")
     return ConfigDict(
         dict(
             data_dir="~/tensorflow_datasets",

@@ -122,6 +122,13 @@ def validate(config: Config, num_devices: int = 1) -> None:
         value = getattr(config, name, None)
         if not rule.holds(value):
             raise UserError(f"config.{name}={value!r}: must be {rule.allowed}")
+    if config.dataset and config.category:
+        raise UserError(
+            f"config.category={config.category!r}: must be '' with config.dataset, whose classes "
+            "config.normal_class chooses"
+        )
+    if not config.dataset and config.normal_class >= 0:
+        raise UserError(f"config.normal_class={config.normal_class}: needs config.dataset")
     if config.batch_size % num_devices:
         raise UserError(
             f"config.batch_size={config.batch_size}: must be a multiple of the {num_devices} "

@@ -14,7 +14,7 @@ from rd_jax.data import Split
 from rd_jax.errors import UserError
 from rd_jax.evaluate import SCORER_FIELDS, Scorer, evaluate, make_scorer
 from rd_jax.resume import EVALUATION_FIELDS, check_teacher
-from rd_jax.splits import load_split, load_splits
+from rd_jax.splits import chosen_name, load_split
 from rd_jax.weights import LoadedTeacher, find_teacher, load_rd4ad
 
 
@@ -56,27 +56,27 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     category, or if `workdir` holds a training of that category.
     """
     validate(config)
+    if not chosen_name(config):
+        raise UserError(
+            "config.rd4ad_checkpoint is of one category: set --config.category (or normal_class)"
+        )
+    if config.seeds:
+        raise UserError(f"config.seeds={config.seeds!r}: rd4ad_checkpoint is trained already")
     if config.bottleneck != "mff_oce":
         raise UserError(
             f"config.bottleneck={config.bottleneck!r}: the authors' checkpoints have 'mff_oce'"
         )
     path = Path(config.rd4ad_checkpoint).expanduser()
     variables = load_rd4ad(path, config.backbone)
-    splits = list(load_splits(config))
-    if len(splits) > 1:
-        raise UserError(
-            f"config.rd4ad_checkpoint {path} was trained on one of "
-            f"{', '.join(split.name for split in splits)}: set --config.category (or "
-            "normal_class) to that one"
-        )
-    folder = workdir / splits[0].name
+    split = load_split(config, chosen_name(config))
+    folder = workdir / split.name
     if list(folder.glob(checkpoint.FOLDER)) + list(folder.glob(f"seed_*/{checkpoint.FOLDER}")):
         raise UserError(f"{folder} holds a training: choose another --workdir")
     facts = dict.fromkeys(("loss", "seed", "num_epochs", "num_steps", "last_step"))
     timing = dict.fromkeys(("train_seconds", "images_per_second"))
     _write_row(
         config,
-        splits[0],
+        split,
         teacher_of(config),
         variables,
         make_scorer(config),
@@ -153,6 +153,7 @@ def _write_row(
         "scales": list(config.scales),
         "image_size": config.image_size,
         "image_score": config.image_score,
+        "blur_sigma": config.blur_sigma,
         "dtype": jnp.dtype(compute_dtype(config)).name,
         **facts_of_training,
         "eval_seconds": time.perf_counter() - start,

@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
         else:
             validate(CONFIG.value)
             overrides = config_flags.get_override_values(flags.FLAGS["config"])
+            if CONFIG.value.dataset:  # named behind the colon, which is no override
+                overrides["dataset"] = CONFIG.value.dataset
             table = evaluate_run.evaluate_checkpoints(overrides, chosen_name(CONFIG.value), workdir)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -85,7 +85,7 @@ def protocol(rows: Sequence[Row]) -> str:
     trained = [row for row in rows if not row["rd4ad_checkpoint"]]
     if trained:
         text += ", of the last step (not the best on the test set)"
-    if any("seeds" in row for row in rows):
+    if any(len(row.get("seeds", ())) > 1 for row in rows):
         text += ", mean ± standard deviation over the seeds"
     text += (
         f". Backbone {values('backbone')}, teacher {values('teacher_weights')}, bottleneck "

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rd_jax.errors import UserError
 from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS
 
 FILE = "results.json"
@@ -19,6 +20,7 @@ _AVERAGED = (
     *(*METRICS, *AUROC_OF_SCORE.values()),
     *("train_seconds", "eval_seconds", "images_per_second"),
 )
+_EVALUATED_ALIKE = ("image_size", "scales", "dtype", "blur_sigma", "image_score")
 Row = Mapping[str, Any]
 
 
@@ -26,8 +28,15 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
     """One row of rows that differ in their seeds: means, and NAME_std for each metric.
 
     The standard deviation is that of a sample (n - 1), and None for a single seed. A fact in
-    which the rows differ becomes the list of its values; `seed` becomes the list `seeds`.
+    which the rows differ becomes the list of its values; `seed` becomes the list `seeds`. Raises
+    UserError if the rows were evaluated differently.
     """
+    for name in _EVALUATED_ALIKE:
+        if any(row[name] != rows[0][name] for row in rows):
+            raise UserError(
+                f"the seeds of {rows[0]['category']} were evaluated with different {name}: "
+                "evaluate all of them alike, without --config.seeds"
+            )
     summary: dict[str, Any] = {}
     for name in rows[0]:
         values = [row.get(name) for row in rows]

@@ -61,27 +61,33 @@ def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path
 
 
 def check_same_training(
-    config: Config,
-    train_sha256: str,
-    teacher: LoadedTeacher,
-    saved: Mapping[str, Any],
-    folder: Path,
+    config: Config, train_sha256: str, teacher: LoadedTeacher, folder: Path
 ) -> None:
-    """Raises UserError if going on from a checkpoint would mix two trainings."""
-    check_teacher(teacher, saved, folder)
-    before, now = saved["config"], as_dict(config)
-    differing = [k for k in now if k not in _FREE_FIELDS and now[k] != before.get(k)]
-    changes = [f"{k} ({before.get(k)!r}, now {now[k]!r})" for k in differing]
-    if changes:
-        raise UserError(
-            f"{folder} was trained with another config: {', '.join(changes)}; choose another "
-            "--workdir"
-        )
-    if saved["train_sha256"] != train_sha256:
-        raise UserError(
-            f"{folder} was trained with other training images than are there now; choose another "
-            "--workdir"
-        )
+    """Compares the config with all that one category's folder holds, of any seed.
+
+    Raises UserError if going on would mix two trainings, or average over what differs in more
+    than the seed.
+    """
+    for path in [folder, *sorted(folder.glob("seed_*"))]:
+        saved = checkpoint.load_metadata(path / checkpoint.FOLDER)
+        if saved is None:
+            continue
+        check_teacher(teacher, saved, path)
+        before, now = saved["config"], as_dict(config)
+        if config.seeds:
+            now["seed"] = before["seed"]
+        differing = [k for k in now if k not in _FREE_FIELDS and now[k] != before.get(k)]
+        changes = [f"{k} ({before.get(k)!r}, now {now[k]!r})" for k in differing]
+        if changes:
+            raise UserError(
+                f"{path} was trained with another config: {', '.join(changes)}; choose another "
+                "--workdir"
+            )
+        if saved["train_sha256"] != train_sha256:
+            raise UserError(
+                f"{path} was trained with other training images than are there now; choose "
+                "another --workdir"
+            )
 
 
 def initial_state(config: Config, folder: Path) -> tuple[TrainState, Mapping[str, float | None]]:

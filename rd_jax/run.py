@@ -49,15 +49,11 @@ def train(config: Config, workdir: Path) -> str:
         raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
     workdir.mkdir(parents=True, exist_ok=True)
     teacher = teacher_of(config)
-    todo = [
-        (seed_config, split, folder)
-        for split in load_splits(config)
-        for seed_config, folder in trainings(config, workdir / split.name)
-    ]
-    for seed_config, split, folder in todo:
-        saved = checkpoint.load_metadata(folder / checkpoint.FOLDER)
-        if saved is not None:
-            check_same_training(seed_config, split.train_sha256, teacher, saved, folder)
+    todo = []
+    for split in load_splits(config):
+        folder = workdir / split.name
+        todo += [(own, split, path) for own, path in trainings(config, folder)]
+        check_same_training(config, split.train_sha256, teacher, folder)
     max_steps = steps_per_dispatch()
     programs = Programs(
         make_parallel_train_steps(config, max_steps), max_steps, make_scorer(config)

@@ -128,7 +128,8 @@ def test_a_grid_becomes_a_table_and_keeps_what_failed(tmp_path: Path) -> None:
     row = f"| oce | {100 * mean['image_auroc']:.2f} ± {100 * mean['image_auroc_std']:.2f} |"
     assert row in text
     with (tmp_path / "work" / "bottleneck.csv").open() as file:
-        (line,) = csv.DictReader(file)
+        line, failed = csv.DictReader(file)
+    assert (failed["bottleneck"], failed["aupro"]) == ("mff_oce", "")
     assert float(line["aupro_std"]) == mean["aupro_std"]
     again = ablations.train(good, tmp_path / "work", **fields)
     assert isinstance(again, dict)

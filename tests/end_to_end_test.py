@@ -221,6 +221,8 @@ def test_a_seed_is_evaluated_alone_or_with_all(trained_seeds: Path, tmp_path: Pa
     assert results(workdir, "weave")["seeds"] == [0, 1]
     assert (workdir / "results.md").read_text() == (trained_seeds / "results.md").read_text()
     assert_one_line(run(*evaluation, "--config.seeds=(7,)"), "no checkpoint with seeds (7,)")
+    done = run(*evaluation, "--config.seeds=(1,)", "--config.blur_sigma=1")
+    assert_one_line(done, "the seeds of weave were evaluated with different blur_sigma")
 
 
 def test_one_and_several_seeds_do_not_mix_in_a_folder(
@@ -231,6 +233,15 @@ def test_one_and_several_seeds_do_not_mix_in_a_folder(
     assert_one_line(done, "weave holds a training of one seed")
     done = run(*common, "--workdir", str(trained_seeds))
     assert_one_line(done, "weave holds trainings of several seeds")
+
+
+def test_seeds_that_differ_in_more_are_not_averaged(data_dir: Path, trained_seeds: Path) -> None:
+    done = run(
+        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL),
+        *("--config.seeds=2,3", "--config.learning_rate=0.1", "--workdir", str(trained_seeds)),
+    )
+    assert_one_line(done, "seed_0 was trained with another config: learning_rate (0.005, now 0.1)")
+    assert not (trained_seeds / "weave" / "seed_2").exists()
 
 
 def test_one_class_detection_from_the_command_line(tmp_path: Path) -> None:
@@ -250,6 +261,8 @@ def test_one_class_detection_from_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert results(tmp_path, "3")["image_auroc"] == before["image_auroc_max"]
     assert_one_line(run(*common, *quick, "--config.normal_class=10"), "has the classes 0 to 9")
+    other = ("--config", "configs/one_class.py:mnist", "--workdir", str(tmp_path))
+    assert_one_line(run(*other, "--mode", "eval"), "dataset='mnist': the checkpoint in ")
 
 
 def test_a_checkpoint_of_the_authors_code_is_evaluated(
@@ -274,7 +287,7 @@ def test_a_checkpoint_of_the_authors_code_is_evaluated(
     assert row["num_steps"] is None
     assert_one_line(run(*evaluation, "--workdir", str(trained)), "weave holds a training")
     done = run(*common, "--mode", "eval", "--workdir", str(workdir))
-    assert_one_line(done, "was trained on one of cloth, weave: set --config.category")
+    assert_one_line(done, "rd4ad_checkpoint is of one category: set --config.category")
     assert_one_line(run(*common, "--workdir", str(workdir)), "add --mode eval")
 
 

@@ -1,15 +1,18 @@
 """The TFDS builder of MVTec AD."""
 
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
 import rd_jax.data.mvtec_ad
 from rd_jax.data.mvtec import read_category
 from rd_jax.data.synthetic import write_category
+from rd_jax.errors import UserError
 
 
 def test_the_builder_gives_what_the_folders_hold(tmp_path: Path) -> None:
@@ -39,6 +42,16 @@ def test_the_builder_gives_what_the_folders_hold(tmp_path: Path) -> None:
         mask = np.asarray(Image.open(image.mask)) if image.mask else np.zeros(pixels.shape[:2])
         np.testing.assert_array_equal(example["mask"][..., 0], mask)
     assert not examples
+
+
+def test_defects_without_masks_are_refused(tmp_path: Path) -> None:
+    write_category(tmp_path, num_train=1, num_test=1, size=48)
+    (tmp_path / "weave").rename(tmp_path / "bottle")
+    shutil.rmtree(tmp_path / "bottle" / "ground_truth")
+    config = tfds.download.DownloadConfig(manual_dir=tmp_path)
+    builder = tfds.builder("mvtec_ad/bottle", data_dir=tmp_path / "tfds")
+    with pytest.raises(UserError, match="has no ground_truth folder"):
+        builder.download_and_prepare(download_config=config)
 
 
 def test_there_is_a_config_for_each_of_the_fifteen_categories() -> None:

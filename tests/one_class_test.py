@@ -1,5 +1,6 @@
 """Classification data sets as one-class novelty detection."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -66,6 +67,9 @@ def test_a_tfds_set_is_read_whole_and_without_tensorflow(tfds_dir: Path) -> None
     [
         ("mnist", r"dataset 'mnist' is not prepared in .*: pip install tensorflow && python -c"),
         ("fashion", "neither 'digits' nor known to TFDS"),
+        ("cifar-10", "neither 'digits' nor known to TFDS"),
+        ("mnist:9.9.9", "neither 'digits' nor known to TFDS"),
+        ("imdb_reviews", "does not classify images"),
     ],
 )
 def test_a_set_that_is_not_there_says_what_to_do(
@@ -73,3 +77,11 @@ def test_a_set_that_is_not_there_says_what_to_do(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_classes(dataset, tmp_path, 32)
+
+
+def test_a_set_in_a_format_of_tensorflow_alone_is_refused(tmp_path: Path, tfds_dir: Path) -> None:
+    copy = shutil.copytree(tfds_dir, tmp_path / "tfds")
+    (path,) = copy.glob("fashion_mnist/*/dataset_info.json")
+    path.write_text(path.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match=r"as tfrecord, which cannot be read without TensorFlow"):
+        load_classes("fashion_mnist", copy, 32)

@@ -43,20 +43,31 @@ def resized(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
-def decode_image(path: Path, size: int) -> np.ndarray:
-    """[size, size, 3] uint8 RGB, as `resized`; alpha is dropped."""
+def read_image(path: Path) -> Image.Image:
+    """The image upright and in RGB; alpha is dropped."""
     with Image.open(path) as file:
-        return resized(_eight_bit(ImageOps.exif_transpose(file)), size)
+        return _eight_bit(ImageOps.exif_transpose(file)).convert("RGB")
 
 
-def decode_mask(path: Path, size: int) -> np.ndarray:
-    """[size, size] bool, resized as the image and thresholded at 0.5."""
+def read_mask(path: Path) -> Image.Image:
+    """The mask upright and in grey. Raises ValueError if its white is not white."""
     with Image.open(path) as file:
         image = _eight_bit(ImageOps.exif_transpose(file)).convert("L")
     brightest = np.asarray(image).max()
     if 0 < brightest < 128:
         raise ValueError(f"mask values are 0 to {brightest}: write anomalous pixels as 255")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) > 127
+    return image
+
+
+def decode_image(path: Path, size: int) -> np.ndarray:
+    """[size, size, 3] uint8 RGB, as `resized`."""
+    return resized(read_image(path), size)
+
+
+def decode_mask(path: Path, size: int) -> np.ndarray:
+    """[size, size] bool, resized as the image and thresholded at 0.5."""
+    image = read_mask(path).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image) > 127
 
 
 def _each_file(read: Callable[[Path], Any], paths: Sequence[Path]) -> list:

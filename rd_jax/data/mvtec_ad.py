@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from rd_jax.data.images import read_image, read_mask
 from rd_jax.data.mvtec import NORMAL, LabelledImage, read_category
+from rd_jax.errors import UserError
 
 CATEGORIES = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
@@ -58,6 +59,8 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         files = read_category(Path(dl_manager.manual_dir), self.builder_config.name)
+        if not files.has_masks and any(image.defect != NORMAL for image in files.test):
+            raise UserError(f"{dl_manager.manual_dir}/{files.name} has no ground_truth folder")
         train = [LabelledImage(path, NORMAL, None) for path in files.train]
         return {
             "train": self._generate_examples(train),
@@ -90,18 +93,16 @@ def _png(image: Image.Image) -> io.BytesIO:
 
 
 def _rgb_png(path: Path) -> tuple[io.BytesIO, tuple[int, int]]:
-    """The image as PNG of three channels, as it is if it is one, and its width and height."""
-    with Image.open(path) as image:
-        if image.mode == "RGB" and image.format == "PNG":
-            return io.BytesIO(path.read_bytes()), image.size
-        return _png(image.convert("RGB")), image.size
+    """The image as PNG of three channels, the file itself if it is one, and width and height."""
+    with Image.open(path) as file:
+        if (file.format, file.mode) == ("PNG", "RGB") and not file.getexif():
+            return io.BytesIO(path.read_bytes()), file.size
+    image = read_image(path)
+    return _png(image), image.size
 
 
 def _mask_png(path: Path | None, size: tuple[int, int]) -> io.BytesIO:
-    """255 where the image is anomalous, as `data.images` decides it, else 0."""
+    """255 where the image is anomalous, else 0."""
     if path is None:
         return _png(Image.new("L", size))
-    with Image.open(path) as mask:
-        return _png(
-            Image.fromarray(np.where(np.asarray(mask.convert("L")) > 127, 255, 0).astype(np.uint8))
-        )
+    return _png(read_mask(path).point(lambda value: 255 if value > 127 else 0))

@@ -121,20 +121,30 @@ def _prepared_builder(dataset: str, data_dir: Path) -> Any:
     """The data set's builder. Raises UserError if it is not prepared in a readable format."""
     import tensorflow_datasets as tfds
 
-    prepare = (
-        'pip install tensorflow && python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{dataset}', data_dir='{data_dir}', file_format='array_record')"
-        '.download_and_prepare()" (TensorFlow and the network are needed for this alone)'
-    )
     try:
-        builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError as error:
+        builder = tfds.builder(dataset, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise UserError(
             f"dataset {dataset!r} is neither 'digits' nor known to TFDS: see "
             "https://www.tensorflow.org/datasets/catalog/overview#image_classification"
         ) from error
+
+    def prepare(folder: Path | str) -> str:
+        return (
+            'pip install tensorflow && python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder('{dataset}', data_dir='{folder}', file_format='array_record')"
+            '.download_and_prepare()" (TensorFlow and the network are needed for this alone)'
+        )
+
     if not builder.is_prepared():
-        raise UserError(f"dataset {dataset!r} is not prepared in {data_dir}: {prepare}")
+        _image_and_label(dataset, builder.info)
+        raise UserError(f"dataset {dataset!r} is not prepared in {data_dir}: {prepare(data_dir)}")
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"dataset {dataset!r} is prepared in {data_dir} as {builder.info.file_format.value}, "
+            "which cannot be read without TensorFlow: set --config.data_dir=FOLDER after "
+            f"{prepare('FOLDER')}"
+        )
     return builder
 
 
