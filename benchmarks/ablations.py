@@ -7,7 +7,6 @@ goes on where it was interrupted. Writes WORKDIR/{bottleneck,backbone,scales}.{m
 """
 
 import json
-import logging
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from rd_jax import report, run
 from rd_jax.compilation import keep_compiled_programs
 from rd_jax.errors import UserError
 from rd_jax.models import BACKBONES
+from rd_jax.progress import log_to_stderr
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 SCALES = tuple(chain.from_iterable(combinations((1, 2, 3), size) for size in (1, 2, 3)))
@@ -94,9 +94,7 @@ def _protocol(variants: list[Variant], workdir: Path) -> str:
 
 def main(_: list[str]) -> int:
     """Trains all variants and prints the tables; returns 2 if one could not be trained."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    logging.getLogger("rd_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    log_to_stderr()
     keep_compiled_programs()
     flag = flags.FLAGS
     workdir = Path(flag.workdir).expanduser()

@@ -4,7 +4,6 @@ python -m rd_jax.main --config configs/mvtec.py[:category] --workdir DIR [--mode
     [--config.NAME=VALUE ...]
 """
 
-import logging
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rd_jax import evaluate_run, run
 from rd_jax.compilation import keep_compiled_programs
 from rd_jax.config import validate
 from rd_jax.errors import UserError
+from rd_jax.progress import log_to_stderr
 from rd_jax.splits import chosen_name
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :category or without.")
@@ -25,14 +25,7 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 def main(argv: list[str]) -> int:
     """Parses the flags, trains or evaluates, prints the table; returns the exit code."""
     app.define_help_flags()
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        level=logging.WARNING,
-        force=True,
-    )
-    logging.getLogger("rd_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and orbax tell what is no concern
+    log_to_stderr()
     try:
         _parse(argv)
         workdir = Path(str(WORKDIR.value)).expanduser()

@@ -18,6 +18,18 @@ from rd_jax.train import Metrics, TrainState
 logger = logging.getLogger(__name__)
 
 
+def log_to_stderr() -> None:
+    """Shows what this package tells, and of others warnings alone."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        level=logging.WARNING,
+        force=True,
+    )
+    logging.getLogger("rd_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and orbax tell what is no concern
+
+
 class Clock:
     """Seconds and speed of one training, over all its resumptions."""
 
