@@ -28,6 +28,8 @@ def get_config(category: str = "weave") -> ConfigDict:
             adam_b2=0.999,
             seed=0,
             seeds=(),
+            holdout=0.0,
+            false_positive_rate=0.01,
             rd4ad_checkpoint="",
             dtype="auto",
             blur_sigma=2.0,  # the 4 pixels of 256 in proportion, rounded up
@@ -35,5 +37,6 @@ def get_config(category: str = "weave") -> ConfigDict:
             log_every_steps=20,
             eval_every_epochs=0,
             checkpoint_every_epochs=0,
+            tensorboard=False,
         )
     )

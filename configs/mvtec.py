@@ -29,6 +29,8 @@ def get_config(category: str = "") -> ConfigDict:
             adam_b2=0.999,
             seed=0,
             seeds=(),
+            holdout=0.0,
+            false_positive_rate=0.01,
             rd4ad_checkpoint="",
             dtype="auto",
             blur_sigma=4.0,
@@ -36,5 +38,6 @@ def get_config(category: str = "") -> ConfigDict:
             log_every_steps=20,
             eval_every_epochs=0,
             checkpoint_every_epochs=20,
+            tensorboard=False,
         )
     )

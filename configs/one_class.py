@@ -37,6 +37,8 @@ def get_config(dataset: str = "digits") -> ConfigDict:
             adam_b2=0.999,
             seed=0,
             seeds=(),
+            holdout=0.0,
+            false_positive_rate=0.01,
             rd4ad_checkpoint="",
             dtype="auto",
             blur_sigma=4.0,
@@ -44,5 +46,6 @@ def get_config(dataset: str = "digits") -> ConfigDict:
             log_every_steps=50,
             eval_every_epochs=0,
             checkpoint_every_epochs=0,
+            tensorboard=False,
         )
     )

@@ -34,6 +34,8 @@ class Config(Protocol):
     adam_b2: float
     seed: int  # initialisation and order of images
     seeds: tuple[int, ...]  # one training for each, instead of one with `seed`; () for that
+    holdout: float  # fraction of the training images kept aside to set thresholds with
+    false_positive_rate: float  # of the held-out images, and pixels, above their threshold
     rd4ad_checkpoint: str  # a .pth file of the authors' code to evaluate; "" for none
     dtype: str  # of computation: "auto", "bfloat16" or "float32"
     blur_sigma: float  # pixels; 0: no blur
@@ -41,6 +43,7 @@ class Config(Protocol):
     log_every_steps: int
     eval_every_epochs: int  # 0: only after the last step
     checkpoint_every_epochs: int  # 0: only after the last step
+    tensorboard: bool  # event files beside metrics.jsonl
 
 
 class _Rule(NamedTuple):
@@ -66,6 +69,7 @@ def _number(holds: Callable[[float], bool], allowed: str) -> _Rule:
 
 _TEXT = _Rule(lambda value: isinstance(value, str), "a text")
 _NAME = _Rule(lambda value: isinstance(value, str) and value != "", "a text that is not empty")
+_BOOLEAN = _Rule(lambda value: isinstance(value, bool), "True or False")
 
 _SEED = _Rule(lambda v: _is_integer(v) and 0 <= v < 2**32, "an integer from 0 to 2**32 - 1")
 
@@ -80,7 +84,7 @@ _RULES = {
     ),
     "backbone": _one_of(*BACKBONES),
     "teacher_weights": _NAME,
-    "normalize": _Rule(lambda value: isinstance(value, bool), "True or False"),
+    "normalize": _BOOLEAN,
     "bottleneck": _one_of(*get_args(Kind)),
     "scales": _Rule(
         lambda value: (
@@ -106,6 +110,8 @@ _RULES = {
         ),
         "a choice of different seeds, each an integer from 0 to 2**32 - 1",
     ),
+    "holdout": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
+    "false_positive_rate": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
     "rd4ad_checkpoint": _TEXT,
     "dtype": _one_of("auto", "bfloat16", "float32"),
     "blur_sigma": _number(lambda v: 0 <= v < float("inf"), ">= 0"),
@@ -113,6 +119,7 @@ _RULES = {
     "log_every_steps": _integer(1),
     "eval_every_epochs": _integer(0),
     "checkpoint_every_epochs": _integer(0),
+    "tensorboard": _BOOLEAN,
 }
 
 

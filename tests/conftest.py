@@ -45,6 +45,8 @@ def config() -> SimpleNamespace:
         adam_b2=0.999,
         seed=0,
         seeds=(),
+        holdout=0.0,
+        false_positive_rate=0.01,
         rd4ad_checkpoint="",
         dtype="float32",
         blur_sigma=4.0,
@@ -52,6 +54,7 @@ def config() -> SimpleNamespace:
         log_every_steps=1,
         eval_every_epochs=0,
         checkpoint_every_epochs=0,
+        tensorboard=False,
     )
 
 

@@ -108,6 +108,7 @@ def load_category(data_dir: Path, name: str, size: int) -> Split:
         load_images(files.train, size),
         content_sha256(files.train),
         load_images([image.path for image in files.test], size),
+        [f"{image.defect}/{image.path.name}" for image in files.test],
         np.array([image.defect != NORMAL for image in files.test], bool),
         load_masks([image.mask for image in files.test], size) if files.has_masks else None,
     )

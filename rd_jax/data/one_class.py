@@ -52,6 +52,7 @@ def one_class(classes: Classes, normal_class: int) -> Split:
         train,
         hashlib.sha256(train).hexdigest(),
         classes.test,
+        [f"{label}/{i}" for i, label in enumerate(classes.test_labels)],
         classes.test_labels != normal_class,
         None,
     )

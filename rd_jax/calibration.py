@@ -1,0 +1,46 @@
+"""What normal images score: decision thresholds and the colour scale of heatmaps."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Calibration(NamedTuple):
+    """What the maps and scores of normal images say; kept with the last checkpoint.
+
+    An image (a pixel) is called anomalous if its score (its value in the map) is above the
+    threshold. Without a hold-out there are no thresholds: images that were trained on score too
+    low to set one.
+    """
+
+    source: str  # "holdout" or "train": which normal images these are
+    num_images: int
+    false_positive_rate: float  # at most this fraction of them is above each threshold
+    image_threshold: float | None
+    pixel_threshold: float | None
+    map_low: float  # what heatmaps show as calm: the median of normal pixels
+    map_high: float  # what they show at full strength: twice as far up as the highest normal pixel
+
+
+def threshold_at(values: np.ndarray, false_positive_rate: float) -> float:
+    """The smallest of `values` that at most this fraction of them exceeds."""
+    num_above = math.floor(false_positive_rate * values.size)
+    position = values.size - 1 - num_above
+    return float(np.partition(values.ravel(), position)[position])
+
+
+def calibrate(
+    maps: np.ndarray, scores: np.ndarray, false_positive_rate: float, is_holdout: bool
+) -> Calibration:
+    """From maps [N, H, W] and scores [N] of normal images, N > 0, held out or trained on."""
+    low, highest = float(np.median(maps)), float(maps.max())
+    return Calibration(
+        "holdout" if is_holdout else "train",
+        len(scores),
+        false_positive_rate,
+        threshold_at(scores, false_positive_rate) if is_holdout else None,
+        threshold_at(maps, false_positive_rate) if is_holdout else None,
+        low,
+        low + 2 * max(highest - low, 1e-6),
+    )

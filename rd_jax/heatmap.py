@@ -1,0 +1,31 @@
+"""Anomaly maps as colours over the image, on one scale for all images of a category."""
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+_COLOURS = np.round(255 * colormaps["turbo"](np.linspace(0, 1, 256))[:, :3])
+_OPACITY = 0.75  # of the colour at full strength
+
+
+def strength(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The map's place on the scale from `low` (0) to `high` (1), clipped; any shape, float32."""
+    return np.clip((np.asarray(anomaly_map, np.float32) - low) / (high - low), 0, 1)
+
+
+def resized_map(anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
+    """[h, w] -> [height, width] float32, bilinear."""
+    image = Image.fromarray(np.asarray(anomaly_map, np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The map [h, w] in colours over the image [H, W, 3] uint8, at the image's resolution.
+
+    The more anomalous, the more colour: what is calm shows the image itself.
+    """
+    height, width = image.shape[:2]
+    value = strength(resized_map(anomaly_map, width, height), low, high)
+    opacity = _OPACITY * value[..., None]
+    colour = _COLOURS[np.round(255 * value).astype(np.uint8)]
+    return np.round((1 - opacity) * image + opacity * colour).astype(np.uint8)
