@@ -11,8 +11,10 @@ class Split(NamedTuple):
 
     name: str
     train: np.ndarray
-    train_sha256: str  # of the training images
+    train_names: Sequence[str]  # of files, or "CLASS/NUMBER"
+    train_sha256: str
     test: np.ndarray
-    test_names: Sequence[str]  # of the test images: "DEFECT/FILE" or "CLASS/NUMBER"
+    test_names: Sequence[str]  # "DEFECT/FILE" or "CLASS/NUMBER"
+    test_sha256: str  # of images and masks
     labels: np.ndarray  # [M] bool, true: anomalous
     masks: np.ndarray | None  # [M, size, size] bool, true: anomalous

@@ -93,17 +93,14 @@ def _each_file(read: Callable[[Path], Any], paths: Sequence[Path]) -> list:
     return [value for value, _ in results]
 
 
-def content_sha256(paths: Sequence[Path], *parts: object) -> str:
-    """A hash of what the files hold, in order, and of `parts`."""
+def content_sha256(paths: Sequence[Path]) -> str:
+    """A hash of what the files hold, in order."""
 
     def digest(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
-    key = hashlib.sha256(repr(parts).encode())
-    for file_digest in _each_file(digest, paths):
-        key.update(file_digest)
-    return key.hexdigest()
+    return hashlib.sha256(b"".join(_each_file(digest, paths))).hexdigest()
 
 
 def cached_array(
@@ -147,6 +144,7 @@ def _load(
     size: int,
     shape: tuple[int, ...],
     dtype: type,
+    sha256: str | None,
 ) -> np.ndarray:
     """All files as one array [N, *shape].
 
@@ -161,21 +159,26 @@ def _load(
             chunk = paths[start : start + _CHUNK]
             yield np.stack(_each_file(lambda path: decode(path, size), chunk))
 
-    key = content_sha256(paths, DECODER_VERSION, decode.__name__, size)
+    key = f"{sha256 or content_sha256(paths)}-{decode.__name__}-{size}-v{DECODER_VERSION}"
     return cached_array(key, shape, dtype, decoded)
 
 
-def load_images(paths: Sequence[Path], size: int) -> np.ndarray:
-    """[N, size, size, 3] uint8 RGB. Raises UserError naming the files that cannot be read."""
-    return _load(paths, decode_image, size, (size, size, 3), np.uint8)
+def load_images(paths: Sequence[Path], size: int, sha256: str | None = None) -> np.ndarray:
+    """[N, size, size, 3] uint8 RGB; `sha256` is their `content_sha256`, if it is known.
+
+    Raises UserError naming the files that cannot be read.
+    """
+    return _load(paths, decode_image, size, (size, size, 3), np.uint8, sha256)
 
 
-def load_masks(paths: Sequence[Path | None], size: int) -> np.ndarray:
-    """[N, size, size] bool, true where anomalous; None stands for an image without anomaly."""
+def load_masks(paths: Sequence[Path | None], size: int, sha256: str | None = None) -> np.ndarray:
+    """[N, size, size] bool, true where anomalous; None stands for an image without anomaly.
+
+    Otherwise as `load_images`.
+    """
     masks = np.zeros((len(paths), size, size), bool)
     present = [path for path in paths if path is not None]
-    if present:
-        masks[[path is not None for path in paths]] = _load(
-            present, decode_mask, size, (size, size), np.bool_
-        )
+    masks[[path is not None for path in paths]] = _load(
+        present, decode_mask, size, (size, size), np.bool_, sha256
+    )
     return masks

@@ -6,6 +6,7 @@ DATA_DIR/CATEGORY/test/DEFECT/*.png
 DATA_DIR/CATEGORY/ground_truth/DEFECT/*_mask.png
 """
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,12 +104,17 @@ def _suffixes() -> str:
 def load_category(data_dir: Path, name: str, size: int) -> Split:
     """Decodes a category. Raises UserError as `read_category`, or for files it cannot read."""
     files = read_category(data_dir, name)
+    test, masks = [image.path for image in files.test], [image.mask for image in files.test]
+    train_sha256, test_sha256 = content_sha256(files.train), content_sha256(test)
+    masks_sha256 = content_sha256([mask for mask in masks if mask is not None])
     return Split(
-        name,
-        load_images(files.train, size),
-        content_sha256(files.train),
-        load_images([image.path for image in files.test], size),
-        [f"{image.defect}/{image.path.name}" for image in files.test],
-        np.array([image.defect != NORMAL for image in files.test], bool),
-        load_masks([image.mask for image in files.test], size) if files.has_masks else None,
+        name=name,
+        train=load_images(files.train, size, train_sha256),
+        train_names=[path.name for path in files.train],
+        train_sha256=train_sha256,
+        test=load_images(test, size, test_sha256),
+        test_names=[f"{image.defect}/{image.path.name}" for image in files.test],
+        test_sha256=hashlib.sha256(f"{test_sha256}{masks_sha256}".encode()).hexdigest(),
+        labels=np.array([image.defect != NORMAL for image in files.test], bool),
+        masks=load_masks(masks, size, masks_sha256) if files.has_masks else None,
     )

@@ -26,6 +26,7 @@ class Classes(NamedTuple):
     train_labels: np.ndarray
     test: np.ndarray
     test_labels: np.ndarray
+    test_sha256: str
     num_classes: int
 
 
@@ -44,17 +45,20 @@ def one_class(classes: Classes, normal_class: int) -> Split:
             f"config.normal_class={normal_class}: the data set has the classes 0 to "
             f"{classes.num_classes - 1} (-1: each in turn)"
         )
-    train = classes.train[classes.train_labels == normal_class]
-    if not len(train):
+    (members,) = np.nonzero(classes.train_labels == normal_class)
+    if not len(members):
         raise UserError(f"the data set has no training images of class {normal_class}")
+    train = classes.train[members]
     return Split(
-        str(normal_class),
-        train,
-        hashlib.sha256(train).hexdigest(),
-        classes.test,
-        [f"{label}/{i}" for i, label in enumerate(classes.test_labels)],
-        classes.test_labels != normal_class,
-        None,
+        name=str(normal_class),
+        train=train,
+        train_names=[f"{normal_class}/{i}" for i in members],
+        train_sha256=hashlib.sha256(train.data).hexdigest(),
+        test=classes.test,
+        test_names=[f"{label}/{i}" for i, label in enumerate(classes.test_labels)],
+        test_sha256=classes.test_sha256,
+        labels=classes.test_labels != normal_class,
+        masks=None,
     )
 
 
@@ -82,7 +86,9 @@ def _digits(size: int) -> Classes:
     for label in range(10):
         (members,) = np.nonzero(labels == label)
         is_train[members[: round(0.7 * len(members))]] = True
-    return Classes(images[is_train], labels[is_train], images[~is_train], labels[~is_train], 10)
+    test, test_labels = images[~is_train], labels[~is_train]
+    sha256 = hashlib.sha256(test.data).hexdigest()
+    return Classes(images[is_train], labels[is_train], test, test_labels, sha256, 10)
 
 
 def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
@@ -94,9 +100,10 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
     if missing:
         raise UserError(f"dataset {dataset!r} has no split {' and no '.join(sorted(missing))}")
 
-    def load(split: str) -> tuple[np.ndarray, np.ndarray]:
+    def load(split: str) -> tuple[np.ndarray, np.ndarray, str]:
         info = builder.info.splits[split]
-        key = content_sha256([Path(path) for path in info.filepaths], "tfds", DECODER_VERSION, size)
+        sha256 = content_sha256([Path(path) for path in info.filepaths])
+        key = f"{sha256}-tfds-{size}-v{DECODER_VERSION}"
         encoded = builder.as_data_source(
             split=split, decoders={image_key: tfds.decode.SkipDecoding()}
         )
@@ -112,10 +119,12 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
         return (
             cached_array(f"{key}-images", shape, np.uint8, images),
             cached_array(f"{key}-labels", shape[:1], np.int64, labels),
+            sha256,
         )
 
     num_classes = builder.info.features[label_key].num_classes
-    return Classes(*load("train"), *load("test"), num_classes)
+    train, train_labels, _ = load("train")
+    return Classes(train, train_labels, *load("test"), num_classes)
 
 
 def _prepared_builder(dataset: str, data_dir: Path) -> Any:

@@ -60,10 +60,8 @@ def join_variables(
     """What `Reconstruction` applies: for "pre", the student's and the teacher's fourth stage."""
     if kind != "pre":
         return student_variables
-    return {
-        collection: {
-            "bottleneck": {k: v for k, v in tree.items() if k.startswith("layer4_")},
-            **student_variables[collection],
-        }
-        for collection, tree in teacher_variables.items()
-    }
+    joined = dict(student_variables)
+    for collection, tree in teacher_variables.items():
+        stage = {name: v for name, v in tree.items() if name.startswith("layer4_")}
+        joined[collection] = {"bottleneck": stage, **joined.get(collection, {})}
+    return joined

@@ -1,6 +1,5 @@
 """Layers and residual blocks that the teacher, the bottleneck and the student share."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -9,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rd_jax.models.convolution import convolve
+
 Dtype = Any
 Resize = Literal["same", "down", "up"]
 
@@ -16,41 +17,10 @@ Resize = Literal["same", "down", "up"]
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def _convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    **keywords: Any,
-) -> jax.Array:
-    """`lax.conv_general_dilated`; on CPU as one matrix product where that is faster.
-
-    XLA's convolutions on CPU, above all their gradients, lose to a product of the patches with the
-    kernel if the patches are no copies (kernel 1x1) or fewer values than the kernel: up to 80
-    times in the deep stages of small images.
-    """
-    kernel_height, kernel_width, _, features = kernel.shape
-    x_padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    height = (x_padded.shape[1] - kernel_height) // strides[0] + 1
-    width = (x_padded.shape[2] - kernel_width) // strides[1] + 1
-    is_pointwise = kernel_height * kernel_width == 1
-    is_small = x.shape[0] * height * width <= features
-    if jax.default_backend() != "cpu" or not (is_pointwise or is_small):
-        return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
-
-    def seen_by(i: int, j: int) -> jax.Array:
-        """[B, height, width, C]: what the kernel's element i, j is multiplied with."""
-        last = (strides[0] * (height - 1) + i, strides[1] * (width - 1) + j)
-        return x_padded[:, i : last[0] + 1 : strides[0], j : last[1] + 1 : strides[1]]
-
-    patches = [seen_by(i, j) for i in range(kernel_height) for j in range(kernel_width)]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
-
-
 Conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_normal)
-Conv1x1 = partial(Conv, kernel_size=(1, 1), padding=0, conv_general_dilated=_convolve)
+Conv1x1 = partial(Conv, kernel_size=(1, 1), padding=0, conv_general_dilated=convolve)
 # Explicit padding: "SAME" pads a strided convolution on the other side than PyTorch does.
-Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=_convolve)
+Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=convolve)
 
 
 class TransposedConv2x2(nn.Module):
@@ -76,7 +46,8 @@ class BatchNorm(nn.Module):
 
     flax.linen.BatchNorm differs in that it keeps the biased variance as running statistic, which
     is visible where a batch has few positions (32x32 images: 1x1 embeddings). With `axis_name`
-    the statistics are those of the whole batch over all devices of that mapped axis.
+    the statistics are those of the whole batch over all devices of that mapped axis. Of variables
+    that were folded (see `fold_batch_norm`) nothing but the bias is left to add.
     """
 
     train: bool = False
@@ -88,8 +59,14 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
+        if (
+            not self.train
+            and not self.is_initializing()
+            and not self.has_variable("params", "scale")
+        ):
+            return (x + bias).astype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

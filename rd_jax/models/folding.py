@@ -1,0 +1,34 @@
+"""Networks in inference form: BatchNorm folded into the convolutions before it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rd_jax.models.layers import BatchNorm
+
+
+def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """{'params', 'batch_stats'} -> {'params'}, float32, for the same module with train=False.
+
+    What BatchNorm does to a channel becomes a factor of the convolution's kernel and a bias:
+    `rd_jax.models.layers.BatchNorm` only adds its bias where it finds no scale. Variables that
+    are folded already stay as they are.
+    """
+    params = dict(flatten_dict(variables["params"]))
+    statistics = flatten_dict(variables.get("batch_stats", {}))
+    for *module, norm in {path[:-1] for path in statistics}:
+        mean, var = (np.asarray(statistics[*module, norm, name]) for name in ("mean", "var"))
+        factor = params.pop((*module, norm, "scale")) / np.sqrt(var + BatchNorm.epsilon)
+        params[*module, norm, "bias"] = params[*module, norm, "bias"] - mean * factor
+        kernel_path = (*module, _convolution_before(norm), "kernel")
+        kernel = params[kernel_path]
+        is_transposed = kernel.shape[:2] == (2, 2)  # [2, 2, O, I], others [h, w, I, O]
+        params[kernel_path] = kernel * (factor[:, None] if is_transposed else factor)
+    return {"params": unflatten_dict(params)}
+
+
+def _convolution_before(norm: str) -> str:
+    """bn1 -> conv1, downsample_1 -> downsample_0, upsample_1 -> upsample_0."""
+    return norm.replace("bn", "conv") if norm.startswith("bn") else norm.replace("_1", "_0")
