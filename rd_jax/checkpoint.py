@@ -1,9 +1,14 @@
 """Orbax checkpoints of what learns, with the config and the teacher's name and hash."""
 
-from collections.abc import Mapping
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from rd_jax.errors import UserError
@@ -14,17 +19,52 @@ if TYPE_CHECKING:
 FOLDER = "checkpoints"
 
 
+class DamagedCheckpointError(UserError):
+    """A checkpoint that was complete once cannot be read, or holds other values than written."""
+
+
 class Checkpoint(NamedTuple):
-    """The latest checkpoint of a folder, without the optimiser."""
+    """A checkpoint of a folder, without the optimiser."""
 
     step: int
     student_variables: dict[str, Any]  # {"params", "batch_stats"}, numpy arrays
     metadata: dict[str, Any]  # "config", "teacher_weights", "teacher_sha256", ...
 
 
-def _manager(folder: Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder.absolute(), options=ocp.CheckpointManagerOptions(create=False, **options)
+    )
+
+
+@contextmanager
+def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]], None]]:
+    """A function save(step, student_variables, opt_state, metadata) for trees of numpy arrays.
+
+    It returns while the checkpoint is still being written, once the one before is complete; all
+    are complete when the context ends. The two latest are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _manager(folder, max_to_keep=2, cleanup_tmp_directories=True) as manager:
+
+        def save(
+            step: int, student_variables: Any, opt_state: Any, metadata: Mapping[str, Any]
+        ) -> None:
+            described = dict(metadata) | {
+                "checksums": {
+                    "student": checksum(student_variables),
+                    "optimizer": checksum(opt_state),
+                    "metadata": _checksum_of_metadata(metadata),
+                }
+            }
+            args = ocp.args.Composite(
+                student=ocp.args.StandardSave(student_variables),
+                optimizer=ocp.args.StandardSave({"opt_state": opt_state}),
+                metadata=ocp.args.JsonSave(described),
+            )
+            manager.save(step, args=args)
+
+        yield save
 
 
 def save(
@@ -34,57 +74,88 @@ def save(
     opt_state: Any,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes a checkpoint of numpy arrays and returns when it is complete on disk."""
-    args = ocp.args.Composite(
-        student=ocp.args.StandardSave(student_variables),
-        optimizer=ocp.args.StandardSave({"opt_state": opt_state}),
-        metadata=ocp.args.JsonSave(dict(metadata)),
-    )
-    with _manager(folder) as manager:
-        manager.save(step, args=args)
+    """Writes one checkpoint of numpy arrays and returns when it is complete on disk."""
+    with writer(folder) as write:
+        write(step, student_variables, opt_state, metadata)
 
 
-def _restore_latest(folder: Path, **items: Any) -> tuple[int, Any] | None:
-    """Step and items of the latest complete checkpoint in `folder`, or None."""
+def checksum(tree: Any) -> int:
+    """A number that any damage to the values of a tree of arrays changes, at memory's speed."""
+    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(tree)]
+    sums = [
+        (leaf.shape, str(leaf.dtype), int(np.sum(leaf.ravel().view(np.uint32), dtype=np.uint64)))
+        for leaf in leaves
+    ]
+    return zlib.crc32(repr(sums).encode())
+
+
+def _checksum_of_metadata(metadata: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in `folder`, latest first."""
     if not folder.is_dir():
-        return None
-    with _manager(folder) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return None
-        return step, manager.restore(step, args=ocp.args.Composite(**items))
+        return []
+    with _manager(folder, read_only=True) as manager:
+        return sorted(manager.all_steps(), reverse=True)
 
 
-def load_metadata(folder: Path) -> dict[str, Any] | None:
-    """The metadata of the latest complete checkpoint in `folder`, or None."""
-    latest = _restore_latest(folder, metadata=ocp.args.JsonRestore())
-    return None if latest is None else latest[1].metadata
+def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any]:
+    """The metadata and the items of one checkpoint. Raises DamagedCheckpointError."""
+    args = ocp.args.Composite(metadata=ocp.args.JsonRestore(), **items)
+    try:
+        with _manager(folder, read_only=True) as manager:
+            restored = manager.restore(step, args=args)
+        metadata = dict(restored.metadata)
+        checksums = metadata.pop("checksums")
+    except Exception as error:  # the storage libraries raise all kinds of errors
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise DamagedCheckpointError(_damaged(folder, step, reason)) from error
+    if checksums["metadata"] != _checksum_of_metadata(metadata):
+        raise DamagedCheckpointError(_damaged(folder, step, "metadata differs from its checksum"))
+    for name in items:
+        value = restored[name]["opt_state"] if name == "optimizer" else restored[name]
+        if checksum(value) != checksums[name]:
+            reason = f"{name} differs from its checksum"
+            raise DamagedCheckpointError(_damaged(folder, step, reason))
+    return metadata, restored
 
 
-def load(folder: Path) -> Checkpoint | None:
-    """The latest complete checkpoint in `folder`, or None."""
-    latest = _restore_latest(
-        folder, student=ocp.args.StandardRestore(), metadata=ocp.args.JsonRestore()
+def _damaged(folder: Path, step: int, reason: str) -> str:
+    return (
+        f"checkpoint {folder / str(step)} is damaged ({reason}): train again with the same "
+        "command, which goes on from the checkpoint before it"
     )
-    if latest is None:
-        return None
-    step, items = latest
-    return Checkpoint(step, items.student, items.metadata)
+
+
+def load_metadata(folder: Path, step: int) -> dict[str, Any]:
+    """The metadata of a checkpoint. Raises DamagedCheckpointError."""
+    return _restore(folder, step)[0]
+
+
+def load(folder: Path, step: int) -> Checkpoint:
+    """A checkpoint as it was written. Raises DamagedCheckpointError."""
+    metadata, items = _restore(folder, step, student=ocp.args.StandardRestore())
+    return Checkpoint(step, items.student, metadata)
 
 
 def load_opt_state(folder: Path, step: int, like: Any) -> Any:
-    """The optimiser's state of a checkpoint, as numpy arrays in the structure of `like`."""
-    args = ocp.args.Composite(optimizer=ocp.args.StandardRestore({"opt_state": like}))
-    with _manager(folder) as manager:
-        return manager.restore(step, args=args).optimizer["opt_state"]
+    """The optimiser's state of a checkpoint, as numpy arrays in the structure of `like`.
+
+    Raises DamagedCheckpointError.
+    """
+    _, items = _restore(folder, step, optimizer=ocp.args.StandardRestore({"opt_state": like}))
+    return items.optimizer["opt_state"]
 
 
 def load_trained(training: Path) -> Checkpoint:
-    """The latest checkpoint of a training's folder. Raises UserError if there is none."""
-    checkpoint = load(training / FOLDER)
-    if checkpoint is None:
-        raise UserError(f"no checkpoint in {training / FOLDER}: train first, with --mode train")
-    return checkpoint
+    """The latest checkpoint of a training's folder. Raises UserError if it is absent or damaged."""
+    folder = training / FOLDER
+    found = steps(folder)
+    if not found:
+        raise UserError(f"no checkpoint in {folder}: train first, with --mode train")
+    return load(folder, found[0])
 
 
 def config_of(metadata: Mapping[str, Any]) -> "ConfigDict":
@@ -106,7 +177,7 @@ def restore(workdir: str | Path, category: str) -> tuple["ConfigDict", dict[str,
     The variables {'params', 'batch_stats'} are float32 numpy arrays, ready for `make_scorer`
     with the same config, on any number of devices; its `teacher_weights` say which teacher to
     load. Of several seeds, `category` names one: "bottle/seed_1". Raises UserError if `workdir`
-    has no checkpoint of `category`.
+    has no checkpoint of `category`, or a damaged one.
     """
     checkpoint = load_trained(Path(workdir) / category)
     return config_of(checkpoint.metadata), checkpoint.student_variables

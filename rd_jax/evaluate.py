@@ -1,10 +1,11 @@
 """Scoring a test split and computing its metrics."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -13,6 +14,7 @@ from rd_jax.errors import UserError
 from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, auroc, image_metrics, pixel_metrics
 from rd_jax.models import Reconstruction, Teacher
 from rd_jax.models.bottleneck import join_variables
+from rd_jax.models.folding import fold_batch_norm
 from rd_jax.models.resnet import select_scales
 from rd_jax.score import anomaly_map, image_score
 
@@ -26,14 +28,16 @@ SCORER_FIELDS = [
     "blur_sigma",
     "image_score",
 ]
+_SPLIT = PartitionSpec("batch")
 Scorer = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def make_scorer(config: Config) -> Scorer:
+def make_scorer(config: Config) -> jax.stages.Wrapped:
     """A jitted function (teacher_variables, student_variables, images) -> (maps, scores).
 
     `images` is uint8 [B, H, W, 3] with H = W, a multiple of 32; maps are float32 [B, H, W] and
-    scores float32 [B] (paper, section 3.4). Each B compiles once: see `score_images`.
+    scores float32 [B] (paper, section 3.4). Variables may be in inference form: see
+    `rd_jax.models.folding`. Each B compiles once: see `score_images`.
     """
     dtype = compute_dtype(config)
     teacher = Teacher(config.backbone, dtype)
@@ -61,6 +65,64 @@ def make_scorer(config: Config) -> Scorer:
     return scorer
 
 
+def compile_scorer(
+    config: Config, teacher_variables: Any, student_variables: Any, num_images: int
+) -> Scorer:
+    """`make_scorer`, compiled for `score_images` with batches of `num_images`, to be used there.
+
+    Of the variables {'params', 'batch_stats'} only the shapes count.
+    """
+    replicated, split, num_images = _placement(num_images)
+    student_variables = jax.eval_shape(fold_batch_norm, student_variables)
+    teacher_variables, student_variables = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        (teacher_variables, student_variables),
+    )
+    shape = (num_images, config.image_size, config.image_size, 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)
+    return make_scorer(config).lower(teacher_variables, student_variables, images).compile()
+
+
+def _placement(batch_size: int) -> tuple[NamedSharding, NamedSharding, int]:
+    """What is on all local devices, what is split over them, and a size that they divide."""
+    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
+    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, _SPLIT)
+    return replicated, split, math.ceil(batch_size / mesh.size) * mesh.size
+
+
+def score_batches(
+    scorer: Scorer,
+    teacher_variables: Any,
+    student_variables: Any,
+    batches: Iterable[np.ndarray],
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Maps [b, H, W] and scores [b] of each batch of uint8 images [b, H, W, 3], on all devices.
+
+    Every b is at most `batch_size`. What the devices compute has one size, a multiple of their
+    number: batches are padded, and the padding's results are dropped. While one batch computes,
+    the next one is fetched.
+    """
+    replicated, split, batch_size = _placement(batch_size)
+    teacher_variables, student_variables = jax.device_put(
+        (teacher_variables, fold_batch_norm(student_variables)), replicated
+    )
+    waiting: tuple[int, tuple[jax.Array, jax.Array]] | None = None
+    for batch in batches:
+        padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
+        outputs = scorer(teacher_variables, student_variables, jax.device_put(padded, split))
+        if waiting is not None:
+            yield _first(*waiting)
+        waiting = (len(batch), outputs)
+    if waiting is not None:
+        yield _first(*waiting)
+
+
+def _first(count: int, arrays: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+    maps, scores = (np.asarray(array)[:count] for array in arrays)
+    return maps, scores
+
+
 def score_images(
     scorer: Scorer,
     teacher_variables: Any,
@@ -68,29 +130,42 @@ def score_images(
     images: np.ndarray,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3], for any N, on all devices.
-
-    Every batch has the same size, a multiple of the number of devices: the last one is padded,
-    and the padding's results are dropped.
-    """
-    mesh = Mesh(np.array(jax.local_devices()), ("batch",))
-    batch_size = math.ceil(batch_size / mesh.size) * mesh.size
-    replicated = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec("batch"))
-    teacher_variables, student_variables = jax.device_put(
-        (teacher_variables, student_variables), replicated
-    )
+    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3], for any N: `score_batches`."""
     size = images.shape[1]
     all_maps = np.empty((len(images), size, size), np.float32)
     all_scores = np.empty(len(images), np.float32)
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        count = len(batch)
-        batch = np.pad(batch, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
-        maps, scores = scorer(teacher_variables, student_variables, jax.device_put(batch, split))
-        all_maps[start : start + count] = np.asarray(maps)[:count]
-        all_scores[start : start + count] = np.asarray(scores)[:count]
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    scored = score_batches(scorer, teacher_variables, student_variables, batches, batch_size)
+    start = 0
+    for maps, scores in scored:
+        all_maps[start : start + len(maps)] = maps
+        all_scores[start : start + len(maps)] = scores
+        start += len(maps)
     return all_maps, all_scores
+
+
+def metrics_of(
+    maps: np.ndarray, scores: np.ndarray, labels: np.ndarray, masks: np.ndarray | None
+) -> dict[str, float | None]:
+    """The seven metrics of a test split, as fractions; None where a metric is not defined.
+
+    Image metrics are those of the scores; `image_auroc_sum` and `image_auroc_max` are AUROCs of
+    the sum and of the maximum of each map.
+
+    `maps` is float32 [N, H, W], `scores` float32 [N], `labels` bool [N] (true: anomalous),
+    `masks` bool [N, H, W]. Raises UserError if a score is not finite.
+    """
+    metrics: dict[str, float] = {}
+    if len(maps):
+        if not np.isfinite(scores).all():
+            raise UserError("scores are not finite: the training diverged; train anew elsewhere")
+        metrics |= image_metrics(scores, labels)
+        metrics["image_auroc_sum"] = float(auroc(maps.sum((1, 2)), labels))
+        metrics["image_auroc_max"] = float(auroc(maps.max((1, 2)), labels))
+        if masks is not None:
+            metrics |= pixel_metrics(maps, masks)
+    names = (*IMAGE_METRICS, *PIXEL_METRICS, "image_auroc_sum", "image_auroc_max")
+    return {name: _defined(metrics.get(name)) for name in names}
 
 
 def evaluate(
@@ -102,28 +177,9 @@ def evaluate(
     masks: np.ndarray | None,
     batch_size: int,
 ) -> dict[str, float | None]:
-    """The seven metrics of a test split, as fractions; None where a metric is not defined.
-
-    Image metrics are those of the scorer's scores; `image_auroc_sum` and `image_auroc_max` are
-    AUROCs of the sum and of the maximum of each map.
-
-    `images` is uint8 [N, H, W, 3], `labels` bool [N] (true: anomalous), `masks` bool [N, H, W].
-    Raises UserError if a score is not finite.
-    """
-    metrics: dict[str, float] = {}
-    if len(images):
-        maps, scores = score_images(
-            scorer, teacher_variables, student_variables, images, batch_size
-        )
-        if not np.isfinite(scores).all():
-            raise UserError("scores are not finite: the training diverged; train anew elsewhere")
-        metrics |= image_metrics(scores, labels)
-        metrics["image_auroc_sum"] = float(auroc(maps.sum((1, 2)), labels))
-        metrics["image_auroc_max"] = float(auroc(maps.max((1, 2)), labels))
-        if masks is not None:
-            metrics |= pixel_metrics(maps, masks)
-    names = (*IMAGE_METRICS, *PIXEL_METRICS, "image_auroc_sum", "image_auroc_max")
-    return {name: _defined(metrics.get(name)) for name in names}
+    """`metrics_of` the maps and scores of uint8 images [N, H, W, 3]."""
+    maps, scores = score_images(scorer, teacher_variables, student_variables, images, batch_size)
+    return metrics_of(maps, scores, labels, masks)
 
 
 def _defined(value: float | None) -> float | None:

@@ -1,7 +1,10 @@
 """Evaluating what was trained, here or by the authors' code, and writing what came out."""
 
+import json
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from rd_jax.evaluate import SCORER_FIELDS, Scorer, evaluate, make_scorer
 from rd_jax.resume import EVALUATION_FIELDS, check_teacher
 from rd_jax.splits import chosen_name, load_split
 from rd_jax.weights import LoadedTeacher, find_teacher, load_rd4ad
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path) -> str:
@@ -45,7 +50,8 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
         scored_by = repr([config[field] for field in SCORER_FIELDS])
         scorers[scored_by] = scorers.get(scored_by) or make_scorer(config)
         split = load_split(config, folder.relative_to(workdir).parts[0])
-        evaluate_trained(config, split, teachers[source], trained, scorers[scored_by], folder)
+        scorer = partial(scorers.__getitem__, scored_by)
+        evaluate_trained(config, split, teachers[source], trained, scorer, folder)
     return report.write_results(workdir)
 
 
@@ -74,15 +80,8 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
         raise UserError(f"{folder} holds a training: choose another --workdir")
     facts = dict.fromkeys(("loss", "seed", "num_epochs", "num_steps", "last_step"))
     timing = dict.fromkeys(("train_seconds", "images_per_second"))
-    _write_row(
-        config,
-        split,
-        teacher_of(config),
-        variables,
-        make_scorer(config),
-        folder,
-        {**facts, **timing},
-    )
+    teacher, scorer = teacher_of(config), make_scorer(config)
+    _write_row(config, split, teacher, variables, scorer, folder, {**facts, **timing})
     return report.write_results(workdir)
 
 
@@ -115,10 +114,10 @@ def evaluate_trained(
     split: Split,
     teacher: LoadedTeacher,
     trained: checkpoint.Checkpoint,
-    scorer: Scorer,
+    scorer: Callable[[], Scorer],
     folder: Path,
 ) -> None:
-    """Evaluates a training and writes its results.json."""
+    """Evaluates a training and writes its results.json, unless the same was evaluated already."""
     facts = {
         "loss": config.loss,
         "seed": config.seed,
@@ -127,7 +126,41 @@ def evaluate_trained(
         "last_step": trained.metadata["last_step"],
         **trained.metadata["timing"],
     }
-    _write_row(config, split, teacher, trained.student_variables, scorer, folder, facts)
+    if _what_was_evaluated(config, split, teacher, facts).items() <= _read_row(folder).items():
+        logger.info("%s: evaluated already, in %s", split.name, folder / results.FILE)
+        return
+    _write_row(config, split, teacher, trained.student_variables, scorer(), folder, facts)
+
+
+def _what_was_evaluated(
+    config: Config, split: Split, teacher: LoadedTeacher, facts_of_training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that the figures depend on, and how they came about."""
+    return {
+        "category": split.name,
+        "test_sha256": split.test_sha256,
+        "dataset": config.dataset,
+        "backbone": config.backbone,
+        "teacher_weights": Path(teacher.weights).name,
+        "teacher_sha256": teacher.sha256,
+        "rd4ad_checkpoint": Path(config.rd4ad_checkpoint).name,
+        "bottleneck": config.bottleneck,
+        "scales": list(config.scales),
+        "image_size": config.image_size,
+        "image_score": config.image_score,
+        "blur_sigma": config.blur_sigma,
+        "dtype": jnp.dtype(compute_dtype(config)).name,
+        **facts_of_training,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def _read_row(folder: Path) -> dict[str, Any]:
+    """A training's results.json; nothing if there is none that can be read."""
+    try:
+        return json.loads((folder / results.FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _write_row(
@@ -142,22 +175,9 @@ def _write_row(
     start = time.perf_counter()
     metrics = evaluate_split(config, split, teacher, student_variables, scorer)
     row = {
-        "category": split.name,
+        **_what_was_evaluated(config, split, teacher, facts_of_training),
         **metrics,
-        "dataset": config.dataset,
-        "backbone": config.backbone,
-        "teacher_weights": Path(teacher.weights).name,
-        "teacher_sha256": teacher.sha256,
-        "rd4ad_checkpoint": Path(config.rd4ad_checkpoint).name,
-        "bottleneck": config.bottleneck,
-        "scales": list(config.scales),
-        "image_size": config.image_size,
-        "image_score": config.image_score,
-        "blur_sigma": config.blur_sigma,
-        "dtype": jnp.dtype(compute_dtype(config)).name,
-        **facts_of_training,
         "eval_seconds": time.perf_counter() - start,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     report.write_json(folder / results.FILE, row)
 
@@ -168,7 +188,7 @@ def _trained_folders(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[P
         path.parent
         for pattern in (f"*/{checkpoint.FOLDER}", f"*/seed_*/{checkpoint.FOLDER}")
         for path in sorted(workdir.glob(pattern))
-        if checkpoint.load_metadata(path) is not None
+        if checkpoint.steps(path)
     ]
     wanted = [
         folder

@@ -20,6 +20,7 @@ from rd_jax.splits import chosen_name
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :category or without.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results are kept.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+RESTART = flags.DEFINE_bool("restart", False, "Train anew; what is there is moved aside.")
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
         workdir = Path(str(WORKDIR.value)).expanduser()
         keep_compiled_programs()
         if MODE.value == "train":
-            table = run.train(CONFIG.value, workdir)
+            table = run.train(CONFIG.value, workdir, RESTART.value)
         elif CONFIG.value.rd4ad_checkpoint:
             table = evaluate_run.evaluate_rd4ad(CONFIG.value, workdir)
         else:
@@ -43,8 +44,8 @@ def main(argv: list[str]) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"{error or 'interrupted'}; the same command goes on from there", file=sys.stderr)
         return 130
     print(f"{table}\nResults are in {workdir}: results.md, results.json, results.csv")
     return 0

@@ -1,18 +1,17 @@
 """What a person and a file see of a running training."""
 
 import logging
+import math
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from rd_jax.errors import UserError
-from rd_jax.report import append_row
 from rd_jax.train import Metrics, TrainState
 
 logger = logging.getLogger(__name__)
@@ -62,46 +61,55 @@ class Clock:
         return {"train_seconds": now - self._start, "images_per_second": self._images_per_second}
 
 
+class Diverged(Exception):  # noqa: N818
+    """A loss that is not finite, at `step`; `last_finite` is the last loss that was, if any."""
+
+    def __init__(self, step: int, last_finite: float | None):
+        super().__init__(step, last_finite)
+        self.step = step
+        self.last_finite = last_finite
+
+
 def followed(
     dispatches: Iterable[tuple[TrainState, int, Metrics]],
-    path: Path,
+    log: Callable[[Mapping[str, Any]], None],
     name: str,
     first_step: int,
     last_step: int,
     batch_size: int,
     log_every_steps: int,
     pause_at: Collection[int] = (),
-) -> Iterator[tuple[TrainState, int]]:
-    """Passes on a training's states and steps, and shows its progress.
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[TrainState, int, bool]]:
+    """Passes on a training's states and steps, and whether it should stop; shows its progress.
 
-    A bar on a terminal, log lines elsewhere; a row in `path` with the mean loss since the row
+    A bar on a terminal, log lines elsewhere; a row for `log` with the mean loss since the row
     before, at the first dispatch after every `log_every_steps`. Losses are read one dispatch
     late, when they are there anyway, so that nothing waits for the device; but at a step in
-    `pause_at`, where the caller uses the state, at once. Raises UserError if a loss is not finite.
+    `pause_at`, or to stop at, where the caller uses the state, at once. Raises Diverged if a loss
+    is not finite.
     """
     on_terminal = sys.stderr.isatty()
     losses: list[float] = []
     since, last_read = time.perf_counter(), first_step
+    last_finite: float | None = None
 
     def read(step: int, metrics: Metrics) -> None:
-        nonlocal since, last_read
-        new = np.asarray(metrics["loss"])[: step - last_read]
-        if not np.isfinite(new).all():
-            diverged = last_read + int(np.argmin(np.isfinite(new))) + 1
-            raise UserError(
-                f"{name}: the loss is not finite at step {diverged}: lower "
-                "--config.learning_rate, or try --config.dtype=float32"
-            )
-        last_read = step
-        losses.extend(map(float, new))
-        bar.update(len(new))
+        nonlocal since, last_read, last_finite
+        for loss in map(float, np.asarray(metrics["loss"])[: step - last_read]):
+            last_read += 1
+            if not math.isfinite(loss):
+                raise Diverged(last_read, last_finite)
+            last_finite = loss
+            losses.append(loss)
+            bar.update()
         if len(losses) < log_every_steps and step < last_step:
             return
         now = time.perf_counter()
         speed = len(losses) * batch_size / (now - since)
         seconds_left = (last_step - step) * batch_size / speed
         row = {"step": step, "loss": float(np.mean(losses)), "images_per_second": round(speed, 2)}
-        append_row(path, row)
+        log(row)
         bar.set_postfix_str(f"loss {row['loss']:.4f}, {speed:.1f} images/s")
         if not on_terminal:
             logger.info(
@@ -119,9 +127,10 @@ def followed(
             if pending:
                 read(*pending)
             pending = (step, metrics)
-            if step in pause_at:
+            stops = should_stop()
+            if stops or step in pause_at:
                 read(*pending)
                 pending = None
-            yield state, step
+            yield state, step, stops
         if pending:
             read(*pending)

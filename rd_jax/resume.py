@@ -1,5 +1,7 @@
 """Going on from checkpoints: where they are, whether they fit, and the state that they hold."""
 
+import itertools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from rd_jax.config import Config, as_dict, with_seed
 from rd_jax.errors import UserError
 from rd_jax.train import TrainState, create_train_state
 from rd_jax.weights import LoadedTeacher
+
+logger = logging.getLogger(__name__)
 
 # What the trained parameters do not depend on, so that a checkpoint may be used with other values;
 # for data and teacher, their hashes are compared.
@@ -26,6 +30,7 @@ _FREE_FIELDS = frozenset(
         "log_every_steps",
         "eval_every_epochs",
         "checkpoint_every_epochs",
+        "tensorboard",
     }
 )
 EVALUATION_FIELDS = _FREE_FIELDS | {"image_size", "scales", "batch_size", "dtype"}
@@ -69,7 +74,7 @@ def check_same_training(
     than the seed.
     """
     for path in [folder, *sorted(folder.glob("seed_*"))]:
-        saved = checkpoint.load_metadata(path / checkpoint.FOLDER)
+        saved = _latest_readable_metadata(path / checkpoint.FOLDER)
         if saved is None:
             continue
         check_teacher(teacher, saved, path)
@@ -81,26 +86,52 @@ def check_same_training(
         if changes:
             raise UserError(
                 f"{path} was trained with another config: {', '.join(changes)}; choose another "
-                "--workdir"
+                "--workdir, or start anew with --restart"
             )
         if saved["train_sha256"] != train_sha256:
             raise UserError(
                 f"{path} was trained with other training images than are there now; choose "
-                "another --workdir"
+                "another --workdir, or start anew with --restart"
             )
 
 
+def _latest_readable_metadata(checkpoints: Path) -> Mapping[str, Any] | None:
+    for step in checkpoint.steps(checkpoints):
+        try:
+            return checkpoint.load_metadata(checkpoints, step)
+        except checkpoint.DamagedCheckpointError as error:
+            logger.warning("%s", error)
+    return None
+
+
 def initial_state(config: Config, folder: Path) -> tuple[TrainState, Mapping[str, float | None]]:
-    """A new state, or that of the latest checkpoint, with the time spent so far."""
+    """A new state, or that of the latest good checkpoint, with the time spent so far.
+
+    Damaged checkpoints are moved out of the way, into the folder `damaged`.
+    """
     state = create_train_state(config, jax.random.key(config.seed))
-    saved = checkpoint.load(folder / checkpoint.FOLDER)
-    if saved is None:
-        return state, {"train_seconds": 0.0, "images_per_second": None}
-    opt_state = checkpoint.load_opt_state(
-        folder / checkpoint.FOLDER, saved.step, jax.device_get(state.opt_state)
-    )
-    variables = saved.student_variables
-    state = TrainState(
-        variables["params"], variables["batch_stats"], opt_state, state.step + saved.step
-    )
-    return state, saved.metadata["timing"]
+    checkpoints = folder / checkpoint.FOLDER
+    for step in checkpoint.steps(checkpoints):
+        try:
+            saved = checkpoint.load(checkpoints, step)
+            opt_state = checkpoint.load_opt_state(
+                checkpoints, step, jax.device_get(state.opt_state)
+            )
+        except checkpoint.DamagedCheckpointError as error:
+            kept = moved_aside(checkpoints / str(step), folder / "damaged")
+            logger.warning("%s; it is kept in %s", error, kept)
+            continue
+        variables = saved.student_variables
+        state = TrainState(
+            variables["params"], variables["batch_stats"], opt_state, state.step + step
+        )
+        return state, saved.metadata["timing"]
+    return state, {"train_seconds": 0.0, "images_per_second": None}
+
+
+def moved_aside(path: Path, folder: Path) -> Path:
+    """Moves `path` into `folder` under a name that is free there, and returns that."""
+    folder.mkdir(exist_ok=True)
+    names = itertools.chain([path.name], (f"{path.name}.{i}" for i in itertools.count(1)))
+    target = next(folder / name for name in names if not (folder / name).exists())
+    return path.rename(target)

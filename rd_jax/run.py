@@ -2,136 +2,234 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from rd_jax import checkpoint, report
+from rd_jax.calibration import Calibration, calibrate
 from rd_jax.config import Config, as_dict, validate
 from rd_jax.data import Split
 from rd_jax.errors import UserError
-from rd_jax.evaluate import Scorer, make_scorer
+from rd_jax.evaluate import Scorer, compile_scorer, score_images
 from rd_jax.evaluate_run import evaluate_split, evaluate_trained, teacher_of
-from rd_jax.progress import Clock, followed
-from rd_jax.resume import check_same_training, initial_state, trainings
-from rd_jax.splits import load_splits
+from rd_jax.interruption import Interrupted, deferred
+from rd_jax.progress import Clock, Diverged, followed
+from rd_jax.resume import check_same_training, initial_state, moved_aside, trainings
+from rd_jax.splits import check_splits, load_splits
 from rd_jax.train import (
     Metrics,
     TrainState,
+    batch_indices,
+    holdout_indices,
     make_parallel_train_steps,
     steps_per_dispatch,
     steps_until,
+    train_state_shapes,
     training,
 )
 from rd_jax.weights import LoadedTeacher
 
 logger = logging.getLogger(__name__)
 
+_MOST_CALIBRATION_IMAGES = 1000  # so that their maps fit into memory
+
 
 class Programs(NamedTuple):
-    """What is compiled once for all trainings of a run."""
+    """What is compiled once for all trainings of a run, while images are decoded."""
 
-    parallel_train_steps: Callable[..., tuple[TrainState, Metrics]]
-    max_steps: int
-    scorer: Scorer
+    train_steps: Future[Callable[..., tuple[TrainState, Metrics]]]
+    scorer: Future[Scorer]
 
 
-def train(config: Config, workdir: Path) -> str:
+class Task(NamedTuple):
+    """One training: of one category and seed."""
+
+    config: Config
+    split: Split
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What the progress is shown under."""
+        seeds, name = self.config.seeds, self.split.name
+        return f"{name}, seed {self.config.seed}" if seeds else name
+
+    def steps_every(self, epochs: int) -> set[int]:
+        """The steps before the last at which every so many epochs end; 0 epochs: none."""
+        multiples = range(epochs, self.config.num_epochs, epochs) if epochs else ()
+        return {self.steps_until(epoch) for epoch in multiples}
+
+    def steps_until(self, epoch: int) -> int:
+        """Steps after which every image that is not held out was used `epoch` times."""
+        trained_on, _ = holdout_indices(self.config, len(self.split.train))
+        return steps_until(epoch, len(trained_on), self.config.batch_size)
+
+
+def train(config: Config, workdir: Path, restart: bool = False) -> str:
     """Trains and evaluates the configured categories; returns the table as Markdown.
 
-    A training that `workdir` holds a checkpoint of goes on from there. Before the first step all
+    A training that `workdir` holds a checkpoint of goes on from there, unless `restart` moves it
+    aside; what is finished and evaluated already is left as it is. Before the first step all
     images are decoded and all checkpoints compared with the config. Raises UserError for what the
-    user can mend.
+    user can mend, Interrupted after a signal.
     """
     validate(config, jax.device_count())
     if config.rd4ad_checkpoint:
         raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
+    check_splits(config)
     workdir.mkdir(parents=True, exist_ok=True)
     teacher = teacher_of(config)
-    todo = []
-    for split in load_splits(config):
-        folder = workdir / split.name
-        todo += [(own, split, path) for own, path in trainings(config, folder)]
-        check_same_training(config, split.train_sha256, teacher, folder)
-    max_steps = steps_per_dispatch()
-    programs = Programs(
-        make_parallel_train_steps(config, max_steps), max_steps, make_scorer(config)
-    )
-    for seed_config, split, folder in todo:
-        trained = _train(seed_config, split, teacher, programs, folder)
-        evaluate_trained(seed_config, split, teacher, trained, programs.scorer, folder)
+    with ThreadPoolExecutor(1) as compiler:
+        programs = _compile(compiler, config, teacher)
+        tasks = []
+        for split in load_splits(config):
+            folder = workdir / split.name
+            if restart and folder.exists():
+                kept = moved_aside(folder, workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")
+                logger.warning("%s: starting anew; what was there is kept in %s", split.name, kept)
+            tasks += [Task(own, split, path) for own, path in trainings(config, folder)]
+            check_same_training(config, split.train_sha256, teacher, folder)
+        for task in tasks:
+            trained = _train(task, teacher, programs)
+            evaluate_trained(
+                task.config, task.split, teacher, trained, programs.scorer.result, task.folder
+            )
     return report.write_results(workdir)
 
 
-def _train(
-    config: Config,
-    split: Split,
-    teacher: LoadedTeacher,
-    programs: Programs,
-    folder: Path,
-) -> checkpoint.Checkpoint:
-    """Trains to the last step, from the latest checkpoint in `folder` if there is one."""
+def _compile(compiler: ThreadPoolExecutor, config: Config, teacher: LoadedTeacher) -> Programs:
+    """Starts to compile; XLA does so without Python, which decodes meanwhile."""
+    shapes = train_state_shapes(config)
+
+    def train_steps() -> Callable[..., tuple[TrainState, Metrics]]:
+        max_steps, size = steps_per_dispatch(), config.image_size
+        num_devices = jax.local_device_count()
+        images = (num_devices, max_steps, config.batch_size // jax.device_count(), size, size, 3)
+        return (
+            make_parallel_train_steps(config, max_steps)
+            .lower(
+                shapes,
+                teacher.variables,
+                jax.ShapeDtypeStruct(images, jnp.uint8),
+                jax.ShapeDtypeStruct((), jnp.int32),
+            )
+            .compile()
+        )
+
+    def scorer() -> Scorer:
+        return compile_scorer(
+            config, teacher.variables, shapes.student_variables, config.batch_size
+        )
+
+    return Programs(compiler.submit(train_steps), compiler.submit(scorer))
+
+
+def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint.Checkpoint:
+    """Trains to the last step, from the latest good checkpoint if there is one."""
+    config, split, folder = task.config, task.split, task.folder
     folder.mkdir(parents=True, exist_ok=True)
     state, timing = initial_state(config, folder)
-    first_step, num_images = int(state.step), len(split.train)
-    last_step = steps_until(config.num_epochs, num_images, config.batch_size)
-    name = f"{split.name}, seed {config.seed}" if config.seeds else split.name
-
-    def steps_every(epochs: int) -> set[int]:
-        multiples = range(epochs, config.num_epochs, epochs) if epochs else ()
-        return {steps_until(epoch, num_images, config.batch_size) for epoch in multiples}
-
-    evaluate_at = steps_every(config.eval_every_epochs)
-    save_at = steps_every(config.checkpoint_every_epochs) | {last_step}
-    pause_at = evaluate_at | save_at
+    first_step, last_step = int(state.step), task.steps_until(config.num_epochs)
+    if first_step == last_step:
+        logger.info("%s: trained already, step %d of %d", task.name, first_step, last_step)
+        return checkpoint.load_trained(folder)
+    evaluate_at = task.steps_every(config.eval_every_epochs)
+    save_at = task.steps_every(config.checkpoint_every_epochs) | {last_step}
     log = folder / "metrics.jsonl"
     report.drop_rows_after(log, first_step)
     logger.info(
         "%s: %d images, steps %d to %d, teacher %s (%s)",
-        *(name, num_images, first_step, last_step, config.backbone, teacher.weights),
+        *(task.name, len(split.train), first_step, last_step, config.backbone, teacher.weights),
     )
+    trained_on, _ = holdout_indices(config, len(split.train))
     dispatches = training(
         config,
-        programs.parallel_train_steps,
-        programs.max_steps,
+        programs.train_steps.result(),
+        steps_per_dispatch(),
         teacher.variables,
         split.train,
         state,
-        pause_at=sorted(pause_at),
+        pause_at=sorted(evaluate_at | save_at),
+        chosen=trained_on,
     )
     clock = Clock(timing)
-    for state, step in followed(
-        dispatches,
-        log,
-        name,
-        first_step,
-        last_step,
-        config.batch_size,
-        config.log_every_steps,
-        pause_at,
-    ):
-        clock.first_dispatch(state, step)
-        if step in save_at:
-            host_state = jax.device_get(state)
-            metadata = {
-                "config": as_dict(config),
-                "teacher_weights": teacher.weights,
-                "teacher_sha256": teacher.sha256,
-                "train_sha256": split.train_sha256,
-                "last_step": last_step,
-                "timing": clock.timing(step, config.batch_size),
-            }
-            checkpoint.save(
-                folder / checkpoint.FOLDER,
-                step,
-                host_state.student_variables,
-                host_state.opt_state,
-                metadata,
-            )
-        if step in evaluate_at:
-            with clock.stopped():
-                variables = jax.device_get(state.student_variables)
-                figures = evaluate_split(config, split, teacher, variables, programs.scorer)
-                report.append_row(log, {"step": step, **figures})
+
+    def save_checkpoint(state: TrainState, step: int, calibration: Calibration | None) -> None:
+        host_state = jax.device_get(state)
+        metadata = {
+            "config": as_dict(config),
+            "teacher_weights": teacher.weights,
+            "teacher_sha256": teacher.sha256,
+            "train_sha256": split.train_sha256,
+            "last_step": last_step,
+            "calibration": calibration and calibration._asdict(),
+            "timing": clock.timing(step, config.batch_size),
+        }
+        save(step, host_state.student_variables, host_state.opt_state, metadata)
+
+    try:
+        with checkpoint.writer(folder / checkpoint.FOLDER) as save, deferred() as should_stop:
+            for state, step, stops in followed(
+                dispatches,
+                lambda row: report.append_row(log, row),
+                task.name,
+                first_step,
+                last_step,
+                config.batch_size,
+                config.log_every_steps,
+                evaluate_at | save_at,
+                should_stop,
+            ):
+                clock.first_dispatch(state, step)
+                calibration = None
+                if step in evaluate_at or step == last_step:
+                    with clock.stopped():
+                        variables = jax.device_get(state.student_variables)
+                        scorer = programs.scorer.result()
+                        if step in evaluate_at:
+                            figures = evaluate_split(config, split, teacher, variables, scorer)
+                            report.append_row(log, {"step": step, **figures})
+                        else:
+                            calibration = _calibration(config, split, teacher, variables, scorer)
+                if step in save_at or stops:
+                    save_checkpoint(state, step, calibration)
+                if stops and step < last_step:
+                    break
+    except Diverged as error:
+        raise UserError(_describe(error, task, trained_on)) from error
+    if step < last_step:
+        raise Interrupted(f"interrupted: {task.name} is saved at step {step} of {last_step}")
     return checkpoint.load_trained(folder)
+
+
+def _calibration(
+    config: Config, split: Split, teacher: LoadedTeacher, variables: Any, scorer: Scorer
+) -> Calibration:
+    """What the held-out images score; without a hold-out, those that were trained on."""
+    trained_on, held_out = holdout_indices(config, len(split.train))
+    chosen = held_out if len(held_out) else trained_on
+    spread = np.linspace(0, len(chosen) - 1, min(len(chosen), _MOST_CALIBRATION_IMAGES))
+    images = split.train[chosen[spread.astype(int)]]
+    maps, scores = score_images(scorer, teacher.variables, variables, images, config.batch_size)
+    return calibrate(maps, scores, config.false_positive_rate, is_holdout=len(held_out) > 0)
+
+
+def _describe(error: Diverged, task: Task, trained_on: np.ndarray) -> str:
+    """One line on a loss that is not finite, with all that helps to find out why."""
+    config = task.config
+    order = batch_indices(config.seed, error.step - 1, len(trained_on), config.batch_size)
+    names = ", ".join(task.split.train_names[i] for i in sorted(set(trained_on[order])))
+    before = "there was none" if error.last_finite is None else f"{error.last_finite:.6g}"
+    saved = checkpoint.steps(task.folder / checkpoint.FOLDER)
+    last_good = f"at step {saved[0]} in {task.folder}" if saved else "there is none"
+    return (
+        f"{task.name}: the loss is not finite at step {error.step}: lower "
+        "--config.learning_rate, or try --config.dtype=float32 (last finite loss: "
+        f"{before}; last good checkpoint: {last_good}; images of this step: {names})"
+    )

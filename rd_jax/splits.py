@@ -28,6 +28,15 @@ def load_splits(config: Config) -> Iterator[Split]:
             yield mvtec.load_category(data_dir, category, config.image_size)
 
 
+def check_splits(config: Config) -> None:
+    """Lists the files of what is chosen. Raises UserError for what is missing, in no time."""
+    name = chosen_name(config)
+    if not config.dataset:
+        data_dir = _data_dir(config)
+        for category in [name] if name else mvtec.find_categories(data_dir):
+            mvtec.read_category(data_dir, category)
+
+
 def load_split(config: Config, name: str) -> Split:
     """The split of this name."""
     if not config.dataset:

@@ -1,7 +1,7 @@
 """Training: the state, one step as a pure function, the loop over steps."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rd_jax.config import Config, compute_dtype, input_scaling
+from rd_jax.errors import UserError
 from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
 from rd_jax.models import Reconstruction, Teacher
 from rd_jax.models.bottleneck import join_variables
@@ -21,6 +22,7 @@ from rd_jax.models.resnet import select_scales
 Metrics = dict[str, jax.Array]
 LOSSES = {"per_position": per_position_cosine_loss, "flattened": flattened_cosine_loss}
 AXIS = "batch"
+_HOLDOUT = 2**32  # sets the hold-out's random numbers apart from those of every epoch
 
 
 class TrainState(NamedTuple):
@@ -44,9 +46,20 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 
 def create_train_state(config: Config, rng: jax.Array) -> TrainState:
     """The state before the first step, a pure function of the key `rng`; nothing is compiled."""
+    return _first_state(config, init_variables(_all_shapes(config), rng))
+
+
+def train_state_shapes(config: Config) -> TrainState:
+    """The state's arrays as ShapeDtypeStructs."""
+    return jax.eval_shape(partial(_first_state, config), _all_shapes(config))
+
+
+def _all_shapes(config: Config) -> Any:
     _, features = example_shapes(config.backbone)
-    module = Reconstruction(config.backbone, config.bottleneck)
-    variables = init_variables(variable_shapes(module, features), rng)
+    return variable_shapes(Reconstruction(config.backbone, config.bottleneck), features)
+
+
+def _first_state(config: Config, variables: dict[str, Any]) -> TrainState:
     if config.bottleneck == "pre":
         variables = {name: {"student": tree["student"]} for name, tree in variables.items()}
     params = variables["params"]
@@ -101,7 +114,7 @@ def make_train_step(
 
 def make_parallel_train_steps(
     config: Config, max_steps: int, devices: Sequence[jax.Device] | None = None
-) -> Callable[[TrainState, Any, np.ndarray, int], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Up to `max_steps` train steps as one dispatch, each batch split over `devices`.
 
     Takes the state, which it consumes, the teacher's variables, uint8 images
@@ -162,35 +175,57 @@ def steps_until(epoch: int, num_images: int, batch_size: int) -> int:
     return -(-epoch * num_images // batch_size)
 
 
+def holdout_indices(config: Config, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images are trained on and which are held out: sorted, a function of the seed.
+
+    Raises UserError if either would be empty although there is a hold-out.
+    """
+    num_held_out = round(config.holdout * num_images)
+    if config.holdout and not 0 < num_held_out < num_images:
+        raise UserError(
+            f"config.holdout={config.holdout}: of {num_images} training images that is "
+            f"{num_held_out}; choose another fraction"
+        )
+    shuffled = np.random.default_rng((config.seed, _HOLDOUT)).permutation(num_images)
+    return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])
+
+
 def training(
     config: Config,
-    parallel_train_steps: Callable[[TrainState, Any, np.ndarray, int], tuple[TrainState, Metrics]],
+    parallel_train_steps: Callable[..., tuple[TrainState, Metrics]],
     max_steps: int,
     teacher_variables: Any,
     images: np.ndarray,
     state: TrainState,
     pause_at: Sequence[int] = (),
+    chosen: np.ndarray | None = None,
 ) -> Iterator[tuple[TrainState, int, Metrics]]:
     """Trains to the last step; after each dispatch yields state, steps done and metrics.
 
-    `images` is uint8 [N, H, W, 3]; `parallel_train_steps` was made with `max_steps` for all local
-    devices. A dispatch never runs past a step in `pause_at`. The yielded state is valid until the
-    iteration goes on. Nothing waits for the device: metrics are arrays that may still be computed.
+    `images` is uint8 [N, H, W, 3], of which those in `chosen` (default: all) are trained on;
+    `parallel_train_steps` was made with `max_steps` for all local devices. A dispatch never runs
+    past a step in `pause_at`. The yielded state is valid until the iteration goes on. While one
+    dispatch computes, the next one's images are gathered and copied, and no more: metrics are
+    arrays that may still be computed.
     """
-    devices = jax.local_devices()
-    replicated = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    chosen = np.arange(len(images)) if chosen is None else chosen
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
     teacher_variables, state = jax.device_put((teacher_variables, state), replicated)
-    last_step = steps_until(config.num_epochs, len(images), config.batch_size)
+    last_step = steps_until(config.num_epochs, len(chosen), config.batch_size)
     pauses = sorted({*pause_at, last_step})
     step, metrics = int(state.step), None
     while step < last_step:
         num_steps = min(max_steps, next(p for p in pauses if p > step) - step)
         batches = np.zeros((max_steps, config.batch_size, *images.shape[1:]), np.uint8)
         for i in range(num_steps):
-            order = batch_indices(config.seed, step + i, len(images), config.batch_size)
-            batches[i] = images[order]
-        batches = batches.reshape(max_steps, len(devices), -1, *images.shape[1:]).swapaxes(0, 1)
-        jax.block_until_ready(metrics)  # one dispatch runs while one waits, and no more
-        state, metrics = parallel_train_steps(state, teacher_variables, batches, num_steps)
+            order = batch_indices(config.seed, step + i, len(chosen), config.batch_size)
+            batches[i] = images[chosen[order]]
+        batches = batches.reshape(max_steps, mesh.size, -1, *images.shape[1:]).swapaxes(0, 1)
+        before = metrics
+        state, metrics = parallel_train_steps(
+            state, teacher_variables, jax.device_put(batches, split), np.int32(num_steps)
+        )
+        jax.block_until_ready(before)
         step += num_steps
         yield state, step, metrics

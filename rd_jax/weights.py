@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from rd_jax.convert import convert_rd4ad, convert_teacher
 from rd_jax.errors import UserError
+from rd_jax.models.folding import fold_batch_norm
 from rd_jax.models.init import init_variables, teacher_shapes
 
 logger = logging.getLogger(__name__)
@@ -98,11 +99,13 @@ class LoadedTeacher(NamedTuple):
 def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTeacher:
     """`load_teacher`, with what "auto" came to and the hash of what was loaded.
 
-    The variables are on the device, so that a run of many categories sends them once.
+    The variables are in inference form, and on the device, so that a run of many categories sends
+    them once.
     """
     weights = resolve_weights(backbone, weights)
     variables = load_teacher(backbone, weights, layer4)
-    return LoadedTeacher(weights, teacher_sha256(variables), jax.device_put(variables))
+    folded = jax.device_put(fold_batch_norm(variables))
+    return LoadedTeacher(weights, teacher_sha256(variables), folded)
 
 
 def teacher_sha256(variables: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Convolutions on CPU as matrix products, where XLA's own lose to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ def convolve(
 
     On CPU a product of the patches with the kernel is up to 80 times as fast where the patches
     are no copies (kernel 1x1) or hold fewer values than the kernel (deep stages of small images,
-    above all their gradients), and Winograd's algorithm up to twice as fast for other 3x3 kernels.
+    above all their gradients), and Winograd's algorithm up to twice as fast for other 3x3 kernels,
+    but not with their gradients.
     """
     height, width, _, features = kernel.shape
     num_positions = x.shape[0] * (x.shape[1] // strides[0]) * (x.shape[2] // strides[1])
@@ -51,6 +52,7 @@ def _product_of_patches(
     return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
 
 
+@jax.custom_vjp
 def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 3x3 convolution, padding 1, of even height and width: 16 products for 36.
 
@@ -82,3 +84,14 @@ def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
     y = jnp.stack([even_columns, odd_columns], axis=4)
     return y.reshape(batch, height, width, -1)
+
+
+def _with_gradient(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Callable]:
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+    return jax.vjp(plain, x, kernel)
+
+
+_winograd.defvjp(_with_gradient, lambda gradient, cotangent: gradient(cotangent))

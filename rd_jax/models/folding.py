@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rd_jax.models.layers import BatchNorm
@@ -19,8 +18,8 @@ def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
     params = dict(flatten_dict(variables["params"]))
     statistics = flatten_dict(variables.get("batch_stats", {}))
     for *module, norm in {path[:-1] for path in statistics}:
-        mean, var = (np.asarray(statistics[*module, norm, name]) for name in ("mean", "var"))
-        factor = params.pop((*module, norm, "scale")) / np.sqrt(var + BatchNorm.epsilon)
+        mean, var = (statistics[*module, norm, name] for name in ("mean", "var"))
+        factor = params.pop((*module, norm, "scale")) / (var + BatchNorm.epsilon) ** 0.5
         params[*module, norm, "bias"] = params[*module, norm, "bias"] - mean * factor
         kernel_path = (*module, _convolution_before(norm), "kernel")
         kernel = params[kernel_path]
