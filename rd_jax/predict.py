@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         model = load_model(find_training(flags.workdir), flags.teacher_weights)
         _follow(predict(model, inputs, _outputs(flags, model), flags.batch_size), counts)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        kept = f" ({_summary(counts)})" if counts["scored"] else ""
+        print(f"error: {error}{kept}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted: {_summary(counts)}", file=sys.stderr)
