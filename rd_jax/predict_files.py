@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,16 +43,18 @@ def tables(folder: Path) -> Iterator[Callable[[Row], None]]:
     An appended row is with the operating system, not in a buffer of this process. Raises UserError
     if the disk is full, and leaves whole rows.
     """
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        csv_file = open(folder / "predictions.csv", "wb", buffering=0)  # noqa: SIM115
-        jsonl_file = open(folder / "predictions.jsonl", "wb", buffering=0)  # noqa: SIM115
+    with ExitStack() as opened:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            csv_file, jsonl_file = (
+                opened.enter_context(open(folder / f"predictions.{suffix}", "wb", buffering=0))
+                for suffix in ("csv", "jsonl")
+            )
 
-    def append(row: Row) -> None:
-        _append(csv_file, _csv_line(row[name] for name in COLUMNS))
-        _append(jsonl_file, json.dumps(row, allow_nan=False).encode() + b"\n")
+        def append(row: Row) -> None:
+            _append(csv_file, _csv_line(row[name] for name in COLUMNS))
+            _append(jsonl_file, json.dumps(row, allow_nan=False).encode() + b"\n")
 
-    with csv_file, jsonl_file:
         _append(csv_file, _csv_line(COLUMNS))
         yield append
 
@@ -105,7 +107,8 @@ def _write_images(
 
 def _png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
+    # Four times as fast as the default for a quarter more bytes; it is what takes longest.
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 

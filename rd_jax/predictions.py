@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -114,7 +115,7 @@ def score_files(
     """
 
     def decode(path: Path) -> tuple[Path, np.ndarray | Unreadable]:
-        return path, attempt(lambda path: decode_image(path, model.config.image_size), path)
+        return path, attempt(partial(decode_image, size=model.config.image_size), path)
 
     decoded = _in_parallel(decode, paths, _BATCHES_AHEAD * batch_size)
     while batch := list(islice(decoded, batch_size)):

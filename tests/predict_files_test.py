@@ -60,6 +60,12 @@ def test_a_row_is_on_disk_when_it_was_appended(tmp_path: Path) -> None:
         assert read_tables(tmp_path / "new" / "out") == []
 
 
+def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "predictions.jsonl").mkdir()
+    with pytest.raises(UserError, match="cannot write .*: Is a directory"), tables(tmp_path):
+        pass
+
+
 def test_an_overlay_has_the_resolution_of_the_image(
     outputs: Outputs, prediction: Prediction
 ) -> None:
