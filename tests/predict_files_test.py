@@ -62,7 +62,7 @@ def test_a_row_is_on_disk_when_it_was_appended(tmp_path: Path) -> None:
 
 def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "predictions.jsonl").mkdir()
-    with pytest.raises(UserError, match="cannot write .*: Is a directory"), tables(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*: Is a directory"), tables(tmp_path):
         pass
 
 
