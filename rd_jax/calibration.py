@@ -19,13 +19,13 @@ class Calibration(NamedTuple):
     false_positive_rate: float  # at most this fraction of them is above each threshold
     image_threshold: float | None
     pixel_threshold: float | None
-    map_low: float  # what heatmaps show as calm: the median of normal pixels
-    map_high: float  # what they show at full strength: twice as far up as the highest normal pixel
+    map_low: float  # up to here heatmaps are calm, as 99% of normal pixels are
+    map_high: float  # here at full strength: five times as far above the median of normal pixels
 
 
 def threshold_at(values: np.ndarray, false_positive_rate: float) -> float:
     """The smallest of `values` that at most this fraction of them exceeds."""
-    num_above = math.floor(false_positive_rate * values.size)
+    num_above = math.floor(round(false_positive_rate * values.size, 6))  # 0.29 * 100 is below 29
     position = values.size - 1 - num_above
     return float(np.partition(values.ravel(), position)[position])
 
@@ -34,7 +34,7 @@ def calibrate(
     maps: np.ndarray, scores: np.ndarray, false_positive_rate: float, is_holdout: bool
 ) -> Calibration:
     """From maps [N, H, W] and scores [N] of normal images, N > 0, held out or trained on."""
-    low, highest = float(np.median(maps)), float(maps.max())
+    median, low = (float(value) for value in np.quantile(maps, [0.5, 0.99]))
     return Calibration(
         "holdout" if is_holdout else "train",
         len(scores),
@@ -42,5 +42,5 @@ def calibrate(
         threshold_at(scores, false_positive_rate) if is_holdout else None,
         threshold_at(maps, false_positive_rate) if is_holdout else None,
         low,
-        low + 2 * max(highest - low, 1e-6),
+        low + 4 * max(low - median, 1e-6),
     )

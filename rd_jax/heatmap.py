@@ -4,8 +4,9 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-_COLOURS = np.round(255 * colormaps["turbo"](np.linspace(0, 1, 256))[:, :3])
-_OPACITY = 0.75  # of the colour at full strength
+# From blue to red, without the nearly black ends. The opacity grows from nothing to 70%.
+_COLOURS = np.round(255 * colormaps["turbo"](np.linspace(0.1, 0.92, 256))[:, :3]).astype(np.uint8)
+_OPACITIES = np.round(0.7 * np.arange(256)).astype(np.uint8)
 
 
 def strength(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -26,6 +27,7 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
     """
     height, width = image.shape[:2]
     value = strength(resized_map(anomaly_map, width, height), low, high)
-    opacity = _OPACITY * value[..., None]
-    colour = _COLOURS[np.round(255 * value).astype(np.uint8)]
-    return np.round((1 - opacity) * image + opacity * colour).astype(np.uint8)
+    level = np.round(255 * value).astype(np.uint8)
+    # Pillow blends in 8 bits: a photograph in floats would take ten times the memory.
+    colours, background, opacity = map(Image.fromarray, (_COLOURS[level], image, _OPACITIES[level]))
+    return np.asarray(Image.composite(colours, background, opacity))
