@@ -16,6 +16,17 @@ from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS
 FILE = "results.json"
 METRICS = (IMAGE_METRICS[0], *PIXEL_METRICS[:2], *IMAGE_METRICS[1:], *PIXEL_METRICS[2:])
 AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
+METRIC_NAMES = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+    "image_ap": "image AP",
+    "image_f1max": "image F1-max",
+    "pixel_ap": "pixel AP",
+    "pixel_f1max": "pixel F1-max",
+    "image_auroc_sum": "image AUROC (sum)",
+    "image_auroc_max": "image AUROC (maximum)",
+}
 _AVERAGED = (
     *(*METRICS, *AUROC_OF_SCORE.values()),
     *("train_seconds", "eval_seconds", "images_per_second"),
