@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rd_jax.gallery import MAX_FPR, Evaluation, calibration_of
-from rd_jax.report import Row, write_bytes
+from rd_jax.report import Row, per_cent, write_bytes
 
 # In a page the colours are its variables, so that they suit its background, light or dark.
 INK, LINE, NORMAL, ANOMALOUS = "#1c2430", "#c9ced6", "#1f6fb2", "#c2410c"
@@ -76,7 +76,7 @@ def _roc(evaluation: Evaluation, row: Row) -> tuple[Figure, str] | None:
         ("pixel", evaluation.pixel_roc, ANOMALOUS),
     ):
         if len(points):
-            label = f"{name} AUROC {100 * row[f'{name}_auroc']:.2f} %"
+            label = f"{name} AUROC {per_cent(row, f'{name}_auroc')} %"
             axes.plot(*points.T, color=colour, label=label, linestyle="--" if says else "-")
             says.append(label)
     axes.legend(loc="lower right")
@@ -87,7 +87,7 @@ def _pro(evaluation: Evaluation, row: Row) -> tuple[Figure, str] | None:
     if not len(evaluation.pro):
         return None
     figure, axes = _axes("false-positive rate", "per-region overlap")
-    label = f"AUPRO {100 * row['aupro']:.2f} %"
+    label = f"AUPRO {per_cent(row, 'aupro')} %"
     axes.plot(*evaluation.pro.T, color=ANOMALOUS, label=label)
     axes.set(xlim=(0, MAX_FPR), ylim=(0, 1.02))
     axes.legend(loc="lower right")
