@@ -73,16 +73,15 @@ def _scale(evaluation: gallery.Evaluation, calibration: Calibration | None) -> s
     low, high = evaluation.map_range
     grey = np.full((8, 128, 3), 128, np.uint8)
     bar = overlay(grey, np.tile(np.linspace(0, 1, 128), (8, 1)), 0, 1)
-    source = {
-        "holdout": "what held-out normal images call for",
-        "train": "what the training images call for",
-        "": "median and maximum of these maps",
-    }[calibration.source if calibration else ""]
+    ends = ("the median of these maps", "their maximum")
+    if calibration:
+        normal = {"holdout": "held-out normal images", "train": "the training images"}
+        ends = (f"the median of {normal[calibration.source]}", "twice as far up as their maximum")
     pictures = "Image, anomaly map, mask" if len(evaluation.masks) else "Image, anomaly map"
     return (
-        f'<p class="muted">{pictures}. Map from {low:.3g} '
+        f'<p class="muted">{pictures}. Map: {low:.3g} ({ends[0]}) '
         f'<img class="scale" src="{_uri(bar, "PNG")}" alt="from no colour over blue to red"> '
-        f"to {high:.3g} ({source}).</p>"
+        f"{high:.3g} ({ends[1]}).</p>"
     )
 
 

@@ -35,7 +35,7 @@ def write_page(workdir: Path) -> None:
     found = results.read_results(workdir)
     trainings = list(_trainings(found, workdir))
     body = [
-        _protocol([training.row for training in trainings]),
+        _protocol(results.rows_of_categories(found, workdir)),
         _results_table(found, trainings),
         *(_section(i, training, workdir, len(trainings)) for i, training in enumerate(trainings)),
         _settings(trainings),
@@ -72,9 +72,10 @@ def _results_table(found: Mapping[str, Sequence[Row]], trainings: Sequence[_Trai
         cells = "".join(f"<td>{value}</td>" for value in values)
         lines.append(f'<tr class="{kind}"><th scope="row">{label}</th>{cells}</tr>')
 
-    for i, training in enumerate(trainings):
-        add(f'<a href="#training-{i}">{escape(training.name)}</a>', training.row, "")
     for category, rows in found.items():
+        for i, training in enumerate(trainings):
+            if training.row["category"] == category:
+                add(f'<a href="#training-{i}">{escape(training.name)}</a>', training.row, "")
         if len(rows) > 1:
             add(f"{escape(category)}, {len(rows)} seeds", results.over_seeds(rows), "summary")
     add("mean", results.mean_row(list(found.values())), "summary")

@@ -137,13 +137,10 @@ def write_results(workdir: Path) -> str:
     A category of several seeds gets its own results.json, too. Returns the Markdown text.
     """
     found = results.read_results(workdir)
-    rows = []
-    for name, seed_rows in found.items():
-        if results.has_seeds(seed_rows, workdir / name):
-            rows.append(results.over_seeds(seed_rows))
-            write_json(workdir / name / results.FILE, rows[-1])
-        else:
-            rows.extend(seed_rows)
+    rows = results.rows_of_categories(found, workdir)
+    for row in rows:
+        if "seeds" in row:
+            write_json(workdir / row["category"] / results.FILE, row)
     mean = results.mean_row(list(found.values()))
     write_json(workdir / results.FILE, {"categories": rows, "mean": mean})
     write_text(workdir / "results.csv", csv_table([*rows, mean]))

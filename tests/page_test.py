@@ -18,6 +18,7 @@ from tests.gallery_test import CALIBRATION, weave_split
 from tests.report_test import row
 
 SCRIPT = "</script><script>document.title = 'broken'</script>"
+CATEGORY = "<script>alert(1)<!--_and_a_name_that_is_longer_than_a_phone_is_wide"
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update"
@@ -72,7 +73,7 @@ def test_seeds_and_categories_have_rows_and_sections_of_their_own(tmp_path: Path
         add_results(tmp_path / "a" / f"seed_{seed}", "a", value, seed=seed, aupro=None)
         add_results(tmp_path / "b" / f"seed_{seed}", "b", seed=seed, aupro=None)
     append_row(tmp_path / "b" / "seed_1" / "metrics.jsonl", {"step": 1, "loss": 1.0})
-    write_page(tmp_path)
+    assert "mean ± standard deviation over the seeds" in text_of(tmp_path)
     lines = re.findall(r"<tr.*?</tr>", page_of(tmp_path))
     cells = [
         [re.sub("<.*?>", "", c) for c in re.findall(r"<t[hd].*?</t[hd]>", line)] for line in lines
@@ -80,8 +81,9 @@ def test_seeds_and_categories_have_rows_and_sections_of_their_own(tmp_path: Path
     assert cells[0][:3] == ["category", "image AUROC", "pixel AUROC"]
     assert "AUPRO" not in cells[0]
     assert [line[:2] for line in cells[1:8]] == [
-        ["a-seed_0", "50.00"], ["a-seed_1", "70.00"], ["b-seed_0", "90.00"], ["b-seed_1", "90.00"],
-        ["a, 2 seeds", "60.00 ± 14.14"], ["b, 2 seeds", "90.00 ± 0.00"], ["mean", "75.00 ± 7.07"],
+        ["a-seed_0", "50.00"], ["a-seed_1", "70.00"], ["a, 2 seeds", "60.00 ± 14.14"],
+        ["b-seed_0", "90.00"], ["b-seed_1", "90.00"], ["b, 2 seeds", "90.00 ± 0.00"],
+        ["mean", "75.00 ± 7.07"],
     ]  # fmt: skip
     targets = re.findall(r'<a href="#([^"]+)">', page_of(tmp_path))
     headings = re.findall(r'<h2 id="([^"]+)">([^<]+)</h2>', page_of(tmp_path))
@@ -182,7 +184,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     if not chromium or not driver:
         pytest.skip("no chromium and chromedriver (Debian: chromium, chromium-driver)")
     workdir = tmp_path_factory.mktemp("run")
-    add_training(workdir / "<script>alert(1)<!--", "<script>alert(1)<!--")
+    add_training(workdir / CATEGORY, CATEGORY)
     write_page(workdir)
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
@@ -200,7 +202,7 @@ def test_the_page_opens_without_an_error_and_shows_names_as_they_are(
 ) -> None:
     assert browser.get_log("browser") == []
     assert browser.title == "Reverse Distillation: run0"
-    assert browser.find_element(By.CSS_SELECTOR, "h2").text == "<script>alert(1)<!--"
+    assert browser.find_element(By.CSS_SELECTOR, "h2").text == CATEGORY
     captions = browser.find_elements(By.CSS_SELECTOR, ".gallery figcaption")
     assert len(captions) == 10
     assert all(SCRIPT in caption.text for caption in captions)
@@ -241,6 +243,9 @@ def test_nothing_overflows_sideways(browser: webdriver.Chrome, width: int, theme
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     assert browser.execute_script("return innerWidth") == width
     assert browser.execute_script("return document.scrollingElement.scrollWidth") <= width
+    first_figure = browser.find_element(By.CSS_SELECTOR, "tbody td").rect
+    assert first_figure["x"] + first_figure["width"] <= width
+    assert first_figure["height"] < 200
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 30)"}[theme]
     ink = browser.execute_script("return getComputedStyle(document.querySelector('svg text')).fill")
