@@ -91,7 +91,7 @@ def _nan_if_empty(curve: Roc, value: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(curve.is_sample) & (curve.num_normal > 0), value, jnp.nan)
 
 
-def _labelled_roc(scores: ArrayLike, labels: ArrayLike) -> Roc:
+def labelled_roc(scores: ArrayLike, labels: ArrayLike) -> Roc:
     """The curve of scores with labels, any shape; not a single sample if one is not finite."""
     scores, labels = jnp.ravel(scores).astype(jnp.float32), jnp.ravel(labels).astype(bool)
     if scores.shape != labels.shape:
@@ -107,19 +107,19 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     Both have any, but the same shape. Returns a float32 scalar; NaN if a class is empty or a
     score is not finite. Raises ValueError if the sizes differ. Equals sklearn's roc_auc_score.
     """
-    return area_under_roc(_labelled_roc(scores, labels))
+    return area_under_roc(labelled_roc(scores, labels))
 
 
 @jax.jit
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Average precision, with the conventions of `auroc`; sklearn's average_precision_score."""
-    return area_under_precision_recall(_labelled_roc(scores, labels))
+    return area_under_precision_recall(labelled_roc(scores, labels))
 
 
 @jax.jit
 def f1_max(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     """The largest F1 over all thresholds, with the conventions of `auroc`."""
-    return max_f1(_labelled_roc(scores, labels))
+    return max_f1(labelled_roc(scores, labels))
 
 
 def region_weights(masks: np.ndarray) -> np.ndarray:
@@ -143,7 +143,8 @@ def _padded(scores: np.ndarray) -> np.ndarray:
     return np.pad(scores, (0, -scores.size % step), constant_values=-np.inf)
 
 
-def _pixel_roc(maps: np.ndarray, masks: np.ndarray) -> Roc:
+def pixel_roc(maps: np.ndarray, masks: np.ndarray) -> Roc:
+    """The curve of the pixels of finite maps [N, H, W], those of masks [N, H, W] first."""
     if maps.shape != masks.shape:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} differ in shape")
     if not np.isfinite(maps).all():
@@ -167,7 +168,7 @@ def aupro(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> jax.Array:
     not finite. The regions are found on the host, so this does not trace under jit.
     """
     maps, masks = np.asarray(maps, np.float32), np.asarray(masks, bool)
-    return _region_area(_pixel_roc(maps, masks), masks, max_fpr)
+    return _region_area(pixel_roc(maps, masks), masks, max_fpr)
 
 
 def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -179,7 +180,7 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def pixel_metrics(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """AUROC, AUPRO to 0.3, average precision and F1-max of maps [N, H, W] with masks [N, H, W]."""
     masks = masks.astype(bool)
-    curve = _pixel_roc(maps, masks)
+    curve = pixel_roc(maps, masks)
     values = [
         area_under_roc(curve),
         _region_area(curve, masks, 0.3),

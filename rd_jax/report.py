@@ -1,5 +1,6 @@
 """Result files: one per category, and the table over all of them."""
 
+import contextlib
 import csv
 import io
 import json
@@ -13,17 +14,22 @@ from rd_jax import results
 from rd_jax.results import AUROC_OF_SCORE, METRICS, Row
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Writes a whole file or nothing: to a temporary name first, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing, as UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -37,18 +43,21 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
+def read_rows(path: Path) -> list[Row]:
+    """The whole lines of a file of JSON lines; none if there is no file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        # Half a line is of a run that was killed.
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def drop_rows_after(path: Path, step: int) -> None:
     """Keeps of a file of JSON lines the whole ones up to `step`, where a training goes on."""
-
-    def keep(line: str) -> bool:
-        try:
-            return json.loads(line)["step"] <= step
-        except ValueError:  # half a line, of a run that was killed
-            return False
-
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        write_text(path, "".join(f"{line}\n" for line in lines if keep(line)))
+        kept = (row for row in read_rows(path) if row["step"] <= step)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -128,13 +137,10 @@ def write_results(workdir: Path) -> str:
     A category of several seeds gets its own results.json, too. Returns the Markdown text.
     """
     found = results.read_results(workdir)
-    rows = []
-    for name, seed_rows in found.items():
-        if results.has_seeds(seed_rows, workdir / name):
-            rows.append(results.over_seeds(seed_rows))
-            write_json(workdir / name / results.FILE, rows[-1])
-        else:
-            rows.extend(seed_rows)
+    rows = results.rows_of_categories(found, workdir)
+    for row in rows:
+        if "seeds" in row:
+            write_json(workdir / row["category"] / results.FILE, row)
     mean = results.mean_row(list(found.values()))
     write_json(workdir / results.FILE, {"categories": rows, "mean": mean})
     write_text(workdir / "results.csv", csv_table([*rows, mean]))

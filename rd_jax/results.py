@@ -16,6 +16,17 @@ from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS
 FILE = "results.json"
 METRICS = (IMAGE_METRICS[0], *PIXEL_METRICS[:2], *IMAGE_METRICS[1:], *PIXEL_METRICS[2:])
 AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
+METRIC_NAMES = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+    "image_ap": "image AP",
+    "image_f1max": "image F1 max",
+    "pixel_ap": "pixel AP",
+    "pixel_f1max": "pixel F1 max",
+    "image_auroc_sum": "image AUROC (sum)",
+    "image_auroc_max": "image AUROC (maximum)",
+}
 _AVERAGED = (
     *(*METRICS, *AUROC_OF_SCORE.values()),
     *("train_seconds", "eval_seconds", "images_per_second"),
@@ -85,6 +96,14 @@ def read_results(workdir: Path) -> dict[str, list[dict[str, Any]]]:
 def has_seeds(rows: Sequence[Row], folder: Path) -> bool:
     """Whether these rows of a category come from folders seed_K."""
     return (folder / f"seed_{rows[0]['seed']}" / FILE).exists()
+
+
+def rows_of_categories(found: Mapping[str, Sequence[Row]], workdir: Path) -> list[Row]:
+    """One row for each category of what `read_results` found; `over_seeds` where it has seeds."""
+    rows: list[Row] = []
+    for name, seed_rows in found.items():
+        rows += [over_seeds(seed_rows)] if has_seeds(seed_rows, workdir / name) else seed_rows
+    return rows
 
 
 def _natural(path: Path) -> tuple[int, int, str]:
