@@ -101,6 +101,13 @@ def steps(folder: Path) -> list[int]:
         return sorted(manager.all_steps(), reverse=True)
 
 
+def trained_folders(workdir: Path) -> list[Path]:
+    """The folders in `workdir`, of categories and of seeds, that hold a complete checkpoint."""
+    patterns = (f"*/{FOLDER}", f"*/seed_*/{FOLDER}")
+    paths = (path for pattern in patterns for path in sorted(workdir.glob(pattern)))
+    return [path.parent for path in paths if steps(path)]
+
+
 def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any]:
     """The metadata and the items of one checkpoint. Raises DamagedCheckpointError."""
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore(), **items)

@@ -184,15 +184,9 @@ def _write_row(
 
 def _trained_folders(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[Path]:
     """The folders that hold a training, of category `name` and these seeds, or of all."""
-    found = [
-        path.parent
-        for pattern in (f"*/{checkpoint.FOLDER}", f"*/seed_*/{checkpoint.FOLDER}")
-        for path in sorted(workdir.glob(pattern))
-        if checkpoint.steps(path)
-    ]
     wanted = [
         folder
-        for folder in found
+        for folder in checkpoint.trained_folders(workdir)
         if name in ("", folder.relative_to(workdir).parts[0])
         and (not seeds or folder.name in {f"seed_{seed}" for seed in seeds})
     ]

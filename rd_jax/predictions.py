@@ -20,6 +20,7 @@ from rd_jax.config import Config
 from rd_jax.data.images import decode_image
 from rd_jax.errors import UserError
 from rd_jax.evaluate import Scorer, make_scorer, score_images
+from rd_jax.models.folding import fold_batch_norm
 from rd_jax.resume import check_teacher
 from rd_jax.weights import find_teacher
 
@@ -60,12 +61,7 @@ def find_training(workdir: Path) -> Path:
     """
     if (workdir / checkpoint.FOLDER).is_dir():
         return workdir
-    found = [
-        path.parent
-        for pattern in (f"*/{checkpoint.FOLDER}", f"*/seed_*/{checkpoint.FOLDER}")
-        for path in sorted(workdir.glob(pattern))
-        if checkpoint.load_metadata(path) is not None
-    ]
+    found = checkpoint.trained_folders(workdir)
     if not found:
         raise UserError(f"no checkpoint in {workdir}: set --workdir to the folder of a training")
     if len(found) > 1:
@@ -94,7 +90,8 @@ def load_model(training: Path, teacher_weights: str | None = None) -> Model:
     check_teacher(teacher, metadata, training)
     mesh = Mesh(np.array(jax.local_devices()), ("batch",))
     teacher_variables, student_variables = jax.device_put(
-        (teacher.variables, trained.student_variables), NamedSharding(mesh, PartitionSpec())
+        (teacher.variables, fold_batch_norm(trained.student_variables)),
+        NamedSharding(mesh, PartitionSpec()),
     )
     calibration = Calibration(**metadata["calibration"])
     return Model(config, make_scorer(config), teacher_variables, student_variables, calibration)
