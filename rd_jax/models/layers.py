@@ -34,8 +34,9 @@ def _convolve(
     height = (x_padded.shape[1] - kernel_height) // strides[0] + 1
     width = (x_padded.shape[2] - kernel_width) // strides[1] + 1
     is_pointwise = kernel_height * kernel_width == 1
-    is_small = x.shape[0] * height * width <= features
-    if jax.default_backend() != "cpu" or not (is_pointwise or is_small):
+    is_exported = not isinstance(x.shape[0], int)  # a symbolic batch: any size, any platform
+    is_small = not is_exported and x.shape[0] * height * width <= features
+    if is_exported or jax.default_backend() != "cpu" or not (is_pointwise or is_small):
         return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
 
     def seen_by(i: int, j: int) -> jax.Array:
