@@ -28,7 +28,9 @@ class Graph:
         self.nodes: list[dict[str, Any]] = []
         self.constants: dict[str, np.ndarray] = {}
 
-    def add(self, operator: str, *inputs: str | np.ndarray, name: str = "", **attributes: Any) -> str:
+    def add(
+        self, operator: str, *inputs: str | np.ndarray, name: str = "", **attributes: Any
+    ) -> str:
         """Adds a node; arrays become constants. Returns the name of its output."""
         name = name or f"{operator}_{len(self.nodes)}"
         names = []
@@ -92,7 +94,10 @@ def to_onnx(
             "rd_jax",
             [declared("images", TensorProto.UINT8, [size, size, 3])],
             [declared(name, *shape) for name, shape in shapes.items()],
-            [numpy_helper.from_array(np.ascontiguousarray(v), k) for k, v in graph.constants.items()],
+            [
+                numpy_helper.from_array(np.ascontiguousarray(v), k)
+                for k, v in graph.constants.items()
+            ],
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,

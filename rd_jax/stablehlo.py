@@ -1,6 +1,8 @@
 """The scorer as one StableHLO file for CPU, GPU and TPU, which needs JAX and none of this."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -28,17 +30,29 @@ def to_stablehlo(
     variables = jax.device_get((teacher_variables, student_variables))
 
     def scored(images: jax.Array) -> dict[str, jax.Array]:
-        # XLA would compute with constants while it compiles, for longer than the compilation
-        # itself; it does not look behind the barrier.
-        maps, scores = scorer(*lax.optimization_barrier(variables), images)
+        # XLA may compute with constants while it compiles, for minutes; not behind the barrier.
+        teacher, student = lax.optimization_barrier(variables)
+        maps, scores = scorer(teacher, student, images)
         outputs = {"map": maps, "score": scores}
         return outputs if threshold is None else outputs | {"anomalous": scores > threshold}
 
     (batch,) = export.symbolic_shape("batch")
     size = config.image_size
     # By default GPUs and TPUs round what they multiply: a threshold would mean something else.
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), _without_source_lines():
         exported = export.export(jax.jit(scored), platforms=PLATFORMS)(
             jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
         )
-    return bytes(exported.serialize())
+        return bytes(exported.serialize())
+
+
+@contextmanager
+def _without_source_lines() -> Iterator[None]:
+    """Keeps this machine's paths out: the same scorer gives the same file everywhere."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
