@@ -18,6 +18,7 @@ from rd_jax.models.resnet import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from rd_jax.score import blur_matrix, upsampling_matrix
 
 OPSET, IR_VERSION = 18, 8  # of 2022: runtimes need not be new
+FLOAT = 1  # onnx.TensorProto.FLOAT; the package is optional
 
 
 class Graph:
@@ -75,8 +76,8 @@ def to_onnx(
 
     size = config.image_size
     shapes: dict[str, tuple[int, list[int]]] = {
-        "map": (TensorProto.FLOAT, [size, size]),
-        "score": (TensorProto.FLOAT, []),
+        "map": (FLOAT, [size, size]),
+        "score": (FLOAT, []),
     }
     joined = join_variables(config.bottleneck, teacher_variables, student_variables)
     graph = Graph(_by_name("teacher/", teacher_variables) | _by_name("", joined))
@@ -117,10 +118,10 @@ def _score(graph: Graph, config: Config) -> None:
     size = config.image_size
     teacher = _teacher(graph, _scaled(graph, config.normalize), config.backbone)
     embedding = _bottleneck(graph, teacher, config.backbone, config.bottleneck)
-    student = _student(graph, embedding, config.backbone)
+    student = _student(graph, embedding, config.backbone, min(config.scales))
     maps = []
     for scale in config.scales:
-        distance = _cosine_distance(graph, teacher[scale - 1], student[scale - 1])
+        distance = _cosine_distance(graph, teacher[scale], student[scale])
         upsampling = upsampling_matrix(size, size // 2 ** (scale + 1))
         matrix = _float32(blur_matrix(size, config.blur_sigma) @ upsampling)
         maps.append(graph.add("MatMul", graph.add("MatMul", matrix, distance), matrix.T))
@@ -132,7 +133,7 @@ def _score(graph: Graph, config: Config) -> None:
 def _scaled(graph: Graph, normalize: bool) -> str:
     """As `config.input_scaling`, with the channels brought to the front."""
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,), (1.0,))
-    x = graph.add("CastLike", graph.add("Transpose", "images", perm=[0, 3, 1, 2]), _float32(0))
+    x = graph.add("Transpose", graph.add("Cast", "images", to=FLOAT), perm=[0, 3, 1, 2])
     x = graph.add("Sub", x, 255 * _float32(mean).reshape(-1, 1, 1))
     return graph.add("Div", x, 255 * _float32(std).reshape(-1, 1, 1))
 
@@ -148,39 +149,39 @@ def _cosine_distance(graph: Graph, a: str, b: str) -> str:
     return graph.add("Sub", _float32(1), graph.add("Div", dot(a, b), norms))
 
 
-def _teacher(graph: Graph, x: str, backbone: str) -> list[str]:
-    """As `models.Teacher`: the features, shallow to deep."""
+def _teacher(graph: Graph, x: str, backbone: str) -> dict[int, str]:
+    """As `models.Teacher`: the feature of each scale."""
     x = graph.add("Relu", graph.norm(graph.conv(x, "teacher/conv1", "down"), "teacher/bn1"))
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    features = []
-    for i in range(3):
-        num_blocks = BACKBONES[backbone].stage_sizes[i]
-        x = _stage(graph, x, f"teacher/layer{i + 1}", num_blocks, "down" if i else "same")
-        features.append(x)
+    features = {}
+    for scale in (1, 2, 3):
+        num_blocks = BACKBONES[backbone].stage_sizes[scale - 1]
+        resize: Resize = "same" if scale == 1 else "down"
+        features[scale] = x = _stage(graph, x, f"teacher/layer{scale}", num_blocks, resize)
     return features
 
 
-def _bottleneck(graph: Graph, features: list[str], backbone: str, kind: Kind) -> str:
+def _bottleneck(graph: Graph, features: dict[int, str], backbone: str, kind: Kind) -> str:
     """As `models.Bottleneck`: the embedding."""
 
     def halve(x: str, i: int) -> str:
         x = graph.norm(graph.conv(x, f"bottleneck/conv{i}", "down"), f"bottleneck/bn{i}")
         return graph.add("Relu", x)
 
-    shallow, middle, fused = features
+    fused = features[3]
     if kind == "mff_oce":
-        fused = graph.add("Concat", halve(halve(shallow, 1), 2), halve(middle, 3), fused, axis=1)
+        shallow, middle = halve(halve(features[1], 1), 2), halve(features[2], 3)
+        fused = graph.add("Concat", shallow, middle, fused, axis=1)
     name = "bottleneck/layer4" if kind == "pre" else "bottleneck/bn_layer"
     return _stage(graph, fused, name, BACKBONES[backbone].stage_sizes[3], "down")
 
 
-def _student(graph: Graph, x: str, backbone: str) -> list[str]:
-    """As `models.Student`: the features, shallow to deep."""
-    features: list[str] = []
-    for i in range(3):
-        num_blocks = BACKBONES[backbone].stage_sizes[i]
-        x = _stage(graph, x, f"student/layer{i + 1}", num_blocks, "up")
-        features.insert(0, x)
+def _student(graph: Graph, x: str, backbone: str, shallowest: int) -> dict[int, str]:
+    """As `models.Student`: the feature of each scale from the deepest to the last one needed."""
+    features = {}
+    for scale in range(3, shallowest - 1, -1):
+        num_blocks = BACKBONES[backbone].stage_sizes[3 - scale]
+        features[scale] = x = _stage(graph, x, f"student/layer{4 - scale}", num_blocks, "up")
     return features
 
 
