@@ -22,7 +22,7 @@ def to_stablehlo(
 
     It takes uint8 images [B, S, S, 3], S = config.image_size, any B, and returns a dict of "map"
     float32 [B, S, S], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score
-    is above it. JAX reads such a file for six months of its releases, at least.
+    is above it. JAX's releases of the next six months read the file, at least; needs flatbuffers.
     """
     config = copy.deepcopy(config)
     config.dtype = "float32"  # "auto" would depend on the machine that exports
@@ -30,7 +30,7 @@ def to_stablehlo(
     variables = jax.device_get((teacher_variables, student_variables))
 
     def scored(images: jax.Array) -> dict[str, jax.Array]:
-        # XLA may compute with constants while it compiles, for minutes; not behind the barrier.
+        # Constants invite XLA to compute with them while it compiles; not those behind a barrier.
         teacher, student = lax.optimization_barrier(variables)
         maps, scores = scorer(teacher, student, images)
         outputs = {"map": maps, "score": scores}
