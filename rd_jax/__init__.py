@@ -6,7 +6,9 @@ from rd_jax.evaluate import make_scorer
 from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
 from rd_jax.metrics import aupro, auroc
 from rd_jax.models import normalize
+from rd_jax.onnx_graph import to_onnx
 from rd_jax.score import anomaly_map, image_score
+from rd_jax.stablehlo import to_stablehlo
 from rd_jax.train import TrainState, create_train_state, make_train_step
 from rd_jax.weights import load_teacher
 
@@ -26,4 +28,6 @@ __all__ = [
     "normalize",
     "per_position_cosine_loss",
     "restore",
+    "to_onnx",
+    "to_stablehlo",
 ]

@@ -1,6 +1,7 @@
 """Orbax checkpoints of what learns, with the config and the teacher's name and hash."""
 
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from rd_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 
@@ -139,6 +142,16 @@ def _damaged(folder: Path, step: int, reason: str) -> str:
 def load_metadata(folder: Path, step: int) -> dict[str, Any]:
     """The metadata of a checkpoint. Raises DamagedCheckpointError."""
     return _restore(folder, step)[0]
+
+
+def latest_metadata(folder: Path) -> dict[str, Any] | None:
+    """The metadata of the latest checkpoint in `folder` in which it can be read, if any."""
+    for step in steps(folder):
+        try:
+            return load_metadata(folder, step)
+        except DamagedCheckpointError as error:
+            logger.warning("%s", error)
+    return None
 
 
 def load(folder: Path, step: int) -> Checkpoint:

@@ -168,6 +168,32 @@ def metrics_of(
     return {name: _defined(metrics.get(name)) for name in names}
 
 
+def metrics_at(
+    threshold: float | None, scores: np.ndarray, labels: np.ndarray
+) -> dict[str, float | None]:
+    """Precision, recall and F1 of calling images with scores [N] above the threshold anomalous.
+
+    None without a threshold, and where they are not defined: precision if no image is called
+    anomalous, recall and F1 if none is (`labels` bool [N]).
+    """
+    names = ("image_precision", "image_recall", "image_f1")
+    if threshold is None:
+        return dict.fromkeys(names)
+    called = scores > threshold
+    hits, num_called, num_anomalous = (int(x.sum()) for x in (called & labels, called, labels))
+    return dict(
+        zip(
+            names,
+            (
+                hits / num_called if num_called else None,
+                hits / num_anomalous if num_anomalous else None,
+                2 * hits / (num_called + num_anomalous) if num_anomalous else None,
+            ),
+            strict=True,
+        )
+    )
+
+
 def evaluate(
     scorer: Scorer,
     teacher_variables: Any,

@@ -11,11 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rd_jax import checkpoint, report, results
-from rd_jax.config import Config, compute_dtype, validate
+from rd_jax import checkpoint, gallery, page, report, results
+from rd_jax.calibration import Calibration
+from rd_jax.config import Config, as_dict, compute_dtype, validate
 from rd_jax.data import Split
 from rd_jax.errors import UserError
-from rd_jax.evaluate import SCORER_FIELDS, Scorer, evaluate, make_scorer
+from rd_jax.evaluate import (
+    SCORER_FIELDS,
+    Scorer,
+    evaluate,
+    make_scorer,
+    metrics_at,
+    metrics_of,
+    score_images,
+)
 from rd_jax.resume import EVALUATION_FIELDS, check_teacher
 from rd_jax.splits import chosen_name, load_split
 from rd_jax.weights import LoadedTeacher, find_teacher, load_rd4ad
@@ -52,7 +61,7 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
         split = load_split(config, folder.relative_to(workdir).parts[0])
         scorer = partial(scorers.__getitem__, scored_by)
         evaluate_trained(config, split, teachers[source], trained, scorer, folder)
-    return report.write_results(workdir)
+    return write_summaries(workdir)
 
 
 def evaluate_rd4ad(config: Config, workdir: Path) -> str:
@@ -81,8 +90,8 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     facts = dict.fromkeys(("loss", "seed", "num_epochs", "num_steps", "last_step"))
     timing = dict.fromkeys(("train_seconds", "images_per_second"))
     teacher, scorer = teacher_of(config), make_scorer(config)
-    _write_row(config, split, teacher, variables, scorer, folder, {**facts, **timing})
-    return report.write_results(workdir)
+    _write(config, split, teacher, variables, scorer, folder, {**facts, **timing}, None)
+    return write_summaries(workdir)
 
 
 def teacher_of(config: Config) -> LoadedTeacher:
@@ -126,16 +135,40 @@ def evaluate_trained(
         "last_step": trained.metadata["last_step"],
         **trained.metadata["timing"],
     }
-    if _what_was_evaluated(config, split, teacher, facts).items() <= _read_row(folder).items():
+    calibration = _calibration(config, trained.metadata)
+    expected = _what_was_evaluated(config, split, teacher, facts, calibration)
+    if (folder / gallery.FILE).exists() and expected.items() <= _read_row(folder).items():
         logger.info("%s: evaluated already, in %s", split.name, folder / results.FILE)
         return
-    _write_row(config, split, teacher, trained.student_variables, scorer(), folder, facts)
+    variables = trained.student_variables
+    _write(config, split, teacher, variables, scorer(), folder, facts, calibration)
+
+
+def write_summaries(workdir: Path) -> str:
+    """Writes the tables and the page over all that `workdir` holds; returns the former."""
+    text = report.write_results(workdir)
+    page.write_page(workdir)
+    return text
+
+
+def _calibration(config: Config, saved: Mapping[str, Any]) -> Calibration | None:
+    """What the training kept, if it is finished and scores as it did then."""
+    fields = (*SCORER_FIELDS, "image_size")
+    now, then = as_dict(config), saved["config"]
+    if saved["calibration"] is None or any(now[name] != then[name] for name in fields):
+        return None
+    return Calibration(**saved["calibration"])
 
 
 def _what_was_evaluated(
-    config: Config, split: Split, teacher: LoadedTeacher, facts_of_training: Mapping[str, Any]
+    config: Config,
+    split: Split,
+    teacher: LoadedTeacher,
+    facts_of_training: Mapping[str, Any],
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
     """All that the figures depend on, and how they came about."""
+    has_threshold = calibration is not None and calibration.source == "holdout"
     return {
         "category": split.name,
         "test_sha256": split.test_sha256,
@@ -150,6 +183,11 @@ def _what_was_evaluated(
         "image_score": config.image_score,
         "blur_sigma": config.blur_sigma,
         "dtype": jnp.dtype(compute_dtype(config)).name,
+        "holdout": config.holdout,
+        "num_held_out": calibration.num_images if calibration and has_threshold else 0,
+        "false_positive_rate": config.false_positive_rate if has_threshold else None,
+        "image_threshold": calibration and calibration.image_threshold,
+        "pixel_threshold": calibration and calibration.pixel_threshold,
         **facts_of_training,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
@@ -163,7 +201,7 @@ def _read_row(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _write_row(
+def _write(
     config: Config,
     split: Split,
     teacher: LoadedTeacher,
@@ -171,14 +209,22 @@ def _write_row(
     scorer: Scorer,
     folder: Path,
     facts_of_training: Mapping[str, Any],
+    calibration: Calibration | None,
 ) -> None:
+    """Evaluates, and writes what the page needs and, when that is there, results.json."""
     start = time.perf_counter()
-    metrics = evaluate_split(config, split, teacher, student_variables, scorer)
+    maps, scores = score_images(
+        scorer, teacher.variables, student_variables, split.test, config.batch_size
+    )
+    metrics = metrics_of(maps, scores, split.labels, split.masks)
+    threshold = calibration and calibration.image_threshold
     row = {
-        **_what_was_evaluated(config, split, teacher, facts_of_training),
+        **_what_was_evaluated(config, split, teacher, facts_of_training, calibration),
         **metrics,
+        **metrics_at(threshold, scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
     }
+    gallery.write_evaluation(folder, split, maps, scores, calibration)
     report.write_json(folder / results.FILE, row)
 
 

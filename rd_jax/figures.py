@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rd_jax.files import write_whole
 from rd_jax.gallery import MAX_FPR, Evaluation, calibration_of
-from rd_jax.report import Row, per_cent, write_bytes
+from rd_jax.report import Row, per_cent
 
 # In a page the colours are its variables, so that they suit its background, light or dark.
 INK, LINE, NORMAL, ANOMALOUS = "#1c2430", "#c9ced6", "#1f6fb2", "#c2410c"
@@ -140,7 +141,7 @@ def write_figures(figures: Mapping[str, tuple[Figure, str]], stem: Path) -> None
             file = io.BytesIO()
             with rc_context(_STYLE | {"savefig.transparent": False}):
                 figure.savefig(file, format=suffix, **options)
-            write_bytes(stem.with_name(f"{stem.name}-{name}.{suffix}"), file.getvalue())
+            write_whole(stem.with_name(f"{stem.name}-{name}.{suffix}"), file.getvalue())
 
 
 def inline_svg(figure: Figure, prefix: str) -> str:

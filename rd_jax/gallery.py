@@ -12,9 +12,9 @@ from rd_jax.calibration import Calibration
 from rd_jax.curves import curve_points, thinned, up_to
 from rd_jax.data import Split
 from rd_jax.data.images import resized
+from rd_jax.files import write_whole
 from rd_jax.heatmap import resized_map, strength
 from rd_jax.metrics import labelled_roc, pixel_roc, region_weights
-from rd_jax.report import write_bytes
 
 FILE = "evaluation.npz"
 MAX_FPR = 0.3  # of the PRO curve, as of the metric
@@ -93,7 +93,7 @@ def write_evaluation(
     )
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **evaluation._asdict())
-    write_bytes(folder / FILE, file.getvalue())
+    write_whole(folder / FILE, file.getvalue())
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:

@@ -12,6 +12,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from rd_jax import cards, checkpoint, figures, gallery, report, results
+from rd_jax.files import write_whole
 from rd_jax.results import METRIC_NAMES, Row
 
 FILE = "report.html"
@@ -44,7 +45,7 @@ def write_page(workdir: Path) -> None:
     title = f"Reverse Distillation: {escape(workdir.resolve().name)}"
     page = Template(template).substitute(title=title, body="\n".join(body))
     # A file's name may hold bytes that are no text.
-    report.write_bytes(workdir / FILE, page.encode(errors="replace"))
+    write_whole(workdir / FILE, page.encode(errors="replace"))
 
 
 def _trainings(found: Mapping[str, Sequence[Row]], workdir: Path) -> Iterator[_Training]:
@@ -125,7 +126,7 @@ def _settings(trainings: Sequence[_Training]) -> str:
     """Configs and facts of all trainings, and the versions that wrote this page."""
     values: dict[str, list[Any]] = {}
     for training in trainings:
-        metadata = checkpoint.load_metadata(training.folder / checkpoint.FOLDER)
+        metadata = checkpoint.latest_metadata(training.folder / checkpoint.FOLDER)
         # What was evaluated with, if it is not what was trained with.
         settings = (metadata["config"] if metadata else {}) | dict(training.row)
         for name, value in settings.items():

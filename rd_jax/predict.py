@@ -21,10 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
+from rd_jax.command_line import Parser
 from rd_jax.compilation import keep_compiled_programs
 from rd_jax.errors import UserError
 from rd_jax.inputs import Input, find_inputs
@@ -100,13 +100,8 @@ def _summary(counts: Counter[str]) -> str:
     return text + (f"; {counts['failed']} could not be read" if counts["failed"] else "")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         "python -m rd_jax.predict",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

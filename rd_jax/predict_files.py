@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import FileIO
@@ -16,7 +14,7 @@ from PIL import Image
 
 from rd_jax.calibration import Calibration
 from rd_jax.data.images import read_image
-from rd_jax.errors import UserError
+from rd_jax.files import write_whole, writing
 from rd_jax.heatmap import overlay, resized_map
 from rd_jax.predictions import Prediction, Unreadable, attempt
 
@@ -44,7 +42,7 @@ def tables(folder: Path) -> Iterator[Callable[[Row], None]]:
     if the disk is full, and leaves whole rows.
     """
     with ExitStack() as opened:
-        with _writing(folder):
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             csv_file, jsonl_file = (
                 opened.enter_context(open(folder / f"predictions.{suffix}", "wb", buffering=0))
@@ -63,7 +61,7 @@ def write_scale(outputs: Outputs) -> None:
     """Says beside maps of 16 bits how to get their values back."""
     if outputs.maps == "png16":
         scale = {"value": "pixel * scale", "scale": outputs.map_limit / 65535}
-        _write_whole(outputs.folder / "maps" / "scale.json", json.dumps(scale).encode() + b"\n")
+        write_whole(outputs.folder / "maps" / "scale.json", json.dumps(scale).encode() + b"\n")
 
 
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:
@@ -101,7 +99,7 @@ def _write_images(
         mask = resized_map(anomaly_map, width, height) > outputs.calibration.pixel_threshold
         files["mask"] = (f"masks/{name}.png", _png(mask.astype(np.uint8) * np.uint8(255)))
     for path, content in files.values():
-        _write_whole(outputs.folder / path, content)
+        write_whole(outputs.folder / path, content)
     return {column: path for column, (path, _) in files.items()}
 
 
@@ -124,18 +122,10 @@ def _csv_line(values: Any) -> bytes:
     return line.getvalue().encode("utf-8", "surrogateescape")  # file names may be any bytes
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
 def _append(file: FileIO, content: bytes) -> None:
     """Appends all of it, or nothing."""
     start = file.tell()
-    with _writing(Path(str(file.name))):
+    with writing(Path(str(file.name))):
         try:
             while content:
                 content = content[file.write(content) :]
@@ -143,17 +133,3 @@ def _append(file: FileIO, content: bytes) -> None:
             file.seek(start)
             file.truncate()
             raise
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a whole file or nothing: to a temporary name first, then renamed."""
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with open(handle, "wb") as file:
-                file.write(content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)

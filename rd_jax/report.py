@@ -4,32 +4,18 @@ import contextlib
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rd_jax import results
+from rd_jax.files import write_whole, writing
 from rd_jax.results import AUROC_OF_SCORE, METRICS, Row
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a whole file or nothing: to a temporary name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing, as UTF-8."""
-    write_bytes(path, text.encode())
+    write_whole(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -39,7 +25,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_row(path: Path, row: Row) -> None:
     """Appends one JSON line; NaN is not allowed."""
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
@@ -103,6 +89,10 @@ def protocol(rows: Sequence[Row]) -> str:
     if trained:
         seeds = sorted({seed for row in trained for seed in row.get("seeds", [row.get("seed")])})
         epochs, losses = ({str(row[name]) for row in trained} for name in ("num_epochs", "loss"))
+        if any(row["num_held_out"] for row in trained):
+            text += f", hold-out {values('holdout')} of the training images for the thresholds"
+        else:
+            text += ", no hold-out"
         text += (
             f", {', '.join(sorted(epochs))} epochs, loss {', '.join(sorted(losses))}, "
             f"seed {', '.join(map(str, seeds))}"

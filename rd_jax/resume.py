@@ -61,7 +61,7 @@ def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path
         raise UserError(
             f"the checkpoint in {folder} was trained with the teacher weights "
             f"{saved['teacher_weights']} (sha256 {saved['teacher_sha256'][:12]}...), not with "
-            f"{teacher.weights} ({teacher.sha256[:12]}...): set --config.teacher_weights"
+            f"{teacher.weights} ({teacher.sha256[:12]}...): set teacher_weights"
         )
 
 
@@ -74,7 +74,7 @@ def check_same_training(
     than the seed.
     """
     for path in [folder, *sorted(folder.glob("seed_*"))]:
-        saved = _latest_readable_metadata(path / checkpoint.FOLDER)
+        saved = checkpoint.latest_metadata(path / checkpoint.FOLDER)
         if saved is None:
             continue
         check_teacher(teacher, saved, path)
@@ -93,15 +93,6 @@ def check_same_training(
                 f"{path} was trained with other training images than are there now; choose "
                 "another --workdir, or start anew with --restart"
             )
-
-
-def _latest_readable_metadata(checkpoints: Path) -> Mapping[str, Any] | None:
-    for step in checkpoint.steps(checkpoints):
-        try:
-            return checkpoint.load_metadata(checkpoints, step)
-        except checkpoint.DamagedCheckpointError as error:
-            logger.warning("%s", error)
-    return None
 
 
 def initial_state(config: Config, folder: Path) -> tuple[TrainState, Mapping[str, float | None]]:

@@ -17,7 +17,7 @@ from rd_jax.config import Config, as_dict, validate
 from rd_jax.data import Split
 from rd_jax.errors import UserError
 from rd_jax.evaluate import Scorer, compile_scorer, score_images
-from rd_jax.evaluate_run import evaluate_split, evaluate_trained, teacher_of
+from rd_jax.evaluate_run import evaluate_split, evaluate_trained, teacher_of, write_summaries
 from rd_jax.interruption import Interrupted, deferred
 from rd_jax.progress import Clock, Diverged, followed
 from rd_jax.resume import check_same_training, initial_state, moved_aside, trainings
@@ -100,7 +100,7 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
             evaluate_trained(
                 task.config, task.split, teacher, trained, programs.scorer.result, task.folder
             )
-    return report.write_results(workdir)
+    return write_summaries(workdir)
 
 
 def _compile(compiler: ThreadPoolExecutor, config: Config, teacher: LoadedTeacher) -> Programs:

@@ -13,6 +13,9 @@ from rd_jax.models.layers import BasicBlock
 from rd_jax.models.resnet import Backbone
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Tiny networks compile twice as fast, and run in no time anyway.
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of the processes that tests start
 _CACHE = tempfile.TemporaryDirectory(prefix="rd_jax_tests_")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["HF_HOME"] = _CACHE.name

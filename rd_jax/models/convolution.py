@@ -22,12 +22,13 @@ def convolve(
     above all their gradients), and Winograd's algorithm up to twice as fast for other 3x3 kernels,
     but not with their gradients.
     """
+    is_exported = not isinstance(x.shape[0], int)  # a symbolic batch: any size, any platform
+    if jax.default_backend() != "cpu" or is_exported:
+        return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
     height, width, _, features = kernel.shape
     num_positions = x.shape[0] * (x.shape[1] // strides[0]) * (x.shape[2] // strides[1])
     is_pointwise = (height, width) == (1, 1)
     is_even_3x3 = (height, width) == (3, 3) and x.shape[1] % 2 == x.shape[2] % 2 == 0
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
     if is_pointwise or num_positions <= features:
         return _product_of_patches(x, kernel, strides, padding)
     if is_even_3x3 and tuple(strides) == (1, 1) and tuple(padding) == ((1, 1), (1, 1)):

@@ -1,0 +1,106 @@
+"""Writes a trained scorer as one file that runs without rd_jax.
+
+python -m rd_jax.export --workdir DIR[/CATEGORY] --output FILE.{stablehlo,onnx}
+    [--teacher_weights=FILE]
+
+The file takes uint8 RGB images [B, S, S, 3], any number B of the size S trained with, and gives
+map [B, S, S] and score [B] (float32) and, if the training held images out to set a threshold
+with, anomalous [B] (bool). FILE.stablehlo is read by jax.export.deserialize, on CPU, GPU and TPU;
+FILE.onnx by ONNX Runtime.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rd_jax import checkpoint
+from rd_jax.calibration import Calibration
+from rd_jax.command_line import Parser
+from rd_jax.errors import UserError
+from rd_jax.evaluate_run import teacher_of
+from rd_jax.files import write_whole
+from rd_jax.onnx_graph import to_onnx
+from rd_jax.predictions import find_training
+from rd_jax.progress import log_to_stderr
+from rd_jax.resume import check_teacher
+from rd_jax.stablehlo import to_stablehlo
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags, exports, says what the file takes and gives; returns the exit code."""
+    log_to_stderr()
+    try:
+        flags = _parse(argv)
+        print(export(flags.workdir, flags.output, flags.teacher_weights))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def export(training: Path, output: Path, teacher_weights: str | None = None) -> str:
+    """Writes what the one training in this folder learnt to `output`; returns a description.
+
+    The suffix of `output` says how. `teacher_weights`, as of `load_teacher`, says where the
+    teacher's weights are by now, if not where they were. Raises UserError if there is no
+    checkpoint, if the teacher is not the one trained with, or if `output` cannot be written.
+    """
+    if output.suffix not in FORMATS:
+        raise UserError(f"--output {output}: its suffix must be one of {', '.join(FORMATS)}")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    trained = checkpoint.load_trained(find_training(training))
+    config = checkpoint.config_of(trained.metadata)
+    config.teacher_weights = teacher_weights or config.teacher_weights
+    teacher = teacher_of(config)
+    check_teacher(teacher, trained.metadata, training)
+    last_step = trained.metadata["last_step"]
+    if trained.step < last_step:
+        logger.warning("UNFINISHED training: exported is step %d of %d", trained.step, last_step)
+    calibration = trained.metadata.get("calibration")
+    threshold = Calibration(**calibration).image_threshold if calibration else None
+    write_whole(
+        output,
+        FORMATS[output.suffix](config, teacher.variables, trained.student_variables, threshold),
+    )
+    size = config.image_size
+    verdict = (
+        f"anomalous [B] (score > {threshold:.6g})"
+        if threshold is not None
+        else "no verdict, as there is no threshold (train with --config.holdout=0.1)"
+    )
+    return (
+        f"{output}: images uint8 [B, {size}, {size}, 3] -> map [B, {size}, {size}], score [B], "
+        f"{verdict}"
+    )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        "python -m rd_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    def path(text: str) -> Path:
+        return Path(text).expanduser()
+
+    add = parser.add_argument
+    add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
+    add("--output", required=True, type=path, help="the file to write")
+    add("--teacher_weights", help="where they are, if not where they were in training")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

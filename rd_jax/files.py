@@ -1,0 +1,38 @@
+"""Writing files: whole ones or none."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rd_jax.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError inside into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        hint = ": free some space; nothing that was there is lost"
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise UserError(f"cannot write {path} ({error.strerror}){hint * is_full}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes the whole file or nothing: under a temporary name first, then renamed.
+
+    Makes the folder if there is none. Raises UserError if it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".rd_jax-")
+        try:
+            with open(handle, "wb") as file:
+                file.write(content)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
