@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -115,7 +116,7 @@ def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any
     """The metadata and the items of one checkpoint. Raises DamagedCheckpointError."""
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore(), **items)
     try:
-        with _manager(folder, read_only=True) as manager:
+        with _manager(folder, read_only=True) as manager, _quiet_about_reads_given_up():
             restored = manager.restore(step, args=args)
         metadata = dict(restored.metadata)
         checksums = metadata.pop("checksums")
@@ -130,6 +131,20 @@ def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any
             reason = f"{name} differs from its checksum"
             raise DamagedCheckpointError(_damaged(folder, step, reason))
     return metadata, restored
+
+
+@contextmanager
+def _quiet_about_reads_given_up() -> Iterator[None]:
+    """Orbax leaves other reads behind when one fails; what they complain of is no concern."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = before  # not after a failure: they may come late
 
 
 def _damaged(folder: Path, step: int, reason: str) -> str:

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from rd_jax.models import BACKBONES
-from rd_jax.models.layers import BasicBlock
+from rd_jax.models.layers import BasicBlock, BottleneckBlock
 from rd_jax.models.resnet import Backbone
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -22,6 +22,7 @@ os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 BACKBONES["tiny"] = Backbone(BasicBlock, (1, 1, 1, 1), planes=8)
+BACKBONES["tiny50"] = Backbone(BottleneckBlock, (2, 1, 1, 1), base_width=128, planes=4)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

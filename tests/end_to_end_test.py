@@ -120,6 +120,7 @@ def test_training_goes_on_where_it_was_interrupted(
 ) -> None:
     workdir = shutil.copytree(trained, tmp_path / "copy")
     expected = results(workdir, "weave")
+    untouched = (workdir / "cloth" / "results.json").stat().st_mtime_ns
     shutil.rmtree(workdir / "weave" / "checkpoints" / "3")  # back to the end of epoch 1
     (workdir / "weave" / "results.json").unlink()
     done = run(
@@ -128,7 +129,9 @@ def test_training_goes_on_where_it_was_interrupted(
     )
     assert done.returncode == 0, done.stderr
     assert "weave: 6 images, steps 2 to 3" in done.stderr
-    assert "cloth: 6 images, steps 3 to 3" in done.stderr
+    assert "cloth: trained already, step 3 of 3" in done.stderr
+    assert "cloth: evaluated already" in done.stderr
+    assert (workdir / "cloth" / "results.json").stat().st_mtime_ns == untouched
     row = results(workdir, "weave")
     assert {name: row[name] for name in METRICS} == {name: expected[name] for name in METRICS}
     logged = (workdir / "weave" / "metrics.jsonl").read_text().splitlines()

@@ -19,14 +19,9 @@ import pytest
 from rd_jax import checkpoint, create_train_state, export, load_teacher, make_scorer
 from rd_jax.calibration import calibrate
 from rd_jax.config import as_dict
-from rd_jax.models import BACKBONES
-from rd_jax.models.layers import BottleneckBlock
-from rd_jax.models.resnet import Backbone
 from rd_jax.onnx_graph import to_onnx
 from rd_jax.stablehlo import to_stablehlo
 from rd_jax.weights import teacher_sha256
-
-BACKBONES["tiny50"] = Backbone(BottleneckBlock, (2, 1, 1, 1), base_width=128, planes=4)
 
 STABLEHLO_EXAMPLE = """
 import jax
