@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rd_jax import hosts
 from rd_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,14 +42,26 @@ def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     )
 
 
+def _reader(folder: Path) -> ocp.CheckpointManager:
+    """Of several processes, each reads for itself, when it likes."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader-{own}"
+    )
+    several = jax.process_count() > 1
+    options = {"multiprocessing_options": alone} if several else {}
+    return _manager(folder, read_only=True, **options)
+
+
 @contextmanager
 def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]], None]]:
     """A function save(step, student_variables, opt_state, metadata) for trees of numpy arrays.
 
     It returns while the checkpoint is still being written, once the one before is complete; all
-    are complete when the context ends. The two latest are kept.
+    are complete when the context ends. The two latest are kept. Several processes save together.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    hosts.wait_for_all("checkpoints read")
     with _manager(folder, max_to_keep=2, cleanup_tmp_directories=True) as manager:
 
         def save(
@@ -101,7 +114,7 @@ def steps(folder: Path) -> list[int]:
     """The steps of the complete checkpoints in `folder`, latest first."""
     if not folder.is_dir():
         return []
-    with _manager(folder, read_only=True) as manager:
+    with _reader(folder) as manager:
         return sorted(manager.all_steps(), reverse=True)
 
 
@@ -116,7 +129,7 @@ def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any
     """The metadata and the items of one checkpoint. Raises DamagedCheckpointError."""
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore(), **items)
     try:
-        with _manager(folder, read_only=True) as manager, _quiet_about_reads_given_up():
+        with _reader(folder) as manager, _quiet_about_reads_given_up():
             restored = manager.restore(step, args=args)
         metadata = dict(restored.metadata)
         checksums = metadata.pop("checksums")

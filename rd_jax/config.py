@@ -82,7 +82,7 @@ _RULES = {
         lambda value: _is_integer(value) and value > 0 and value % 32 == 0,
         "a positive multiple of 32",
     ),
-    "backbone": _one_of(*BACKBONES),
+    "backbone": _Rule(lambda value: value in BACKBONES, "one of " + ", ".join(BACKBONES)),
     "teacher_weights": _NAME,
     "normalize": _BOOLEAN,
     "bottleneck": _one_of(*get_args(Kind)),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rd_jax import hosts
 from rd_jax.config import Config, compute_dtype, input_scaling
 from rd_jax.errors import UserError
 from rd_jax.metrics import IMAGE_METRICS, PIXEL_METRICS, auroc, image_metrics, pixel_metrics
@@ -130,18 +131,22 @@ def score_images(
     images: np.ndarray,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3], for any N: `score_batches`."""
-    size = images.shape[1]
-    all_maps = np.empty((len(images), size, size), np.float32)
-    all_scores = np.empty(len(images), np.float32)
+    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3], for any N: `score_batches`.
+
+    Of several processes, each scores a share of the images, and all get all of the results.
+    """
+    size, count = images.shape[1], len(images)
+    images = images[hosts.share(count)]
+    own_maps = np.empty((len(images), size, size), np.float32)
+    own_scores = np.empty(len(images), np.float32)
     batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     scored = score_batches(scorer, teacher_variables, student_variables, batches, batch_size)
     start = 0
     for maps, scores in scored:
-        all_maps[start : start + len(maps)] = maps
-        all_scores[start : start + len(maps)] = scores
+        own_maps[start : start + len(maps)] = maps
+        own_scores[start : start + len(maps)] = scores
         start += len(maps)
-    return all_maps, all_scores
+    return hosts.gathered(own_maps, count), hosts.gathered(own_scores, count)
 
 
 def metrics_of(

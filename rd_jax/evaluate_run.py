@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rd_jax import checkpoint, gallery, page, report, results
+from rd_jax import checkpoint, gallery, hosts, page, report, results
 from rd_jax.calibration import Calibration
 from rd_jax.config import Config, as_dict, compute_dtype, validate
 from rd_jax.data import Split
@@ -137,7 +137,8 @@ def evaluate_trained(
     }
     calibration = _calibration(config, trained.metadata)
     expected = _what_was_evaluated(config, split, teacher, facts, calibration)
-    if (folder / gallery.FILE).exists() and expected.items() <= _read_row(folder).items():
+    is_done = (folder / gallery.FILE).exists() and expected.items() <= _read_row(folder).items()
+    if hosts.as_the_first(is_done):
         logger.info("%s: evaluated already, in %s", split.name, folder / results.FILE)
         return
     variables = trained.student_variables
@@ -145,7 +146,12 @@ def evaluate_trained(
 
 
 def write_summaries(workdir: Path) -> str:
-    """Writes the tables and the page over all that `workdir` holds; returns the former."""
+    """Writes the tables and the page over all that `workdir` holds; returns the former.
+
+    Of several processes the first does; the others return nothing.
+    """
+    if not hosts.is_first():
+        return ""
     text = report.write_results(workdir)
     page.write_page(workdir)
     return text
@@ -211,11 +217,16 @@ def _write(
     facts_of_training: Mapping[str, Any],
     calibration: Calibration | None,
 ) -> None:
-    """Evaluates, and writes what the page needs and, when that is there, results.json."""
+    """Evaluates, and writes what the page needs and, when that is there, results.json.
+
+    Of several processes each scores its share, and the first does the rest.
+    """
     start = time.perf_counter()
     maps, scores = score_images(
         scorer, teacher.variables, student_variables, split.test, config.batch_size
     )
+    if not hosts.is_first():
+        return
     metrics = metrics_of(maps, scores, split.labels, split.masks)
     threshold = calibration and calibration.image_threshold
     row = {

@@ -7,13 +7,15 @@ python -m rd_jax.main --config configs/mvtec.py[:category] --workdir DIR [--mode
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from rd_jax import evaluate_run, run
+from rd_jax import evaluate_run, hosts, run
 from rd_jax.compilation import keep_compiled_programs
 from rd_jax.config import validate
-from rd_jax.errors import UserError
+from rd_jax.errors import UserError, explained
+from rd_jax.interruption import stop_on_sigterm
 from rd_jax.progress import log_to_stderr
 from rd_jax.splits import chosen_name
 
@@ -22,6 +24,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and results ar
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 RESTART = flags.DEFINE_bool("restart", False, "Train anew; what is there is moved aside.")
 
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: see the README.")
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this one is, from 0.")
+
 
 def main(argv: list[str]) -> int:
     """Parses the flags, trains or evaluates, prints the table; returns the exit code."""
@@ -29,6 +36,9 @@ def main(argv: list[str]) -> int:
     log_to_stderr()
     try:
         _parse(argv)
+        if DISTRIBUTED.value or COORDINATOR.value:
+            hosts.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        stop_on_sigterm()
         workdir = Path(str(WORKDIR.value)).expanduser()
         keep_compiled_programs()
         if MODE.value == "train":
@@ -41,13 +51,14 @@ def main(argv: list[str]) -> int:
             if CONFIG.value.dataset:  # named behind the colon, which is no override
                 overrides["dataset"] = CONFIG.value.dataset
             table = evaluate_run.evaluate_checkpoints(overrides, chosen_name(CONFIG.value), workdir)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError, jax.errors.JaxRuntimeError) as error:
+        print(f"error: {explained(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"{error or 'interrupted'}; the same command goes on from there", file=sys.stderr)
         return 130
-    print(f"{table}\nResults are in {workdir}: results.md, results.json, results.csv")
+    if hosts.is_first():
+        print(f"{table}\nResults are in {workdir}: report.html, results.{{md,json,csv}}, figures/")
     return 0
 
 

@@ -79,7 +79,7 @@ def followed(
     batch_size: int,
     log_every_steps: int,
     pause_at: Collection[int] = (),
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[int], bool] = lambda _: False,
 ) -> Iterator[tuple[TrainState, int, bool]]:
     """Passes on a training's states and steps, and whether it should stop; shows its progress.
 
@@ -127,7 +127,7 @@ def followed(
             if pending:
                 read(*pending)
             pending = (step, metrics)
-            stops = should_stop()
+            stops = should_stop(step)
             if stops or step in pause_at:
                 read(*pending)
                 pending = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from rd_jax import checkpoint
+from rd_jax import checkpoint, hosts
 from rd_jax.config import Config, as_dict, with_seed
 from rd_jax.errors import UserError
 from rd_jax.train import TrainState, create_train_state
@@ -103,14 +103,17 @@ def initial_state(config: Config, folder: Path) -> tuple[TrainState, Mapping[str
     state = create_train_state(config, jax.random.key(config.seed))
     checkpoints = folder / checkpoint.FOLDER
     for step in checkpoint.steps(checkpoints):
+        hosts.wait_for_all(f"restoring {step}")  # all have listed the same steps
         try:
             saved = checkpoint.load(checkpoints, step)
             opt_state = checkpoint.load_opt_state(
                 checkpoints, step, jax.device_get(state.opt_state)
             )
         except checkpoint.DamagedCheckpointError as error:
-            kept = moved_aside(checkpoints / str(step), folder / "damaged")
-            logger.warning("%s; it is kept in %s", error, kept)
+            hosts.wait_for_all(f"found {step} damaged")
+            if hosts.is_first():
+                kept = moved_aside(checkpoints / str(step), folder / "damaged")
+                logger.warning("%s; it is kept in %s", error, kept)
             continue
         variables = saved.student_variables
         state = TrainState(

@@ -1,7 +1,7 @@
 """A whole run: train and evaluate every category and seed, and write what came out."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rd_jax import checkpoint, report
+from rd_jax import checkpoint, hosts, report
 from rd_jax.calibration import Calibration, calibrate
 from rd_jax.config import Config, as_dict, validate
 from rd_jax.data import Split
@@ -90,9 +90,8 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
         tasks = []
         for split in load_splits(config):
             folder = workdir / split.name
-            if restart and folder.exists():
-                kept = moved_aside(folder, workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")
-                logger.warning("%s: starting anew; what was there is kept in %s", split.name, kept)
+            if restart:
+                _start_anew(folder)
             tasks += [Task(own, split, path) for own, path in trainings(config, folder)]
             check_same_training(config, split.train_sha256, teacher, folder)
         for task in tasks:
@@ -103,6 +102,14 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     return write_summaries(workdir)
 
 
+def _start_anew(folder: Path) -> None:
+    hosts.wait_for_all("starting anew")
+    if folder.exists() and hosts.is_first():
+        kept = moved_aside(folder, folder.parent / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")
+        logger.warning("%s: starting anew; what was there is kept in %s", folder.name, kept)
+    hosts.wait_for_all("moved aside")
+
+
 def _compile(compiler: ThreadPoolExecutor, config: Config, teacher: LoadedTeacher) -> Programs:
     """Starts to compile; XLA does so without Python, which decodes meanwhile."""
     shapes = train_state_shapes(config)
@@ -111,16 +118,15 @@ def _compile(compiler: ThreadPoolExecutor, config: Config, teacher: LoadedTeache
         max_steps, size = steps_per_dispatch(), config.image_size
         num_devices = jax.local_device_count()
         images = (num_devices, max_steps, config.batch_size // jax.device_count(), size, size, 3)
-        return (
-            make_parallel_train_steps(config, max_steps)
-            .lower(
-                shapes,
-                teacher.variables,
-                jax.ShapeDtypeStruct(images, jnp.uint8),
-                jax.ShapeDtypeStruct((), jnp.int32),
-            )
-            .compile()
-        )
+        steps = make_parallel_train_steps(config, max_steps)
+        if jax.process_count() > 1:  # where pmap compiles at its first call alone
+            return steps
+        return steps.lower(
+            shapes,
+            teacher.variables,
+            jax.ShapeDtypeStruct(images, jnp.uint8),
+            jax.ShapeDtypeStruct((), jnp.int32),
+        ).compile()
 
     def scorer() -> Scorer:
         return compile_scorer(
@@ -142,7 +148,8 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
     evaluate_at = task.steps_every(config.eval_every_epochs)
     save_at = task.steps_every(config.checkpoint_every_epochs) | {last_step}
     log = folder / "metrics.jsonl"
-    report.drop_rows_after(log, first_step)
+    if hosts.is_first():
+        report.drop_rows_after(log, first_step)
     logger.info(
         "%s: %d images, steps %d to %d, teacher %s (%s)",
         *(task.name, len(split.train), first_step, last_step, config.backbone, teacher.weights),
@@ -159,6 +166,10 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
         chosen=trained_on,
     )
     clock = Clock(timing)
+
+    def write_row(row: Mapping[str, Any]) -> None:
+        if hosts.is_first():
+            report.append_row(log, row)
 
     def save_checkpoint(state: TrainState, step: int, calibration: Calibration | None) -> None:
         host_state = jax.device_get(state)
@@ -177,7 +188,7 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
         with checkpoint.writer(folder / checkpoint.FOLDER) as save, deferred() as should_stop:
             for state, step, stops in followed(
                 dispatches,
-                lambda row: report.append_row(log, row),
+                write_row,
                 task.name,
                 first_step,
                 last_step,
@@ -194,7 +205,7 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
                         scorer = programs.scorer.result()
                         if step in evaluate_at:
                             figures = evaluate_split(config, split, teacher, variables, scorer)
-                            report.append_row(log, {"step": step, **figures})
+                            write_row({"step": step, **figures})
                         else:
                             calibration = _calibration(config, split, teacher, variables, scorer)
                 if step in save_at or stops:

@@ -11,6 +11,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rd_jax import hosts
 from rd_jax.config import Config, compute_dtype, input_scaling
 from rd_jax.errors import UserError
 from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
@@ -203,7 +204,8 @@ def training(
     """Trains to the last step; after each dispatch yields state, steps done and metrics.
 
     `images` is uint8 [N, H, W, 3], of which those in `chosen` (default: all) are trained on;
-    `parallel_train_steps` was made with `max_steps` for all local devices. A dispatch never runs
+    `parallel_train_steps` was made with `max_steps` for all devices. Of several processes, each
+    sends its own part of every batch to its own devices. A dispatch never runs
     past a step in `pause_at`. The yielded state is valid until the iteration goes on. While one
     dispatch computes, the next one's images are gathered and copied, and no more: metrics are
     arrays that may still be computed.
@@ -214,13 +216,14 @@ def training(
     teacher_variables, state = jax.device_put((teacher_variables, state), replicated)
     last_step = steps_until(config.num_epochs, len(chosen), config.batch_size)
     pauses = sorted({*pause_at, last_step})
+    own = hosts.share(config.batch_size)
     step, metrics = int(state.step), None
     while step < last_step:
         num_steps = min(max_steps, next(p for p in pauses if p > step) - step)
-        batches = np.zeros((max_steps, config.batch_size, *images.shape[1:]), np.uint8)
+        batches = np.zeros((max_steps, own.stop - own.start, *images.shape[1:]), np.uint8)
         for i in range(num_steps):
             order = batch_indices(config.seed, step + i, len(chosen), config.batch_size)
-            batches[i] = images[chosen[order]]
+            batches[i] = images[chosen[order[own]]]
         batches = batches.reshape(max_steps, mesh.size, -1, *images.shape[1:]).swapaxes(0, 1)
         before = metrics
         state, metrics = parallel_train_steps(

@@ -8,9 +8,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from rd_jax.models import BACKBONES
-from rd_jax.models.layers import BasicBlock, BottleneckBlock
-from rd_jax.models.resnet import Backbone
+import tests.tiny  # noqa: F401
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Tiny networks compile twice as fast, and run in no time anyway.
@@ -21,10 +19,17 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-BACKBONES["tiny"] = Backbone(BasicBlock, (1, 1, 1, 1), planes=8)
-BACKBONES["tiny50"] = Backbone(BottleneckBlock, (2, 1, 1, 1), base_width=128, planes=4)
-
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run what takes many minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes many minutes: run with --slow"))
 
 
 @pytest.fixture

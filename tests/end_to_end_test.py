@@ -7,18 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import rd_jax
+from rd_jax.convert import _torch_name
 from rd_jax.data.images import decode_image
 from rd_jax.data.synthetic import write_category
+from rd_jax.models.init import teacher_shapes
+from tests.reference_weights import draw_state_dict
 
 ROOT = Path(__file__).parents[1]
 METRICS = (
     "image_auroc", "pixel_auroc", "aupro", "image_ap", "image_f1max", "pixel_ap", "pixel_f1max",
 )  # fmt: skip
 SMALL = (
-    "--config.backbone=resnet18", "--config.teacher_weights=random", "--config.image_size=32",
+    "--config.backbone=tiny", "--config.teacher_weights=random", "--config.image_size=32",
     "--config.batch_size=4", "--config.num_epochs=2", "--config.log_every_steps=2",
 )  # fmt: skip
 
@@ -26,7 +31,7 @@ SMALL = (
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     # ml_collections loads config files by a method that Python calls deprecated.
     warnings = ("-W", "error", "-W", "ignore:the load_module() method:DeprecationWarning")
-    command = [sys.executable, *warnings, "-m", "rd_jax.main", *arguments]
+    command = [sys.executable, *warnings, "-m", "tests.tiny_main", *arguments]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
     )
@@ -278,7 +283,7 @@ def test_a_checkpoint_of_the_authors_code_is_evaluated(
     write_checkpoint(path, "resnet18")
     common = (
         *("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL),
-        f"--config.rd4ad_checkpoint={path}",
+        *("--config.backbone=resnet18", f"--config.rd4ad_checkpoint={path}"),
     )
     evaluation = (*common, "--mode", "eval", "--config.category=weave")
     done = run(*evaluation, "--workdir", str(workdir))
@@ -336,7 +341,10 @@ def test_a_problem_in_the_data_is_one_line(
         (["--config.backbone=resnet19"], "config.backbone='resnet19': must be one of resnet18"),
         (["--config.image_size=100"], "config.image_size=100: must be a positive multiple of 32"),
         (["--config.teacher_weights=w.npz"], "teacher_weights w.npz is not a file"),
-        (["--config.teacher_weights=imagenet"], "fetch https://huggingface.co/timm/resnet18"),
+        (
+            ["--config.teacher_weights=imagenet", "--config.backbone=resnet18"],
+            "fetch https://huggingface.co/timm/resnet18",
+        ),
         (["--config.bacbone=resnet18"], "bacbone"),
         (["--config.num_epochs=many"], "num_epochs"),
         (["--mode", "test"], "mode"),
@@ -368,10 +376,15 @@ def test_the_devices_must_divide_the_batch(data_dir: Path, tmp_path: Path) -> No
 
 
 def test_another_teacher_or_config_than_trained_with_is_refused(
-    data_dir: Path, trained: Path, resnet18_npz: Path
+    data_dir: Path, trained: Path, tmp_path: Path
 ) -> None:
+    shapes = {
+        _torch_name(path): leaf.shape[::-1][:2] + leaf.shape[:2] if leaf.ndim == 4 else leaf.shape
+        for path, leaf in flatten_dict(teacher_shapes("tiny")).items()
+    }
+    np.savez(tmp_path / "other.npz", **draw_state_dict(shapes))
     evaluation = ("--mode", "eval", "--config", "configs/mvtec.py", "--workdir", str(trained))
-    done = run(*evaluation, f"--config.teacher_weights={resnet18_npz}")
+    done = run(*evaluation, f"--config.teacher_weights={tmp_path}/other.npz")
     assert_one_line(done, "was trained with the teacher weights random (sha256 ")
     for override in ("--config.backbone=resnet34", "--config.loss=flattened"):
         assert_one_line(run(*evaluation, override), "was trained with '")

@@ -14,7 +14,8 @@ def row(category: str, value: float | None, **values: object) -> dict:
         "backbone": "resnet18", "teacher_weights": "imagenet", "image_size": 256,
         "num_epochs": 10, "loss": "per_position", "seed": 0, "num_steps": 131, "last_step": 131,
         "dataset": "", "rd4ad_checkpoint": "", "bottleneck": "mff_oce", "scales": [1, 2, 3],
-        "image_score": "max", "blur_sigma": 4.0, "dtype": "float32", "train_seconds": 2.0,
+        "image_score": "max", "holdout": 0.0, "num_held_out": 0, "blur_sigma": 4.0,
+        "dtype": "float32", "train_seconds": 2.0,
     }  # fmt: skip
     return {"category": category, **dict.fromkeys(METRICS, value), **facts, **values}
 

@@ -2,16 +2,19 @@
 
 import hashlib
 import logging
+import math
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, ImageOps
 
+from rd_jax import hosts
 from rd_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -94,48 +97,91 @@ def _each_file(read: Callable[[Path], Any], paths: Sequence[Path]) -> list:
 
 
 def content_sha256(paths: Sequence[Path]) -> str:
-    """A hash of what the files hold, in order."""
+    """A hash of what the files hold, in order. Each process reads its share of them."""
 
     def digest(path: Path) -> bytes:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
-    return hashlib.sha256(b"".join(_each_file(digest, paths))).hexdigest()
+    own = hosts.together(lambda: _each_file(digest, paths[hosts.share(len(paths))]))
+    digests = np.frombuffer(b"".join(own), np.uint8).reshape(-1, 32)
+    return hashlib.sha256(hosts.gathered(digests, len(paths)).tobytes()).hexdigest()
 
 
 def cached_array(
-    key: str, shape: tuple[int, ...], dtype: type, chunks: Callable[[], Iterator[np.ndarray]]
+    key: str,
+    shape: tuple[int, ...],
+    dtype: type,
+    chunks: Callable[[slice], Iterator[np.ndarray]],
 ) -> np.ndarray:
-    """What `chunks` yields, one after the other, memory-mapped from the cache file of `key`.
+    """All rows, memory-mapped from the cache file of `key`, which has to change with them.
 
-    `key` has to change with what is yielded. Where the cache cannot be written, an array in
-    memory.
+    `chunks` yields the rows of a slice, one array after the other. Where the cache cannot be
+    written, an array in memory.
     """
-    folder = cache_folder() / "images"
-    cached = folder / f"{key}.npy"
-    if cached.exists():
-        try:
-            return np.load(cached, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            logger.warning("damaged cache file %s (%s): decoding again", cached, error)
+    cached = cache_folder() / "images" / f"{key}.npy"
+    found = _read_cached(cached, shape, dtype)
+    if hosts.all_agree(found is not None) and found is not None:
+        return found
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=folder, suffix=".partial")
-        try:
-            with open(handle, "wb") as file:
-                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                for chunk in chunks():
-                    file.write(chunk.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, cached)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        _write_cached(cached, shape, dtype, chunks)
     except OSError as error:
-        logger.warning("no image cache in %s (%s): decoding into memory", folder, error)
-        return np.concatenate(list(chunks()))
+        if jax.process_count() > 1:
+            raise UserError(f"no image cache in {cached.parent} ({error})") from error
+        logger.warning("no image cache in %s (%s): decoding into memory", cached.parent, error)
+        return np.concatenate(list(chunks(slice(0, shape[0]))))
     return np.load(cached, mmap_mode="r")
+
+
+def _read_cached(cached: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
+    if not cached.exists():
+        return None
+    try:
+        array = np.load(cached, mmap_mode="r")
+        if (array.shape, array.dtype) != (shape, np.dtype(dtype)):
+            raise ValueError(f"holds {array.dtype} {array.shape}")
+        return array
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("damaged cache file %s (%s): decoding again", cached, error)
+        return None
+
+
+def _write_cached(
+    cached: Path,
+    shape: tuple[int, ...],
+    dtype: type,
+    chunks: Callable[[slice], Iterator[np.ndarray]],
+) -> None:
+    """The whole file or nothing. Processes that share the folder write a part of it each."""
+    hosts.together(lambda: cached.parent.mkdir(parents=True, exist_ok=True))
+    is_shared = hosts.all_see(cached.parent)
+    name = uuid.uuid4().int % 2**31
+    partial = cached.with_suffix(f".{hosts.as_the_first(name) if is_shared else name}.partial")
+    part = hosts.share(shape[0]) if is_shared else slice(0, shape[0])
+    owns_file = hosts.is_first() or not is_shared
+
+    def create() -> None:
+        with partial.open("wb") as file:
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + math.prod(shape) * np.dtype(dtype).itemsize)
+
+    def write() -> None:
+        with partial.open("r+b") as file:
+            row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+            file.seek(-(shape[0] - part.start) * row_bytes, os.SEEK_END)
+            for chunk in chunks(part):
+                file.write(chunk.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+    try:
+        hosts.together(lambda: create() if owns_file else None)
+        hosts.together(write)
+        hosts.together(lambda: os.replace(partial, cached) if owns_file else None)
+    finally:
+        if owns_file:
+            partial.unlink(missing_ok=True)
 
 
 def _load(
@@ -154,9 +200,9 @@ def _load(
     if not paths:
         return np.empty(shape, dtype)
 
-    def decoded() -> Iterator[np.ndarray]:
-        for start in range(0, len(paths), _CHUNK):
-            chunk = paths[start : start + _CHUNK]
+    def decoded(part: slice) -> Iterator[np.ndarray]:
+        for start in range(part.start, part.stop, _CHUNK):
+            chunk = paths[start : min(start + _CHUNK, part.stop)]
             yield np.stack(_each_file(lambda path: decode(path, size), chunk))
 
     key = f"{sha256 or content_sha256(paths)}-{decode.__name__}-{size}-v{DECODER_VERSION}"

@@ -108,12 +108,12 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
             split=split, decoders={image_key: tfds.decode.SkipDecoding()}
         )
 
-        def labels() -> Iterator[np.ndarray]:
-            yield np.array([example[label_key] for example in encoded], np.int64)
+        def labels(part: slice) -> Iterator[np.ndarray]:
+            yield np.array([encoded[i][label_key] for i in _range(part)], np.int64)
 
-        def images() -> Iterator[np.ndarray]:
+        def images(part: slice) -> Iterator[np.ndarray]:
             decoded = builder.as_data_source(split=split)
-            return _stacked((example[image_key] for example in decoded), size)
+            return _stacked((decoded[i][image_key] for i in _range(part)), size)
 
         shape = (info.num_examples, size, size, 3)
         return (
@@ -125,6 +125,10 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
     num_classes = builder.info.features[label_key].num_classes
     train, train_labels, _ = load("train")
     return Classes(train, train_labels, *load("test"), num_classes)
+
+
+def _range(part: slice) -> range:
+    return range(part.start, part.stop)
 
 
 def _prepared_builder(dataset: str, data_dir: Path) -> Any:
