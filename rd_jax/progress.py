@@ -26,7 +26,8 @@ def log_to_stderr() -> None:
         force=True,
     )
     logging.getLogger("rd_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and orbax tell what is no concern
+    # TFDS and orbax tell what is no concern, and log with a traceback what they also raise.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Clock:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from rd_jax.interruption import Interrupted, deferred
 from rd_jax.progress import Clock, Diverged, followed
 from rd_jax.resume import check_same_training, initial_state, moved_aside, trainings
 from rd_jax.splits import check_splits, load_splits
+from rd_jax.tensorboard import check_tensorboard, event_writer
 from rd_jax.train import (
     Metrics,
     TrainState,
@@ -82,6 +84,8 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     validate(config, jax.device_count())
     if config.rd4ad_checkpoint:
         raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
+    if config.tensorboard:
+        check_tensorboard()
     check_splits(config)
     workdir.mkdir(parents=True, exist_ok=True)
     teacher = teacher_of(config)
@@ -170,6 +174,7 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
     def write_row(row: Mapping[str, Any]) -> None:
         if hosts.is_first():
             report.append_row(log, row)
+            write_event(row)
 
     def save_checkpoint(state: TrainState, step: int, calibration: Calibration | None) -> None:
         host_state = jax.device_get(state)
@@ -185,7 +190,11 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
         save(step, host_state.student_variables, host_state.opt_state, metadata)
 
     try:
-        with checkpoint.writer(folder / checkpoint.FOLDER) as save, deferred() as should_stop:
+        with (
+            _events(config, folder) as write_event,
+            checkpoint.writer(folder / checkpoint.FOLDER) as save,
+            deferred() as should_stop,
+        ):
             for state, step, stops in followed(
                 dispatches,
                 write_row,
@@ -217,6 +226,15 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
     if step < last_step:
         raise Interrupted(f"interrupted: {task.name} is saved at step {step} of {last_step}")
     return checkpoint.load_trained(folder)
+
+
+def _events(
+    config: Config, folder: Path
+) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes a row's numbers for TensorBoard, if it is asked for."""
+    if config.tensorboard and hosts.is_first():
+        return event_writer(folder / "tensorboard")
+    return nullcontext(lambda _: None)
 
 
 def _calibration(

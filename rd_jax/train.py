@@ -18,10 +18,14 @@ from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
 from rd_jax.models import Reconstruction, Teacher
 from rd_jax.models.bottleneck import join_variables
 from rd_jax.models.init import example_shapes, init_variables, variable_shapes
-from rd_jax.models.resnet import select_scales
+from rd_jax.models.resnet import Features, select_scales
 
 Metrics = dict[str, jax.Array]
-LOSSES = {"per_position": per_position_cosine_loss, "flattened": flattened_cosine_loss}
+LossFunction = Callable[[Features, Features], jax.Array]
+LOSSES: dict[str, LossFunction] = {
+    "per_position": per_position_cosine_loss,
+    "flattened": flattened_cosine_loss,
+}
 AXIS = "batch"
 _HOLDOUT = 2**32  # sets the hold-out's random numbers apart from those of every epoch
 
@@ -69,18 +73,19 @@ def _first_state(config: Config, variables: dict[str, Any]) -> TrainState:
 
 
 def make_train_step(
-    config: Config, axis_name: str | None = None
+    config: Config, axis_name: str | None = None, loss_function: LossFunction | None = None
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
     """A pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
 
     `images` is uint8 [B, H, W, 3]. One step of the optimiser on the distillation loss (paper,
     section 3.2). Wrap it in `jax.jit`, or give `axis_name` and wrap it in a `jax.pmap` of that
     axis: gradients and BatchNorm statistics are then those of the batch over all devices.
+    `loss_function` of teacher and student `Features`, instead of the config's, gives a scalar.
     """
     dtype = compute_dtype(config)
     teacher = Teacher(config.backbone, dtype)
     reconstruction = Reconstruction(config.backbone, config.bottleneck, dtype, axis_name)
-    loss_function = LOSSES[config.loss]
+    loss_function = loss_function or LOSSES[config.loss]
     optimizer = make_optimizer(config)
     scales, kind, scaled = tuple(config.scales), config.bottleneck, input_scaling(config)
 

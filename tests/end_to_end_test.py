@@ -174,7 +174,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path)
         *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL),
         *("--config.learning_rate=1e38", "--workdir", str(tmp_path / "work")),
     )
-    assert_one_line(done, "weave: the loss is not finite at step ")
+    assert_one_line(done, "weave: the loss is not finite at step 2: lower --config.learning_rate")
+    assert "last finite loss: 3" in done.stderr or "last finite loss: 2" in done.stderr
+    assert "last good checkpoint: there is none; images of this step: 00" in done.stderr
 
 
 def test_the_library_imports_without_ml_collections() -> None:

@@ -112,14 +112,14 @@ def long_training(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_signal_saves_and_the_same_command_ends_bit_identically(
     data_dir: Path, long_training: Path, tmp_path: Path, number: int
 ) -> None:
-    process = start(*arguments(data_dir, tmp_path, *LONG))
-    assert process.stderr
-    for line in process.stderr:
-        if "step 3 of 60" in line:
-            process.send_signal(number)
-            break
-    errors = process.stderr.read()
-    assert process.wait() == 130, errors
+    with start(*arguments(data_dir, tmp_path, *LONG)) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "step 3 of 60" in line:
+                process.send_signal(number)
+                break
+        errors = process.stderr.read()
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
     (step, *_) = checkpoint.steps(tmp_path / "a" / checkpoint.FOLDER)
     assert 3 <= step < 60
@@ -137,16 +137,16 @@ def test_twenty_kills_at_random_moments_lose_nothing(
     rng, kills, last = random.Random(0), 0, 0
     command = arguments(data_dir, tmp_path, *LONG, "--config.checkpoint_every_epochs=1")
     while kills < 20:
-        process = start(*command)
-        assert process.stderr
-        reached = last + rng.randint(1, 3)  # so that some of the moments are in a training
-        for line in process.stderr:
-            if f"step {min(reached, 59)} of 60" in line:
-                break
-        time.sleep(rng.uniform(0, 0.1))
-        process.kill()
-        errors = process.stderr.read()
-        assert process.wait() == -signal.SIGKILL, errors
+        with start(*command) as process:
+            assert process.stderr
+            reached = last + rng.randint(1, 3)  # so that some of the moments are in a training
+            for line in process.stderr:
+                if f"step {min(reached, 59)} of 60" in line:
+                    break
+            time.sleep(rng.uniform(0, 0.1))
+            process.kill()
+            errors = process.stderr.read()
+        assert process.returncode == -signal.SIGKILL, errors
         kills += 1
         found = checkpoint.steps(tmp_path / "a" / checkpoint.FOLDER)
         assert not found or found[0] >= last
