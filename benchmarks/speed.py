@@ -28,12 +28,15 @@ from absl import app, flags
 from PIL import Image
 
 from configs import mvtec
-from rd_jax import create_train_state, load_teacher, make_scorer, report
+from rd_jax import create_train_state, make_scorer, report
 from rd_jax.config import compute_dtype
 from rd_jax.data.images import load_images
+from rd_jax.data.synthetic import write_category
 from rd_jax.evaluate import score_images
 from rd_jax.metrics import image_metrics, pixel_metrics
+from rd_jax.models.folding import fold_batch_norm
 from rd_jax.train import make_parallel_train_steps, steps_per_dispatch, training
+from rd_jax.weights import find_teacher
 
 
 class Sizes(NamedTuple):
@@ -88,29 +91,50 @@ def train_step(config: Any, teacher: Any, images: np.ndarray, repeats: int) -> T
     return Timing(*(seconds / (2 * max_steps) for seconds in timed(several, repeats)))
 
 
-def cold_start(backbone: str, cache: Path) -> float:
-    """Seconds from the start of a process to the end of its first training step."""
-    command = [
-        *(sys.executable, "-m", "rd_jax.main", "--config", "configs/demo.py"),
-        *("--config.image_size=256", f"--config.backbone={backbone}", "--config.batch_size=4"),
-        *("--config.teacher_weights=random", "--config.log_every_steps=1"),
-    ]
+def seconds_of_run(cache: Path, until: str, *arguments: str) -> float:
+    """Seconds from the start of `rd_jax.main` to its first output with this text."""
     with tempfile.TemporaryDirectory() as workdir:
         start = time.perf_counter()
         process = subprocess.Popen(
-            [*command, "--workdir", workdir],
-            stderr=subprocess.PIPE,
+            [sys.executable, "-m", "rd_jax.main", *arguments, "--workdir", workdir],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             env=os.environ | {"XDG_CACHE_HOME": str(cache)},
         )
-        assert process.stderr
-        for line in process.stderr:
-            if ", loss " in line:
+        assert process.stdout
+        output = ""
+        for line in process.stdout:
+            output += line
+            if until in line:
                 break
+        else:
+            raise RuntimeError(f"rd_jax.main ended without {until!r}:\n{output}")
         seconds = time.perf_counter() - start
         process.kill()
         process.wait()
     return seconds
+
+
+def cold_start(backbone: str, cache: Path) -> float:
+    """Seconds from the start of a process to the end of its first training step."""
+    return seconds_of_run(
+        cache,
+        ", loss ",
+        *("--config", "configs/demo.py", "--config.image_size=256", "--config.batch_size=4"),
+        *(f"--config.backbone={backbone}", "--config.teacher_weights=random"),
+        "--config.log_every_steps=1",
+    )
+
+
+def whole_category(backbone: str, data_dir: Path, cache: Path) -> float:
+    """Seconds to train (200 epochs) and evaluate a category as large as `bottle`."""
+    return seconds_of_run(
+        cache,
+        "Results are in",
+        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}"),
+        *(f"--config.backbone={backbone}", "--config.teacher_weights=random"),
+    )
 
 
 def decoding(repeats: int) -> tuple[Timing, Timing]:
@@ -161,8 +185,9 @@ def measure(backbone: str, sizes: Sizes) -> dict[str, dict[str, Timing]]:
     """Every figure by name and by implementation."""
     config = mvtec.get_config()
     config.backbone = backbone
-    teacher = jax.device_put(load_teacher(backbone, "random"))
-    student = create_train_state(config, jax.random.key(0)).student_variables
+    teacher = find_teacher(backbone, "random").variables
+    trained = create_train_state(config, jax.random.key(0)).student_variables
+    student = jax.device_put(fold_batch_norm(trained))  # once, as an evaluation does
     scorer = make_scorer(config)
     on_gpu = jax.default_backend() == "gpu"
     rng = np.random.default_rng(0)
@@ -194,6 +219,13 @@ def measure(backbone: str, sizes: Sizes) -> dict[str, dict[str, Timing]]:
         for state in ("empty", "warm"):
             seconds = cold_start(backbone, Path(cache))
             figures[f"cold start to first step, {state} cache"] = {"rd_jax": Timing(*[seconds] * 3)}
+    if on_gpu:
+        with tempfile.TemporaryDirectory() as folder:
+            write_category(Path(folder), num_train=209, num_test=16, size=256)
+            for state in ("empty", "warm"):
+                seconds = whole_category(backbone, Path(folder), Path(folder) / "cache")
+                name = f"whole category, 200 epochs, {state} cache"
+                figures[name] = {"rd_jax": Timing(*[seconds] * 3)}
     return figures
 
 

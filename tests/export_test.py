@@ -23,34 +23,15 @@ from rd_jax.onnx_graph import to_onnx
 from rd_jax.stablehlo import to_stablehlo
 from rd_jax.weights import teacher_sha256
 
-STABLEHLO_EXAMPLE = """
-import jax
-import numpy as np
-from jax import export
+README = (Path(__file__).parents[1] / "README.md").read_text()
 
-with open("model.stablehlo", "rb") as file:
-    model = export.deserialize(bytearray(file.read()))
-score = jax.jit(model.call)  # compiles once for each batch size
 
-images = np.load("images.npy")  # uint8 RGB [B, S, S, 3]
-outputs = score(images)
-print({name: value.shape for name, value in outputs.items()})
-for image_score, anomalous in zip(outputs["score"], outputs["anomalous"]):
-    print(f"{image_score:.4f}", "anomalous" if anomalous else "normal")
-"""
-ONNX_EXAMPLE = """
-import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-
-images = np.load("images.npy")  # uint8 RGB [B, S, S, 3]
-names = [output.name for output in session.get_outputs()]
-outputs = dict(zip(names, session.run(names, {"images": images})))
-print({name: value.shape for name, value in outputs.items()})
-for image_score, anomalous in zip(outputs["score"], outputs["anomalous"]):
-    print(f"{image_score:.4f}", "anomalous" if anomalous else "normal")
-"""
+def readme_example(file: str) -> str:
+    """The README's Python code that opens this file."""
+    (code,) = [
+        code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if file in code
+    ]
+    return code
 
 
 class Trained(NamedTuple):
@@ -222,8 +203,16 @@ def run_command(training: Path, output: Path, *more: str) -> int:
 @pytest.mark.parametrize(
     ("example", "suffix", "absent"),
     [
-        (STABLEHLO_EXAMPLE, ".stablehlo", ("rd_jax", "flax", "orbax", "onnx", "ml_collections")),
-        (ONNX_EXAMPLE, ".onnx", ("rd_jax", "flax", "orbax", "onnx", "ml_collections", "jax")),
+        (
+            readme_example("model.stablehlo"),
+            ".stablehlo",
+            ("rd_jax", "flax", "orbax", "onnx", "ml_collections"),
+        ),
+        (
+            readme_example("model.onnx"),
+            ".onnx",
+            ("rd_jax", "flax", "orbax", "onnx", "ml_collections", "jax"),
+        ),
     ],
 )
 def test_the_examples_run_without_this_package(
