@@ -76,7 +76,10 @@ def _scale(evaluation: gallery.Evaluation, calibration: Calibration | None) -> s
     ends = ("the median of these maps", "their maximum")
     if calibration:
         normal = {"holdout": "held-out normal images", "train": "the training images"}
-        ends = (f"the median of {normal[calibration.source]}", "twice as far up as their maximum")
+        ends = (
+            f"99 % of the pixels of {normal[calibration.source]} are below",
+            "five times as far above their median",
+        )
     pictures = "Image, anomaly map, mask" if len(evaluation.masks) else "Image, anomaly map"
     return (
         f'<p class="muted">{pictures}. Map: {low:.3g} ({ends[0]}) '

@@ -16,9 +16,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = ": free some space; nothing that was there is lost"
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise UserError(f"cannot write {path} ({error.strerror}){hint * is_full}") from error
+        hint = "; free some: nothing that was there is lost" if is_full else ""
+        raise UserError(f"cannot write {path}: {error.strerror}{hint}") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
