@@ -1,5 +1,26 @@
 """The one error type for mistakes that the user can mend."""
 
+import re
+import unicodedata
+
+_NOT_PRINTED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, separators
+
+
+def printable(text: str) -> str:
+    r"""One line that every encoding of Unicode can write.
+
+    File names may hold line breaks, which become spaces, and bytes that are not UTF-8, which
+    Python reads as lone surrogates and which are shown as "\udcXX".
+    """
+    one_line = re.sub(r"\s*\n\s*", " ", text)
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _NOT_PRINTED else c
+        for c in one_line
+    )
+
 
 class UserError(ValueError):
     """Says in one line what is wrong, where, and what to do; `main` prints it and exits with 2."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))

@@ -4,6 +4,7 @@ python -m rd_jax.main --config configs/mvtec.py[:category] --workdir DIR [--mode
     [--config.NAME=VALUE ...]
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
     log_to_stderr()
     try:
         _parse(argv)
-        workdir = Path(str(WORKDIR.value)).expanduser()
+        workdir = Path(os.path.expanduser(str(WORKDIR.value)))
         keep_compiled_programs()
         if MODE.value == "train":
             table = run.train(CONFIG.value, workdir, RESTART.value)
