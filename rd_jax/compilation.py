@@ -5,7 +5,7 @@ import platform
 
 import jax
 
-from rd_jax.data.images import cache_folder
+from rd_jax.data.cache import cache_folder
 
 
 def keep_compiled_programs() -> None:

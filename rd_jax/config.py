@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, get_args
 import jax
 import jax.numpy as jnp
 
-from rd_jax.errors import UserError
+from rd_jax.errors import UserError, printable
 from rd_jax.models import BACKBONES, normalize
 from rd_jax.models.bottleneck import Kind
 from rd_jax.models.resnet import rescale
@@ -52,7 +52,9 @@ class _Rule(NamedTuple):
 
 
 def _one_of(*values: str) -> _Rule:
-    return _Rule(lambda value: value in values, "one of " + ", ".join(values))
+    return _Rule(
+        lambda value: isinstance(value, str) and value in values, "one of " + ", ".join(values)
+    )
 
 
 def _integer(minimum: int) -> _Rule:
@@ -64,11 +66,18 @@ def _is_integer(value: Any) -> bool:
 
 
 def _number(holds: Callable[[float], bool], allowed: str) -> _Rule:
-    return _Rule(lambda v: isinstance(v, float | int) and holds(v), f"a number {allowed}")
+    return _Rule(
+        lambda v: isinstance(v, float | int) and not isinstance(v, bool) and holds(v),
+        f"a number {allowed}",
+    )
 
 
-_TEXT = _Rule(lambda value: isinstance(value, str), "a text")
-_NAME = _Rule(lambda value: isinstance(value, str) and value != "", "a text that is not empty")
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value == printable(value)
+
+
+_TEXT = _Rule(_is_text, "a printable text")
+_NAME = _Rule(lambda value: _is_text(value) and value != "", "a printable text, not empty")
 _BOOLEAN = _Rule(lambda value: isinstance(value, bool), "True or False")
 
 _SEED = _Rule(lambda v: _is_integer(v) and 0 <= v < 2**32, "an integer from 0 to 2**32 - 1")
@@ -124,7 +133,10 @@ _RULES = {
 
 
 def validate(config: Config, num_devices: int = 1) -> None:
-    """Raises UserError for the first field whose value is not allowed on `num_devices`."""
+    """Raises UserError for the first field that is unknown, or not allowed on `num_devices`."""
+    fields: Any = config  # a ConfigDict, or anything that has attributes
+    for name in sorted(set(fields if hasattr(fields, "keys") else vars(fields)) - _RULES.keys()):
+        raise UserError(f"config.{name}: there is no such field; there are {', '.join(_RULES)}")
     for name, rule in _RULES.items():
         value = getattr(config, name, None)
         if not rule.holds(value):
@@ -136,6 +148,11 @@ def validate(config: Config, num_devices: int = 1) -> None:
         )
     if not config.dataset and config.normal_class >= 0:
         raise UserError(f"config.normal_class={config.normal_class}: needs config.dataset")
+    if config.blur_sigma > config.image_size:
+        raise UserError(
+            f"config.blur_sigma={config.blur_sigma}: must be at most config.image_size="
+            f"{config.image_size}"
+        )
     if config.batch_size % num_devices:
         raise UserError(
             f"config.batch_size={config.batch_size}: must be a multiple of the {num_devices} "

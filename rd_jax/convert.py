@@ -18,8 +18,8 @@ def convert_teacher(
     """A torchvision (or timm) state dict of numpy arrays to the variables of `Teacher(backbone)`.
 
     Returns {'params', 'batch_stats'} of float32 arrays, with those of the fourth stage if
-    `layer4`; other tensors are ignored. Raises UserError that lists the tensors that are missing
-    or have another shape.
+    `layer4`; other tensors are ignored. Raises UserError that lists the tensors that are missing,
+    have another shape or hold what no such tensor holds.
     """
     what = f"{backbone} with its fourth stage, for bottleneck 'pre'" if layer4 else backbone
     return _convert(state_dict, teacher_shapes(backbone, layer4), what)
@@ -32,7 +32,7 @@ def convert_rd4ad(
 
     Returns {'params', 'batch_stats'}, each with 'bottleneck' and 'student', float32, as
     `make_scorer` takes them. Tensors that the method does not use are ignored. Raises UserError
-    that lists the tensors that are missing or have another shape.
+    as `convert_teacher`.
     """
     _, features = example_shapes(backbone)
     both = {f"bottleneck.{name}": value for name, value in bottleneck.items()}
@@ -56,25 +56,34 @@ def _torch_name(path: tuple[str, ...]) -> str:
 
 
 def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> dict[str, Any]:
-    converted, missing, misshapen = {}, [], []
+    converted: dict[tuple[str, ...], np.ndarray] = {}
+    problems: dict[str, list[str]] = {}
     for path, expected in flatten_dict(shapes).items():
         name = _torch_name(path)
         if name not in state_dict:
-            missing.append(name)
+            problems.setdefault("missing", []).append(name)
             continue
-        value = np.asarray(state_dict[name], np.float32)
+        value = np.asarray(state_dict[name])
+        if not np.can_cast(value.dtype, np.float32, "same_kind"):
+            problems.setdefault("not of real numbers", []).append(f"{name} {value.dtype}")
+            continue
+        with np.errstate(over="ignore"):  # to infinity, which is found below
+            value = value.astype(np.float32)
         if value.ndim == 4:
             # (out, in, h, w) -> (h, w, in, out); PyTorch's transposed kernels are (in, out, h, w)
             # and become (h, w, out, in).
             value = value.transpose(2, 3, 1, 0)
         if value.shape != expected.shape:
-            misshapen.append(f"{name} {state_dict[name].shape}")
+            problems.setdefault("of another shape", []).append(f"{name} {state_dict[name].shape}")
+        elif not np.isfinite(value).all():
+            problems.setdefault("not finite", []).append(name)
+        elif path[-1] == "var" and value.min() < 0:
+            problems.setdefault("negative", []).append(name)
         converted[path] = np.ascontiguousarray(value)
-    if missing or misshapen:
-        problems = [
+    if problems:
+        texts = [
             f"{kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)})"
-            for kind, names in (("missing", missing), ("of another shape", misshapen))
-            if names
+            for kind, names in problems.items()
         ]
-        raise UserError(f"these weights do not fit {what}: {'; '.join(problems)}")
+        raise UserError(f"these weights do not fit {what}: {'; '.join(texts)}")
     return unflatten_dict(converted)

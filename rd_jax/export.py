@@ -18,7 +18,7 @@ from pathlib import Path
 from rd_jax import checkpoint
 from rd_jax.calibration import Calibration
 from rd_jax.command_line import Parser
-from rd_jax.errors import UserError
+from rd_jax.errors import EXPECTED, UserError, explained
 from rd_jax.evaluate_run import teacher_of
 from rd_jax.files import write_whole
 from rd_jax.onnx_graph import to_onnx
@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         flags = _parse(argv)
         print(export(flags.workdir, flags.output, flags.teacher_weights))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except EXPECTED as error:
+        print(f"error: {explained(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)

@@ -4,17 +4,17 @@ python -m rd_jax.main --config configs/mvtec.py[:category] --workdir DIR [--mode
     [--config.NAME=VALUE ...]
 """
 
+import os
 import sys
 from pathlib import Path
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from rd_jax import evaluate_run, hosts, run
 from rd_jax.compilation import keep_compiled_programs
 from rd_jax.config import validate
-from rd_jax.errors import UserError, explained
+from rd_jax.errors import EXPECTED, UserError, explained
 from rd_jax.interruption import stop_on_sigterm
 from rd_jax.progress import log_to_stderr
 from rd_jax.splits import chosen_name
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         if DISTRIBUTED.value or COORDINATOR.value:
             hosts.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         stop_on_sigterm()
-        workdir = Path(str(WORKDIR.value)).expanduser()
+        workdir = Path(os.path.expanduser(str(WORKDIR.value)))
         keep_compiled_programs()
         if MODE.value == "train":
             table = run.train(CONFIG.value, workdir, RESTART.value)
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
             if CONFIG.value.dataset:  # named behind the colon, which is no override
                 overrides["dataset"] = CONFIG.value.dataset
             table = evaluate_run.evaluate_checkpoints(overrides, chosen_name(CONFIG.value), workdir)
-    except (UserError, OSError, jax.errors.JaxRuntimeError) as error:
+    except EXPECTED as error:
         print(f"error: {explained(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:

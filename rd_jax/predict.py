@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from rd_jax.command_line import Parser
 from rd_jax.compilation import keep_compiled_programs
-from rd_jax.errors import UserError
+from rd_jax.errors import EXPECTED, UserError, explained
 from rd_jax.inputs import Input, find_inputs
 from rd_jax.predict_files import FOLDERS, Outputs, Row, tables, write_images, write_scale
 from rd_jax.predictions import Model, find_training, load_model, score_files
@@ -48,9 +48,9 @@ def main(argv: Sequence[str]) -> int:
         keep_compiled_programs()
         model = load_model(find_training(flags.workdir), flags.teacher_weights)
         _follow(predict(model, inputs, _outputs(flags, model), flags.batch_size), counts)
-    except (UserError, OSError) as error:
+    except EXPECTED as error:
         kept = f" ({_summary(counts)})" if counts["scored"] else ""
-        print(f"error: {error}{kept}", file=sys.stderr)
+        print(f"error: {explained(error)}{kept}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted: {_summary(counts)}", file=sys.stderr)

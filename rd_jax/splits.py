@@ -1,10 +1,11 @@
 """Which splits a config asks for: categories of a folder, or classes of a data set."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from rd_jax.config import Config
-from rd_jax.data import Split, images, mvtec, one_class, synthetic
+from rd_jax.data import Split, cache, mvtec, one_class, synthetic
 from rd_jax.errors import UserError
 
 
@@ -47,11 +48,11 @@ def load_split(config: Config, name: str) -> Split:
 
 
 def _classes(config: Config) -> one_class.Classes:
-    data_dir = Path(config.data_dir).expanduser()
+    data_dir = Path(os.path.expanduser(config.data_dir))
     return one_class.load_classes(config.dataset, data_dir, config.image_size)
 
 
 def _data_dir(config: Config) -> Path:
     if config.data_dir == "synthetic":
-        return synthetic.cached_data_dir(images.cache_folder())
-    return Path(config.data_dir).expanduser()
+        return synthetic.cached_data_dir(cache.cache_folder())
+    return Path(os.path.expanduser(config.data_dir))

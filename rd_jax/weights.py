@@ -2,9 +2,8 @@
 
 import hashlib
 import logging
-import pickle
-import zipfile
-import zlib
+import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -65,7 +64,7 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
     "random" (always the same), "auto" ("imagenet" where it is cached or can be reached, else
     "random") or a .safetensors, .npz or .pth file with torchvision's names. Only the stem and
     the first three stages are loaded; with `layer4` the fourth too, for bottleneck "pre". Raises
-    UserError if the file cannot be had or read, or if tensors are missing or misshapen.
+    UserError if the file cannot be had or read, or as `convert_teacher`.
     """
     weights = resolve_weights(backbone, weights)
     if weights == "random":
@@ -73,7 +72,7 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
         return init_variables(teacher_shapes(backbone, layer4), jax.random.key(0))
     if weights == "imagenet":
         return convert_teacher(_read_safetensors(_download(backbone)), backbone, layer4)
-    return convert_teacher(_read_file(Path(weights).expanduser()), backbone, layer4)
+    return convert_teacher(_read_file(Path(os.path.expanduser(weights))), backbone, layer4)
 
 
 def resolve_weights(backbone: str, weights: str) -> str:
@@ -130,21 +129,22 @@ def _read_file(path: Path) -> Mapping[str, np.ndarray]:
 
 
 def _read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error})") from error
+    except Exception as error:  # a broken file may raise anything, here and below
+        raise UserError(
+            f"{path} is not a readable safetensors file ({_first_line(error)})"
+        ) from error
 
 
 def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is not a readable npz file ({error})") from error
+    except Exception as error:
+        raise UserError(f"{path} is not a readable npz file ({_first_line(error)})") from error
 
 
 def load_rd4ad(path: Path, backbone: str) -> dict[str, Any]:
@@ -171,10 +171,12 @@ def _load_pth(path: Path) -> Mapping[str, Any]:
     except ImportError as error:
         raise UserError(f"reading {path} needs PyTorch: pip install torch") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a state dict of tensors ({first_line})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is then refused
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = _first_line(error)
+        raise UserError(f"{path} is not a state dict of tensors ({reason})") from error
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} is not a state dict of tensors")
     return loaded
@@ -182,9 +184,14 @@ def _load_pth(path: Path) -> Mapping[str, Any]:
 
 def _as_numpy(state_dict: Mapping[str, Any], path: Path) -> Mapping[str, np.ndarray]:
     try:
-        return {name: tensor.float().numpy() for name, tensor in state_dict.items()}
-    except AttributeError as error:
-        raise UserError(f"{path} is not a state dict of tensors ({error})") from error
+        return {name: tensor.detach().float().numpy() for name, tensor in state_dict.items()}
+    except (AttributeError, TypeError, RuntimeError) as error:
+        reason = _first_line(error)
+        raise UserError(f"{path} is not a state dict of tensors ({reason})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _download(backbone: str) -> Path:
@@ -206,7 +213,7 @@ def _download(backbone: str) -> Path:
         except Exception as error:  # the hub's HTTP client, and so its errors, vary by version
             raise UserError(
                 f"cannot download the ImageNet weights of {backbone} "
-                f"({(str(error) or type(error).__name__).splitlines()[0]}): fetch {pinned.url} "
+                f"({_first_line(error)}): fetch {pinned.url} "
                 "where there is a network and set --config.teacher_weights=FOLDER/model.safetensors"
             ) from error
     with path.open("rb") as stream:

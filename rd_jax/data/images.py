@@ -2,32 +2,31 @@
 
 import hashlib
 import logging
-import math
 import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from rd_jax import hosts
+from rd_jax.data.cache import cached_array
 from rd_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 # Part of every cache key: raise it when decoding changes.
-DECODER_VERSION = 1
+DECODER_VERSION = 2
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # whatever the suffix says
+_MOST_PIXELS = 2**28  # 16384 x 16384; files that claim more are refused before they are decoded
 _CHUNK = 512  # files decoded at a time
 
-
-def cache_folder() -> Path:
-    """Where everything that can be made again is kept: $XDG_CACHE_HOME/rd_jax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rd_jax"
+# Pillow's own limit warns of 100-megapixel photographs; this one is that of `_upright`.
+Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, _MOST_PIXELS)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -46,20 +45,61 @@ def resized(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
+def _upright(path: Path) -> Image.Image:
+    """The one picture in a file, upright. Raises ValueError if it is too large or one of many."""
+    # From a stream: what Pillow maps into memory by its name, a TIFF that is turned, it garbles.
+    with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
+        if file.width * file.height > _MOST_PIXELS:
+            raise ValueError(
+                f"{file.width} x {file.height} pixels are more than {_MOST_PIXELS}: scale it down"
+            )
+        # The first picture of a JPEG is the photograph; others are previews or depth.
+        num_pictures = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+        if num_pictures > 1:
+            raise ValueError(f"{num_pictures} pictures in one file: save the one that is meant")
+        bits = np.max(getattr(file, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, 8))
+        if 8 < bits < 16:
+            raise ValueError(
+                f"pixels of {bits} bits would be read as too dark; convert it to 8 or 16 bits"
+            )
+        return _eight_bit(ImageOps.exif_transpose(file))
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of what `_upright` gives, from the file's header."""
+    with Image.open(path, formats=_FORMATS) as file:
+        # A PNG would be decoded to look for EXIF data behind its pixels; it stands before them.
+        # Of a TIFF that is turned, Pillow gives the size when it is upright.
+        has_exif = "exif" in file.info if file.format == "PNG" else file.format != "TIFF"
+        is_turned = has_exif and file.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
+        return (file.height, file.width) if is_turned else file.size
+
+
 def read_image(path: Path) -> Image.Image:
     """The image upright and in RGB; alpha is dropped."""
-    with Image.open(path) as file:
-        return _eight_bit(ImageOps.exif_transpose(file)).convert("RGB")
+    return _upright(path).convert("RGB")
 
 
-def read_mask(path: Path) -> Image.Image:
-    """The mask upright and in grey. Raises ValueError if its white is not white."""
-    with Image.open(path) as file:
-        image = _eight_bit(ImageOps.exif_transpose(file)).convert("L")
-    brightest = np.asarray(image).max()
-    if 0 < brightest < 128:
+def read_mask(path: Path, image: Path) -> Image.Image:
+    """The mask of an anomalous image, upright and in grey.
+
+    Raises ValueError if it has another size than the image, if it marks no pixel as anomalous,
+    or if some of its pixels are transparent, so that their colour may mean anything.
+    """
+    mask = _upright(path)
+    size = _upright_size(image)
+    if mask.size != size:
+        raise ValueError(
+            f"the mask has {mask.width} x {mask.height} pixels, its image {image} "
+            f"{size[0]} x {size[1]}"
+        )
+    if mask.has_transparency_data and np.asarray(mask.convert("RGBA"))[..., 3].min() < 255:
+        raise ValueError("the mask has transparent pixels: save it without an alpha channel")
+    mask = mask.convert("L")
+    brightest = np.asarray(mask).max()
+    if brightest < 128:
         raise ValueError(f"mask values are 0 to {brightest}: write anomalous pixels as 255")
-    return image
+    return mask
 
 
 def decode_image(path: Path, size: int) -> np.ndarray:
@@ -67,25 +107,25 @@ def decode_image(path: Path, size: int) -> np.ndarray:
     return resized(read_image(path), size)
 
 
-def decode_mask(path: Path, size: int) -> np.ndarray:
+def decode_mask(path: Path, image: Path, size: int) -> np.ndarray:
     """[size, size] bool, resized as the image and thresholded at 0.5."""
-    image = read_mask(path).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image) > 127
+    mask = read_mask(path, image).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(mask) > 127
 
 
-def _each_file(read: Callable[[Path], Any], paths: Sequence[Path]) -> list:
+def _each_file(read: Callable[..., Any], paths: Sequence[Path], *others: Sequence[Path]) -> list:
     """`read` of all, in parallel; one error names all files that cannot be read."""
 
-    def attempt(path: Path) -> tuple[Any, str | None]:
+    def attempt(path: Path, *its_others: Path) -> tuple[Any, str | None]:
         try:
-            return read(path), None
+            return read(path, *its_others), None
         except Image.UnidentifiedImageError:
-            return None, f"{path} (not an image)"
+            return None, f"{path} (not an image in PNG, JPEG, BMP, TIFF or WebP)"
         except Exception as error:  # decoders raise all kinds of errors for broken files
-            return None, f"{path} ({error})"
+            return None, f"{path} ({str(error) or type(error).__name__})"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(attempt, paths))
+        results = list(pool.map(attempt, paths, *others))
     failures = [failure for _, failure in results if failure]
     if failures:
         shown = "; ".join(failures[:3]) + ("; ..." if len(failures) > 3 else "")
@@ -108,105 +148,30 @@ def content_sha256(paths: Sequence[Path]) -> str:
     return hashlib.sha256(hosts.gathered(digests, len(paths)).tobytes()).hexdigest()
 
 
-def cached_array(
-    key: str,
-    shape: tuple[int, ...],
-    dtype: type,
-    chunks: Callable[[slice], Iterator[np.ndarray]],
-) -> np.ndarray:
-    """All rows, memory-mapped from the cache file of `key`, which has to change with them.
-
-    `chunks` yields the rows of a slice, one array after the other. Where the cache cannot be
-    written, an array in memory.
-    """
-    cached = cache_folder() / "images" / f"{key}.npy"
-    found = _read_cached(cached, shape, dtype)
-    if hosts.all_agree(found is not None) and found is not None:
-        return found
-    try:
-        _write_cached(cached, shape, dtype, chunks)
-    except OSError as error:
-        if jax.process_count() > 1:
-            raise UserError(f"no image cache in {cached.parent} ({error})") from error
-        logger.warning("no image cache in %s (%s): decoding into memory", cached.parent, error)
-        return np.concatenate(list(chunks(slice(0, shape[0]))))
-    return np.load(cached, mmap_mode="r")
-
-
-def _read_cached(cached: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
-    if not cached.exists():
-        return None
-    try:
-        array = np.load(cached, mmap_mode="r")
-        if (array.shape, array.dtype) != (shape, np.dtype(dtype)):
-            raise ValueError(f"holds {array.dtype} {array.shape}")
-        return array
-    except (OSError, ValueError, EOFError) as error:
-        logger.warning("damaged cache file %s (%s): decoding again", cached, error)
-        return None
-
-
-def _write_cached(
-    cached: Path,
-    shape: tuple[int, ...],
-    dtype: type,
-    chunks: Callable[[slice], Iterator[np.ndarray]],
-) -> None:
-    """The whole file or nothing. Processes that share the folder write a part of it each."""
-    hosts.together(lambda: cached.parent.mkdir(parents=True, exist_ok=True))
-    is_shared = hosts.all_see(cached.parent)
-    name = uuid.uuid4().int % 2**31
-    partial = cached.with_suffix(f".{hosts.as_the_first(name) if is_shared else name}.partial")
-    part = hosts.share(shape[0]) if is_shared else slice(0, shape[0])
-    owns_file = hosts.is_first() or not is_shared
-
-    def create() -> None:
-        with partial.open("wb") as file:
-            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            file.truncate(file.tell() + math.prod(shape) * np.dtype(dtype).itemsize)
-
-    def write() -> None:
-        with partial.open("r+b") as file:
-            row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-            file.seek(-(shape[0] - part.start) * row_bytes, os.SEEK_END)
-            for chunk in chunks(part):
-                file.write(chunk.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-
-    try:
-        hosts.together(lambda: create() if owns_file else None)
-        hosts.together(write)
-        hosts.together(lambda: os.replace(partial, cached) if owns_file else None)
-    finally:
-        if owns_file:
-            partial.unlink(missing_ok=True)
-
-
 def _load(
-    paths: Sequence[Path],
-    decode: Callable[[Path, int], np.ndarray],
+    decode: Callable[..., np.ndarray],
+    files: tuple[Sequence[Path], ...],
     size: int,
     shape: tuple[int, ...],
     dtype: type,
     sha256: str | None,
 ) -> np.ndarray:
-    """All files as one array [N, *shape].
+    """What `decode` makes of one file of each sequence [N] in turn, as one array [N, *shape].
 
     The cache is keyed by what the files hold, so that an edited file is never served stale.
     """
-    shape = (len(paths), *shape)
-    if not paths:
-        return np.empty(shape, dtype)
+    num_files = len(files[0])
+    if not num_files:
+        return np.empty((0, *shape), dtype)
 
     def decoded(part: slice) -> Iterator[np.ndarray]:
         for start in range(part.start, part.stop, _CHUNK):
-            chunk = paths[start : min(start + _CHUNK, part.stop)]
-            yield np.stack(_each_file(lambda path: decode(path, size), chunk))
+            chunk = [paths[start : min(start + _CHUNK, part.stop)] for paths in files]
+            yield np.stack(_each_file(partial(decode, size=size), *chunk))
 
-    key = f"{sha256 or content_sha256(paths)}-{decode.__name__}-{size}-v{DECODER_VERSION}"
-    return cached_array(key, shape, dtype, decoded)
+    sha256 = sha256 or content_sha256([path for paths in files for path in paths])
+    key = f"{sha256}-{decode.__name__}-{size}-v{DECODER_VERSION}"
+    return cached_array(key, (num_files, *shape), dtype, decoded)
 
 
 def load_images(paths: Sequence[Path], size: int, sha256: str | None = None) -> np.ndarray:
@@ -214,17 +179,19 @@ def load_images(paths: Sequence[Path], size: int, sha256: str | None = None) -> 
 
     Raises UserError naming the files that cannot be read.
     """
-    return _load(paths, decode_image, size, (size, size, 3), np.uint8, sha256)
+    return _load(decode_image, (paths,), size, (size, size, 3), np.uint8, sha256)
 
 
-def load_masks(paths: Sequence[Path | None], size: int, sha256: str | None = None) -> np.ndarray:
+def load_masks(
+    paths: Sequence[Path | None], images: Sequence[Path], size: int, sha256: str | None = None
+) -> np.ndarray:
     """[N, size, size] bool, true where anomalous; None stands for an image without anomaly.
 
-    Otherwise as `load_images`.
+    `sha256` is a hash of what masks and images hold, if it is known. Raises UserError naming the
+    masks that cannot be read, or be those of their images: see `read_mask`.
     """
     masks = np.zeros((len(paths), size, size), bool)
-    present = [path for path in paths if path is not None]
-    masks[[path is not None for path in paths]] = _load(
-        present, decode_mask, size, (size, size), np.bool_, sha256
-    )
+    chosen = [i for i, path in enumerate(paths) if path is not None]
+    files = ([path for path in paths if path is not None], [images[i] for i in chosen])
+    masks[chosen] = _load(decode_mask, files, size, (size, size), np.bool_, sha256)
     return masks

@@ -7,14 +7,20 @@ DATA_DIR/CATEGORY/ground_truth/DEFECT/*_mask.png
 """
 
 import hashlib
+import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from rd_jax.data import Split
+from rd_jax.data.folders import holds, images_by_folder, listed
 from rd_jax.data.images import IMAGE_SUFFIXES, content_sha256, load_images, load_masks
-from rd_jax.errors import UserError
+from rd_jax.errors import UserError, printable
+
+logger = logging.getLogger(__name__)
 
 NORMAL = "good"
 
@@ -36,24 +42,13 @@ class Category(NamedTuple):
     has_masks: bool
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-
-
 def find_categories(data_dir: Path) -> list[str]:
     """The names of all categories in `data_dir`, sorted. Raises UserError if there is none."""
-    if not data_dir.is_dir():
+    if not os.path.isdir(data_dir):
         raise UserError(f"data_dir {data_dir} is not a folder: set --config.data_dir")
-    names = [p.name for p in _folders_in(data_dir) if (p / "train" / NORMAL).is_dir()]
-    if not names and (data_dir / "train" / NORMAL).is_dir():
+    _, folders = listed(data_dir)
+    names = [folder.name for folder in folders if holds(folder, "train")]
+    if not names and os.path.isdir(data_dir / "train" / NORMAL):
         raise UserError(
             f"data_dir {data_dir} is itself a category: set --config.data_dir="
             f"{data_dir.parent} --config.category={data_dir.name}"
@@ -68,53 +63,91 @@ def find_categories(data_dir: Path) -> list[str]:
 def read_category(data_dir: Path, name: str) -> Category:
     """Lists the files of one category, sorted by path.
 
-    A category without `test` has no test images; without `ground_truth`, no masks. Raises
-    UserError if the category or its training images are missing, or if an anomalous image lacks
-    its mask while `ground_truth` exists.
+    A category without `test` has no test images; without `ground_truth`, no masks. What is hidden
+    and what is no image is left out. Raises UserError if the category or its training images are
+    missing, if images lie where they would be left out, or if there are masks, but not exactly
+    one for each anomalous image.
     """
     categories = find_categories(data_dir)
     if name not in categories:
         raise UserError(
             f"category {name!r} is not in data_dir {data_dir}: it has {', '.join(categories)}"
         )
+    if name != printable(name):
+        raise UserError(f"category {name!r} in data_dir {data_dir}: rename it to printable text")
     root = data_dir / name
-    train = _images_in(root / "train" / NORMAL)
-    if not train:
-        raise UserError(f"{root / 'train' / NORMAL} holds no images ({_suffixes()})")
-    test: list[LabelledImage] = []
-    has_masks = (root / "ground_truth").is_dir()
-    for folder in _folders_in(root / "test") if (root / "test").is_dir() else []:
-        for path in _images_in(folder):
-            mask = None
-            if has_masks and folder.name != NORMAL:
-                mask = root / "ground_truth" / folder.name / f"{path.stem}_mask.png"
-                if not mask.is_file():
-                    raise UserError(
-                        f"mask {mask} of test image {path} is missing: add it, or remove "
-                        f"{root / 'ground_truth'} to evaluate images alone"
-                    )
-            test.append(LabelledImage(path, folder.name, mask))
-    return Category(name, tuple(train), tuple(test), has_masks)
+    train = images_by_folder(root / "train")
+    for folder, found in train.items():
+        if folder != NORMAL and found:
+            raise UserError(
+                f"{root / 'train' / folder} holds images, but only those of {NORMAL} are trained "
+                "on: move them there, or elsewhere"
+            )
+    if not train.get(NORMAL):
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{root / 'train' / NORMAL} holds no images ({suffixes})")
+    test = []
+    for folder, found in images_by_folder(root / "test").items():
+        if folder != NORMAL and folder.lower() == NORMAL:
+            raise UserError(
+                f"{root / 'test' / folder} counts as a defect: call it {NORMAL} if it is none, or "
+                "by another name"
+            )
+        test += [LabelledImage(path, folder, None) for path in found]
+    has_masks = holds(root, "ground_truth")
+    if has_masks:
+        test = _with_masks(test, root / "ground_truth")
+    return Category(name, tuple(train[NORMAL]), tuple(test), has_masks)
 
 
-def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
+def _with_masks(test: Sequence[LabelledImage], root: Path) -> list[LabelledImage]:
+    """Each anomalous image with its mask. Raises UserError if they do not match one to one."""
+    unused = {path for masks in images_by_folder(root).values() for path in masks}
+    image_of: dict[Path, Path] = {}
+    found = []
+    for image in test:
+        mask = None
+        if image.defect != NORMAL:
+            mask = root / image.defect / f"{image.path.stem}_mask.png"
+            if mask in image_of:
+                raise UserError(f"{image_of[mask]} and {image.path} share {mask}: rename one")
+            if mask not in unused:
+                raise UserError(
+                    f"mask {mask} of test image {image.path} is missing: add it, or remove "
+                    f"{root} to evaluate images alone"
+                )
+            unused.remove(mask)
+            image_of[mask] = image.path
+        found.append(image._replace(mask=mask))
+    for mask in sorted(unused):
+        which = "a normal image" if mask.parent.name == NORMAL else "no test image"
+        raise UserError(f"{mask} is the mask of {which}: remove it, or mend its name")
+    return found
 
 
 def load_category(data_dir: Path, name: str, size: int) -> Split:
     """Decodes a category. Raises UserError as `read_category`, or for files it cannot read."""
     files = read_category(data_dir, name)
     test, masks = [image.path for image in files.test], [image.mask for image in files.test]
-    train_sha256, test_sha256 = content_sha256(files.train), content_sha256(test)
+    train_sha256, images_sha256 = content_sha256(files.train), content_sha256(test)
     masks_sha256 = content_sha256([mask for mask in masks if mask is not None])
-    return Split(
+    test_sha256 = hashlib.sha256(f"{images_sha256}{masks_sha256}".encode()).hexdigest()
+    split = Split(
         name=name,
         train=load_images(files.train, size, train_sha256),
-        train_names=[path.name for path in files.train],
+        train_names=[printable(path.name) for path in files.train],
         train_sha256=train_sha256,
-        test=load_images(test, size, test_sha256),
-        test_names=[f"{image.defect}/{image.path.name}" for image in files.test],
-        test_sha256=hashlib.sha256(f"{test_sha256}{masks_sha256}".encode()).hexdigest(),
+        test=load_images(test, size, images_sha256),
+        test_names=[printable(f"{image.defect}/{image.path.name}") for image in files.test],
+        test_sha256=test_sha256,
         labels=np.array([image.defect != NORMAL for image in files.test], bool),
-        masks=load_masks(masks, size, masks_sha256) if files.has_masks else None,
+        masks=load_masks(masks, test, size, test_sha256) if files.has_masks else None,
     )
+    if split.masks is not None:
+        vanished = np.flatnonzero(split.labels & ~split.masks.any((1, 2)))
+        if len(vanished):
+            logger.warning(
+                "%s: at %d pixels nothing is left of %d masks, so their pixels count as normal: %s",
+                *(name, size, len(vanished), ", ".join(split.test_names[i] for i in vanished[:3])),
+            )
+    return split

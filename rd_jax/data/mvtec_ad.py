@@ -77,7 +77,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
                 name,
                 {
                     "image": encoded,
-                    "mask": _mask_png(image.mask, size),
+                    "mask": _mask_png(image, size),
                     "label": int(image.defect != NORMAL),
                     "defect": image.defect,
                     "name": name,
@@ -95,14 +95,15 @@ def _png(image: Image.Image) -> io.BytesIO:
 def _rgb_png(path: Path) -> tuple[io.BytesIO, tuple[int, int]]:
     """The image as PNG of three channels, the file itself if it is one, and width and height."""
     with Image.open(path) as file:
-        if (file.format, file.mode) == ("PNG", "RGB") and not file.getexif():
+        is_plain = (file.format, file.mode, getattr(file, "n_frames", 1)) == ("PNG", "RGB", 1)
+        if is_plain and not file.getexif():
             return io.BytesIO(path.read_bytes()), file.size
     image = read_image(path)
     return _png(image), image.size
 
 
-def _mask_png(path: Path | None, size: tuple[int, int]) -> io.BytesIO:
+def _mask_png(image: LabelledImage, size: tuple[int, int]) -> io.BytesIO:
     """255 where the image is anomalous, else 0."""
-    if path is None:
+    if image.mask is None:
         return _png(Image.new("L", size))
-    return _png(read_mask(path).point(lambda value: 255 if value > 127 else 0))
+    return _png(read_mask(image.mask, image.path).point(lambda value: 255 if value > 127 else 0))

@@ -19,8 +19,8 @@ def convolve(
 
     On CPU a product of the patches with the kernel is up to 80 times as fast where the patches
     are no copies (kernel 1x1) or hold fewer values than the kernel (deep stages of small images,
-    above all their gradients), two to three times with strides, and Winograd's algorithm up to twice as fast for other 3x3 kernels,
-    but not with their gradients.
+    above all their gradients), and not slower with strides; Winograd's algorithm is up to twice
+    as fast for other 3x3 kernels, but not with their gradients.
     """
     is_exported = not isinstance(x.shape[0], int)  # a symbolic batch: any size, any platform
     if jax.default_backend() != "cpu" or is_exported:
