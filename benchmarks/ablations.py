@@ -7,6 +7,7 @@ goes on where it was interrupted. Writes WORKDIR/{bottleneck,backbone,scales}.{m
 """
 
 import json
+import os
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,7 @@ def main(_: list[str]) -> int:
     log_to_stderr()
     keep_compiled_programs()
     flag = flags.FLAGS
-    workdir = Path(flag.workdir).expanduser()
+    workdir = Path(os.path.expanduser(flag.workdir))
     fields = {
         "data_dir": flag.data_dir,
         "category": flag.category,

@@ -1,6 +1,5 @@
 """What normal images score: decision thresholds and the colour scale of heatmaps."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +24,9 @@ class Calibration(NamedTuple):
 
 def threshold_at(values: np.ndarray, false_positive_rate: float) -> float:
     """The smallest of `values` that at most this fraction of them exceeds."""
-    num_above = math.floor(round(false_positive_rate * values.size, 6))  # 0.29 * 100 is below 29
+    num_above = round(false_positive_rate * values.size)
+    if num_above / values.size > false_positive_rate:  # a floor would take 0.29 * 100 for 28
+        num_above -= 1
     position = values.size - 1 - num_above
     return float(np.partition(values.ravel(), position)[position])
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -81,7 +82,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
         raise UserError(
             f"config.bottleneck={config.bottleneck!r}: the authors' checkpoints have 'mff_oce'"
         )
-    path = Path(config.rd4ad_checkpoint).expanduser()
+    path = Path(os.path.expanduser(config.rd4ad_checkpoint))
     variables = load_rd4ad(path, config.backbone)
     split = load_split(config, chosen_name(config))
     folder = workdir / split.name

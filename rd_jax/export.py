@@ -11,6 +11,7 @@ FILE.onnx by ONNX Runtime.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
 
     def path(text: str) -> Path:
-        return Path(text).expanduser()
+        return Path(os.path.expanduser(text))
 
     add = parser.add_argument
     add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")

@@ -69,7 +69,7 @@ def to_onnx(
     try:
         from onnx import TensorProto, helper, numpy_helper
     except ImportError as error:
-        raise UserError("ONNX files need the package onnx: pip install 'rd-jax[onnx]'") from error
+        raise UserError("ONNX files need the package onnx: pip install onnx") from error
 
     size = config.image_size
     shapes: dict[str, tuple[int, list[int]]] = {

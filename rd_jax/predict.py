@@ -109,7 +109,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
 
     def folder(text: str) -> Path:
-        return Path(text).expanduser()
+        return Path(os.path.expanduser(text))
 
     def batch_size(text: str) -> int:
         if int(text) < 1:

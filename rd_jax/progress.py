@@ -4,12 +4,14 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from rd_jax.train import Metrics, TrainState
@@ -26,6 +28,8 @@ def log_to_stderr() -> None:
         force=True,
     )
     logging.getLogger("rd_jax").setLevel(logging.INFO)
+    # Images that Pillow would warn of are refused, in our own words.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     # TFDS and orbax tell what is no concern, and log with a traceback what they also raise.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 

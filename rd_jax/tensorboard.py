@@ -12,7 +12,7 @@ from rd_jax.errors import UserError
 def check_tensorboard() -> None:
     """Raises UserError if the package that writes event files is not installed."""
     if importlib.util.find_spec("tensorboardX") is None:
-        raise UserError("config.tensorboard=True needs pip install 'rd-jax[tensorboard]'")
+        raise UserError("config.tensorboard=True needs pip install tensorboardX")
 
 
 @contextmanager

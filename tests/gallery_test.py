@@ -28,7 +28,7 @@ def weave_split(count: int, size: int = 32) -> tuple[Split, np.ndarray]:
     labels = np.array([i % len(kinds) > 0 for i in range(count)], bool)
     names = [f"{kinds[i % len(kinds)] or 'good'}/{i:03}.png" for i in range(count)]
     maps = (0.5 * masks + rng.gamma(2, 0.2, masks.shape)).astype(np.float32)
-    return Split("weave", images[:0], "", images, names, labels, masks), maps
+    return Split("weave", images[:0], [], "", images, names, "", labels, masks), maps
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
