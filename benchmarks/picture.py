@@ -34,7 +34,7 @@ def main(training: Path, output: Path) -> None:
     picture = Image.fromarray(np.concatenate(columns, axis=1)[:-GAP, :-GAP])
     output.parent.mkdir(parents=True, exist_ok=True)
     size = (SCALE * picture.width, SCALE * picture.height)
-    picture.resize(size, Image.Resampling.LANCZOS).save(output, optimize=True)
+    picture.resize(size, Image.Resampling.LANCZOS).quantize(256).save(output, optimize=True)
 
 
 if __name__ == "__main__":
