@@ -1,10 +1,7 @@
 """Orbax checkpoints of what learns, with the config and the teacher's name and hash."""
 
-import errno
 import json
 import logging
-import os
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from rd_jax import hosts
 from rd_jax.errors import UserError
+from rd_jax.storage import naming, quiet_about_what_is_given_up, reason_of
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -64,7 +62,7 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
     """
     folder.mkdir(parents=True, exist_ok=True)
     hosts.wait_for_all("checkpoints read")
-    with _quiet_about_what_is_given_up():
+    with quiet_about_what_is_given_up():
         manager = _manager(folder, max_to_keep=2, cleanup_tmp_directories=True)
 
         def save(
@@ -82,34 +80,14 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
                 optimizer=ocp.args.StandardSave({"opt_state": opt_state}),
                 metadata=ocp.args.JsonSave(described),
             )
-            with _naming(folder):
+            with naming(folder):
                 manager.save(step, args=args)
 
         try:
             yield save
         finally:
-            with _naming(folder):
+            with naming(folder):
                 manager.close()
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Turns what goes wrong in writing a checkpoint into a UserError."""
-    try:
-        yield
-    except Exception as error:  # the storage libraries raise all kinds of errors
-        raise UserError(
-            f"cannot write a checkpoint into {folder} ({_reason(error)}); those that were "
-            "complete still are, and the same command goes on from the latest"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """What an error of the storage libraries comes down to, in one line."""
-    text = str(error) or type(error).__name__
-    if os.strerror(errno.ENOSPC) in text:
-        return f"{os.strerror(errno.ENOSPC)}: free some"
-    return text.splitlines()[0][:200]
 
 
 def save(
@@ -157,12 +135,12 @@ def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any
     """The metadata and the items of one checkpoint. Raises DamagedCheckpointError."""
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore(), **items)
     try:
-        with _reader(folder) as manager, _quiet_about_what_is_given_up():
+        with _reader(folder) as manager, quiet_about_what_is_given_up():
             restored = manager.restore(step, args=args)
         metadata = dict(restored.metadata)
         checksums = metadata.pop("checksums")
     except Exception as error:  # the storage libraries raise all kinds of errors
-        raise DamagedCheckpointError(_damaged(folder, step, _reason(error))) from error
+        raise DamagedCheckpointError(_damaged(folder, step, reason_of(error))) from error
     if checksums["metadata"] != _checksum_of_metadata(metadata):
         raise DamagedCheckpointError(_damaged(folder, step, "metadata differs from its checksum"))
     for name in items:
@@ -171,20 +149,6 @@ def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any
             reason = f"{name} differs from its checksum"
             raise DamagedCheckpointError(_damaged(folder, step, reason))
     return metadata, restored
-
-
-@contextmanager
-def _quiet_about_what_is_given_up() -> Iterator[None]:
-    """Orbax leaves other operations behind when one fails; their complaints are no concern."""
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
-    yield
-    sys.unraisablehook = before  # not after a failure: they may come late
 
 
 def _damaged(folder: Path, step: int, reason: str) -> str:

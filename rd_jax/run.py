@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rd_jax import checkpoint, hosts, report
@@ -17,22 +16,20 @@ from rd_jax.calibration import Calibration, calibrate
 from rd_jax.config import Config, as_dict, validate
 from rd_jax.data import Split
 from rd_jax.errors import UserError
-from rd_jax.evaluate import Scorer, compile_scorer, score_images
+from rd_jax.evaluate import Scorer, score_images
 from rd_jax.evaluate_run import evaluate_split, evaluate_trained, teacher_of, write_summaries
 from rd_jax.interruption import Interrupted, deferred
+from rd_jax.programs import Programs, compile_programs
 from rd_jax.progress import Clock, Diverged, followed
 from rd_jax.resume import check_same_training, initial_state, moved_aside, trainings
 from rd_jax.splits import check_splits, load_splits
 from rd_jax.tensorboard import check_tensorboard, event_writer
 from rd_jax.train import (
-    Metrics,
     TrainState,
     batch_indices,
     holdout_indices,
-    make_parallel_train_steps,
     steps_per_dispatch,
     steps_until,
-    train_state_shapes,
     training,
 )
 from rd_jax.weights import LoadedTeacher
@@ -40,13 +37,6 @@ from rd_jax.weights import LoadedTeacher
 logger = logging.getLogger(__name__)
 
 _MOST_CALIBRATION_IMAGES = 1000  # so that their maps fit into memory
-
-
-class Programs(NamedTuple):
-    """What is compiled once for all trainings of a run, while images are decoded."""
-
-    train_steps: Future[Callable[..., tuple[TrainState, Metrics]]]
-    scorer: Future[Scorer]
 
 
 class Task(NamedTuple):
@@ -90,7 +80,7 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     workdir.mkdir(parents=True, exist_ok=True)
     teacher = teacher_of(config)
     with ThreadPoolExecutor(1) as compiler:
-        programs = _compile(compiler, config, teacher)
+        programs = compile_programs(compiler, config, teacher)
         tasks = []
         for split in load_splits(config):
             folder = workdir / split.name
@@ -112,32 +102,6 @@ def _start_anew(folder: Path) -> None:
         kept = moved_aside(folder, folder.parent / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")
         logger.warning("%s: starting anew; what was there is kept in %s", folder.name, kept)
     hosts.wait_for_all("moved aside")
-
-
-def _compile(compiler: ThreadPoolExecutor, config: Config, teacher: LoadedTeacher) -> Programs:
-    """Starts to compile; XLA does so without Python, which decodes meanwhile."""
-    shapes = train_state_shapes(config)
-
-    def train_steps() -> Callable[..., tuple[TrainState, Metrics]]:
-        max_steps, size = steps_per_dispatch(), config.image_size
-        num_devices = jax.local_device_count()
-        images = (num_devices, max_steps, config.batch_size // jax.device_count(), size, size, 3)
-        steps = make_parallel_train_steps(config, max_steps)
-        if jax.process_count() > 1:  # where pmap compiles at its first call alone
-            return steps
-        return steps.lower(
-            shapes,
-            teacher.variables,
-            jax.ShapeDtypeStruct(images, jnp.uint8),
-            jax.ShapeDtypeStruct((), jnp.int32),
-        ).compile()
-
-    def scorer() -> Scorer:
-        return compile_scorer(
-            config, teacher.variables, shapes.student_variables, config.batch_size
-        )
-
-    return Programs(compiler.submit(train_steps), compiler.submit(scorer))
 
 
 def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint.Checkpoint:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,8 +176,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir: Path, tmp_path: Path)
         *("--config.learning_rate=1e38", "--workdir", str(tmp_path / "work")),
     )
     assert_one_line(done, "weave: the loss is not finite at step 2: lower --config.learning_rate")
-    assert "last finite loss: 3" in done.stderr or "last finite loss: 2" in done.stderr
-    assert "last good checkpoint: there is none; images of this step: 00" in done.stderr
+    pattern = (
+        r"last finite loss: \d\.\d+; last good checkpoint: there is none; images of this step: 0"
+    )
+    assert re.search(pattern, done.stderr)
 
 
 def test_the_library_imports_without_ml_collections() -> None:
