@@ -8,6 +8,7 @@ goes on where it was interrupted. Writes WORKDIR/{bottleneck,backbone,scales}.{m
 
 import json
 import os
+import sys
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,4 +135,7 @@ if __name__ == "__main__":
     flags.register_validator(
         "seeds", lambda seeds: seeds and all(map(str.isdecimal, seeds)), "integers"
     )
-    app.run(main)
+    try:
+        app.run(main)
+    except KeyboardInterrupt as error:
+        sys.exit(f"{error or 'interrupted'}; the same command goes on from there")

@@ -160,9 +160,11 @@ def write_summaries(workdir: Path) -> str:
 
 def _calibration(config: Config, saved: Mapping[str, Any]) -> Calibration | None:
     """What the training kept, if it is finished and scores as it did then."""
-    fields = (*SCORER_FIELDS, "image_size")
+    fields = {*SCORER_FIELDS, "image_size"} - {"dtype"}
     now, then = as_dict(config), saved["config"]
-    if saved["calibration"] is None or any(now[name] != then[name] for name in fields):
+    is_same_dtype = jnp.dtype(compute_dtype(config)).name == saved["dtype"]
+    scores_alike = is_same_dtype and all(now[name] == then[name] for name in fields)
+    if saved["calibration"] is None or not scores_alike:
         return None
     return Calibration(**saved["calibration"])
 
@@ -236,6 +238,7 @@ def _write(
         **metrics_at(threshold, scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
     }
+    (folder / results.FILE).unlink(missing_ok=True)  # which says that the other file is there
     gallery.write_evaluation(folder, split, maps, scores, calibration)
     report.write_json(folder / results.FILE, row)
 

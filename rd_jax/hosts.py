@@ -94,14 +94,17 @@ def all_agree(own: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.int32(own)).all())
 
 
+def any_says(own: bool) -> bool:
+    """Whether some process says so."""
+    return not all_agree(not own)
+
+
 def all_see(folder: Path) -> bool:
     """Whether what one process writes into `folder` can be read by all: a shared file system."""
     if jax.process_count() == 1:
         return True
     token = folder / f".seen-by-all-{as_the_first(uuid.uuid4().int % 2**31)}"
-    if is_first():
-        token.touch()
-    wait_for_all("token written")
+    together(lambda: token.touch() if is_first() else None)
     seen = all_agree(token.exists())
     if is_first():
         token.unlink()

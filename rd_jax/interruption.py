@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import jax
-from jax.experimental import multihost_utils
+from rd_jax import hosts
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +17,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def stop_on_sigterm() -> None:
-    """From now on SIGTERM raises, as Ctrl-C does; of several processes JAX handles it."""
-    if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, _stop_at_once)
+    """From now on SIGTERM raises, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _stop_at_once)
 
 
 def _stop_at_once(_: int, __: FrameType | None) -> None:
@@ -32,11 +30,8 @@ def deferred() -> Iterator[Callable[[int], bool]]:
     """Inside, the first Ctrl-C or SIGTERM only makes the given function of a step return True.
 
     The second one stops at once. Outside of the main thread, where Python handles no signals,
-    nothing changes. Several processes stop at the same step, after a SIGTERM to any of them.
+    nothing changes. Of several processes all have to ask, and stop after a signal to any of them.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -46,11 +41,11 @@ def deferred() -> Iterator[Callable[[int], bool]]:
         logger.warning("interrupted: saving a checkpoint (once more stops at once)")
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda _: False
+        yield lambda _: hosts.any_says(False)
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda _: bool(received)
+        yield lambda _: hosts.any_says(bool(received))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

@@ -36,8 +36,9 @@ def main(argv: list[str]) -> int:
     log_to_stderr()
     try:
         _parse(argv)
-        if DISTRIBUTED.value or COORDINATOR.value:
-            hosts.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        explicit = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        if DISTRIBUTED.value or explicit != (None, None, None):
+            hosts.initialize(*explicit)
         stop_on_sigterm()
         workdir = Path(os.path.expanduser(str(WORKDIR.value)))
         keep_compiled_programs()
@@ -55,7 +56,8 @@ def main(argv: list[str]) -> int:
         print(f"error: {explained(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"{error or 'interrupted'}; the same command goes on from there", file=sys.stderr)
+        command = "the same command" + (" without --restart" if RESTART.value else "")
+        print(f"{error or 'interrupted'}; {command} goes on from there", file=sys.stderr)
         return 130
     if hosts.is_first():
         print(f"{table}\nResults are in {workdir}: report.html, results.{{md,json,csv}}, figures/")

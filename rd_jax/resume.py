@@ -104,16 +104,18 @@ def initial_state(config: Config, folder: Path) -> tuple[TrainState, Mapping[str
     checkpoints = folder / checkpoint.FOLDER
     for step in checkpoint.steps(checkpoints):
         hosts.wait_for_all(f"restoring {step}")  # all have listed the same steps
+        saved = opt_state = error = None
         try:
             saved = checkpoint.load(checkpoints, step)
             opt_state = checkpoint.load_opt_state(
                 checkpoints, step, jax.device_get(state.opt_state)
             )
-        except checkpoint.DamagedCheckpointError as error:
-            hosts.wait_for_all(f"found {step} damaged")
+        except checkpoint.DamagedCheckpointError as caught:
+            error = caught
+        if not hosts.all_agree(error is None) or saved is None:
             if hosts.is_first():
                 kept = moved_aside(checkpoints / str(step), folder / "damaged")
-                logger.warning("%s; it is kept in %s", error, kept)
+                logger.warning("%s; it is kept in %s", error or "another process failed", kept)
             continue
         variables = saved.student_variables
         state = TrainState(

@@ -1,19 +1,20 @@
 """A whole run: train and evaluate every category and seed, and write what came out."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rd_jax import checkpoint, hosts, report
+from rd_jax import checkpoint, hosts, report, results
 from rd_jax.calibration import Calibration, calibrate
-from rd_jax.config import Config, as_dict, validate
+from rd_jax.config import Config, as_dict, compute_dtype, validate
 from rd_jax.data import Split
 from rd_jax.errors import UserError
 from rd_jax.evaluate import Scorer, score_images
@@ -55,7 +56,8 @@ class Task(NamedTuple):
     def steps_every(self, epochs: int) -> set[int]:
         """The steps before the last at which every so many epochs end; 0 epochs: none."""
         multiples = range(epochs, self.config.num_epochs, epochs) if epochs else ()
-        return {self.steps_until(epoch) for epoch in multiples}
+        last_step = self.steps_until(self.config.num_epochs)
+        return {self.steps_until(epoch) for epoch in multiples} - {last_step}
 
     def steps_until(self, epoch: int) -> int:
         """Steps after which every image that is not held out was used `epoch` times."""
@@ -79,29 +81,56 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     check_splits(config)
     workdir.mkdir(parents=True, exist_ok=True)
     teacher = teacher_of(config)
-    with ThreadPoolExecutor(1) as compiler:
+    _check_same_teacher(teacher)
+    compiler = ThreadPoolExecutor(1)
+    try:
         programs = compile_programs(compiler, config, teacher)
         tasks = []
         for split in load_splits(config):
             folder = workdir / split.name
             if restart:
                 _start_anew(folder)
-            tasks += [Task(own, split, path) for own, path in trainings(config, folder)]
+            for own, path in trainings(config, folder):
+                holdout_indices(own, len(split.train))
+                tasks.append(Task(own, split, path))
             check_same_training(config, split.train_sha256, teacher, folder)
         for task in tasks:
-            trained = _train(task, teacher, programs)
-            evaluate_trained(
-                task.config, task.split, teacher, trained, programs.scorer.result, task.folder
-            )
+            _train_and_evaluate(task, teacher, programs, workdir)
+    finally:
+        compiler.shutdown(wait=False, cancel_futures=True)
     return write_summaries(workdir)
 
 
+def _train_and_evaluate(
+    task: Task, teacher: LoadedTeacher, programs: Programs, workdir: Path
+) -> None:
+    try:
+        trained = _train(task, teacher, programs)
+        scorer = programs.scorer.result
+        evaluate_trained(task.config, task.split, teacher, trained, scorer, task.folder)
+    except UserError:
+        if results.read_results(workdir):
+            write_summaries(workdir)  # of what was finished before
+        raise
+
+
+def _check_same_teacher(teacher: LoadedTeacher) -> None:
+    """Raises UserError if several processes loaded different weights."""
+    own = int(teacher.sha256[:7], 16)
+    if not hosts.all_agree(hosts.as_the_first(own) == own):
+        raise UserError(
+            f"the processes loaded different teacher weights (here {teacher.weights}, sha256 "
+            f"{teacher.sha256[:12]}...): set --config.teacher_weights to a file that all see"
+        )
+
+
 def _start_anew(folder: Path) -> None:
-    hosts.wait_for_all("starting anew")
-    if folder.exists() and hosts.is_first():
-        kept = moved_aside(folder, folder.parent / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")
-        logger.warning("%s: starting anew; what was there is kept in %s", folder.name, kept)
-    hosts.wait_for_all("moved aside")
+    def move() -> None:
+        if folder.exists() and hosts.is_first():
+            kept = moved_aside(folder, folder.parent / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")
+            logger.warning("%s: starting anew; what was there is kept in %s", folder.name, kept)
+
+    hosts.together(move)
 
 
 def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint.Checkpoint:
@@ -148,16 +177,17 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
             "teacher_sha256": teacher.sha256,
             "train_sha256": split.train_sha256,
             "last_step": last_step,
+            "dtype": jnp.dtype(compute_dtype(config)).name,
             "calibration": calibration and calibration._asdict(),
             "timing": clock.timing(step, config.batch_size),
         }
         save(step, host_state.student_variables, host_state.opt_state, metadata)
 
-    try:
+    with deferred() as should_stop:
         with (
+            _diverging_as_user_error(task, trained_on),
             _events(config, folder) as write_event,
             checkpoint.writer(folder / checkpoint.FOLDER) as save,
-            deferred() as should_stop,
         ):
             for state, step, stops in followed(
                 dispatches,
@@ -185,9 +215,8 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
                     save_checkpoint(state, step, calibration)
                 if stops and step < last_step:
                     break
-    except Diverged as error:
-        raise UserError(_describe(error, task, trained_on)) from error
-    if step < last_step:
+        is_stopped = should_stop(step)  # also by a signal since the last step
+    if is_stopped:
         raise Interrupted(f"interrupted: {task.name} is saved at step {step} of {last_step}")
     return checkpoint.load_trained(folder)
 
@@ -211,6 +240,14 @@ def _calibration(
     images = split.train[chosen[spread.astype(int)]]
     maps, scores = score_images(scorer, teacher.variables, variables, images, config.batch_size)
     return calibrate(maps, scores, config.false_positive_rate, is_holdout=len(held_out) > 0)
+
+
+@contextmanager
+def _diverging_as_user_error(task: Task, trained_on: np.ndarray) -> Iterator[None]:
+    try:
+        yield
+    except Diverged as error:
+        raise UserError(_describe(error, task, trained_on)) from error
 
 
 def _describe(error: Diverged, task: Task, trained_on: np.ndarray) -> str:

@@ -83,14 +83,17 @@ def test_the_cache_serves_unchanged_files_and_never_stale_ones(
     assert decoded == [path]
 
 
+@pytest.mark.parametrize("how", ["truncated", "altered"])
 def test_a_damaged_cache_file_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.fromarray(GREY).save(tmp_path / "a.png")
     first = np.array(load_images([tmp_path / "a.png"], 64))
     (cached,) = (tmp_path / "cache").rglob("*.npy")
-    cached.write_bytes(cached.read_bytes()[:1000])
+    content = bytearray(cached.read_bytes())
+    content[5000] ^= 1
+    cached.write_bytes(content[:1000] if how == "truncated" else content)
     np.testing.assert_array_equal(load_images([tmp_path / "a.png"], 64), first)
     assert f"damaged cache file {cached}" in caplog.text
     assert not list((tmp_path / "cache").rglob("*.partial"))

@@ -15,6 +15,6 @@ class Split(NamedTuple):
     train_sha256: str
     test: np.ndarray
     test_names: Sequence[str]  # "DEFECT/FILE" or "CLASS/NUMBER"
-    test_sha256: str  # of images and masks
+    test_sha256: str  # of images, masks and names
     labels: np.ndarray  # [M] bool, true: anomalous
     masks: np.ndarray | None  # [M, size, size] bool, true: anomalous

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,10 +54,24 @@ def _read_cached(cached: Path, shape: tuple[int, ...], dtype: type) -> np.ndarra
         array = np.load(cached, mmap_mode="r")
         if (array.shape, array.dtype) != (shape, np.dtype(dtype)):
             raise ValueError(f"holds {array.dtype} {array.shape}")
+        if _checksum_file(cached).read_text() != _checksum(cached):
+            raise ValueError("differs from its checksum")
         return array
     except (OSError, ValueError, EOFError) as error:
         logger.warning("damaged cache file %s (%s): decoding again", cached, error)
         return None
+
+
+def _checksum_file(cached: Path) -> Path:
+    return cached.with_suffix(".crc32")
+
+
+def _checksum(path: Path) -> str:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
 
 
 def _write_cached(
@@ -88,10 +103,14 @@ def _write_cached(
             file.flush()
             os.fsync(file.fileno())
 
+    def finish() -> None:
+        _checksum_file(cached).write_text(_checksum(unfinished))
+        os.replace(unfinished, cached)
+
     try:
         hosts.together(lambda: create() if owns_file else None)
         hosts.together(write)
-        hosts.together(lambda: os.replace(unfinished, cached) if owns_file else None)
+        hosts.together(lambda: finish() if owns_file else None)
     finally:
         if owns_file:
             unfinished.unlink(missing_ok=True)

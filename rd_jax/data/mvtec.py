@@ -131,17 +131,22 @@ def load_category(data_dir: Path, name: str, size: int) -> Split:
     test, masks = [image.path for image in files.test], [image.mask for image in files.test]
     train_sha256, images_sha256 = content_sha256(files.train), content_sha256(test)
     masks_sha256 = content_sha256([mask for mask in masks if mask is not None])
-    test_sha256 = hashlib.sha256(f"{images_sha256}{masks_sha256}".encode()).hexdigest()
+    test_names = [printable(f"{image.defect}/{image.path.name}") for image in files.test]
+
+    def sha256_of(*parts: object) -> str:
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    pairs_sha256 = sha256_of(images_sha256, masks_sha256)
     split = Split(
         name=name,
         train=load_images(files.train, size, train_sha256),
         train_names=[printable(path.name) for path in files.train],
         train_sha256=train_sha256,
         test=load_images(test, size, images_sha256),
-        test_names=[printable(f"{image.defect}/{image.path.name}") for image in files.test],
-        test_sha256=test_sha256,
+        test_names=test_names,
+        test_sha256=sha256_of(pairs_sha256, test_names, files.has_masks),
         labels=np.array([image.defect != NORMAL for image in files.test], bool),
-        masks=load_masks(masks, test, size, test_sha256) if files.has_masks else None,
+        masks=load_masks(masks, test, size, pairs_sha256) if files.has_masks else None,
     )
     if split.masks is not None:
         vanished = np.flatnonzero(split.labels & ~split.masks.any((1, 2)))
