@@ -31,7 +31,8 @@ def log_to_stderr() -> None:
     # Images that Pillow would warn of are refused, in our own words.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     # TFDS and orbax tell what is no concern, and log with a traceback what they also raise.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class Clock:
