@@ -70,9 +70,9 @@ def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> di
         with np.errstate(over="ignore"):  # to infinity, which is found below
             value = value.astype(np.float32)
         if value.ndim == 4:
-            # (out, in, h, w) -> (h, w, in, out); PyTorch's transposed kernels are (in, out, h, w)
-            # and become (h, w, out, in).
-            value = value.transpose(2, 3, 1, 0)
+            # To (h, w, in, out) from (out, in, h, w), of transposed kernels from (in, out, h, w).
+            is_transposed = value.shape[2:] == (2, 2)
+            value = value.transpose(2, 3, 0, 1) if is_transposed else value.transpose(2, 3, 1, 0)
         if value.shape != expected.shape:
             problems.setdefault("of another shape", []).append(f"{name} {state_dict[name].shape}")
         elif not np.isfinite(value).all():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from rd_jax.models.convolution import convolve
+from rd_jax.models.convolution import convolve, convolve_transposed
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -14,7 +14,7 @@ NUMBERS = ("NHWC", "HWIO", "NHWC")
     ("size", "channels", "features", "kernel_size", "stride"),
     [
         ((8, 12), 5, 7, 3, 1),  # Winograd's
-        ((8, 12), 5, 7, 3, 2),  # XLA's
+        ((8, 12), 5, 7, 3, 2),  # strided: a product of patches
         ((7, 8), 5, 7, 3, 1),  # odd height: XLA's
         ((4, 4), 3, 40, 3, 1),  # few positions: a product of patches
         ((4, 6), 3, 40, 3, 2),
@@ -43,3 +43,22 @@ def test_values_and_gradients_equal_xla(
     np.testing.assert_allclose(own_value, expected, atol=2e-5)
     for actual, gradient in zip(own_pull_back(cotangent), pull_back(cotangent), strict=True):
         np.testing.assert_allclose(actual, gradient, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_transposed_convolution_equals_xla(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 4, 5), np.float32)
+    kernel = rng.standard_normal((2, 2, 5, 7), np.float32)
+
+    def reference(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        of_outputs = kernel.transpose(0, 1, 3, 2)
+        return lax.conv_transpose(x, of_outputs, (2, 2), "VALID", transpose_kernel=True)
+
+    expected, pull_back = jax.vjp(reference, x, kernel)
+    actual, own_pull_back = jax.vjp(convolve_transposed, x, kernel)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+    cotangent = rng.standard_normal(expected.shape, np.float32)
+    for own, gradient in zip(own_pull_back(cotangent), pull_back(cotangent), strict=True):
+        np.testing.assert_allclose(own, gradient, atol=1e-4)

@@ -22,9 +22,7 @@ def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
         factor = params.pop((*module, norm, "scale")) / (var + BatchNorm.epsilon) ** 0.5
         params[*module, norm, "bias"] = params[*module, norm, "bias"] - mean * factor
         kernel_path = (*module, _convolution_before(norm), "kernel")
-        kernel = params[kernel_path]
-        is_transposed = kernel.shape[:2] == (2, 2)  # [2, 2, O, I], others [h, w, I, O]
-        params[kernel_path] = kernel * (factor[:, None] if is_transposed else factor)
+        params[kernel_path] = params[kernel_path] * factor
     return {"params": unflatten_dict(params)}
 
 

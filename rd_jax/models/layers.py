@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rd_jax.models.convolution import convolve
+from rd_jax.models.convolution import convolve, convolve_transposed
 
 Dtype = Any
 Resize = Literal["same", "down", "up"]
 
 # PyTorch's kaiming_normal_(mode="fan_out", nonlinearity="relu").
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
+transposed_kaiming_normal = nn.initializers.variance_scaling(
+    2.0, "fan_out", "normal", in_axis=-1, out_axis=-2
+)
 
 Conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_normal)
 Conv1x1 = partial(Conv, kernel_size=(1, 1), padding=0, conv_general_dilated=convolve)
@@ -26,8 +28,7 @@ Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=conv
 class TransposedConv2x2(nn.Module):
     """Transposed convolution, kernel 2, stride 2: [B, H, W, I] -> [B, 2H, 2W, O].
 
-    The 2x2 patches do not overlap, so it is one matrix product followed by depth-to-space. The
-    kernel is [2, 2, O, I], so that fan_out means what it does in PyTorch: 4 times I.
+    The kernel is [2, 2, I, O] and starts as in PyTorch, whose fan-out is here 4 times I.
     """
 
     features: int
@@ -35,10 +36,9 @@ class TransposedConv2x2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
-        kernel = self.param("kernel", kaiming_normal, (2, 2, self.features, channels))
-        y = jnp.einsum("bhwi,kloi->bhkwlo", x.astype(self.dtype), kernel.astype(self.dtype))
-        return y.reshape(batch, 2 * height, 2 * width, self.features)
+        shape = (2, 2, x.shape[-1], self.features)
+        kernel = self.param("kernel", transposed_kaiming_normal, shape)
+        return convolve_transposed(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class BatchNorm(nn.Module):
