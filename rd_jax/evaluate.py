@@ -91,6 +91,12 @@ def _placement(batch_size: int) -> tuple[NamedSharding, NamedSharding, int]:
     return replicated, split, math.ceil(batch_size / mesh.size) * mesh.size
 
 
+def on_devices(teacher_variables: Any, student_variables: Any) -> tuple[Any, Any]:
+    """Both on all local devices, the student's in inference form, as `score_batches` needs them."""
+    replicated, _, _ = _placement(1)
+    return jax.device_put((teacher_variables, fold_batch_norm(student_variables)), replicated)
+
+
 def score_batches(
     scorer: Scorer,
     teacher_variables: Any,
@@ -104,10 +110,8 @@ def score_batches(
     number: batches are padded, and the padding's results are dropped. While one batch computes,
     the next one is fetched.
     """
-    replicated, split, batch_size = _placement(batch_size)
-    teacher_variables, student_variables = jax.device_put(
-        (teacher_variables, fold_batch_norm(student_variables)), replicated
-    )
+    teacher_variables, student_variables = on_devices(teacher_variables, student_variables)
+    _, split, batch_size = _placement(batch_size)
     waiting: tuple[int, tuple[jax.Array, jax.Array]] | None = None
     for batch in batches:
         padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
@@ -134,6 +138,7 @@ def score_images(
     """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3], for any N: `score_batches`.
 
     Of several processes, each scores a share of the images, and all get all of the results.
+    Raises UserError if a score is not finite.
     """
     size, count = images.shape[1], len(images)
     images = images[hosts.share(count)]
@@ -146,7 +151,10 @@ def score_images(
         own_maps[start : start + len(maps)] = maps
         own_scores[start : start + len(maps)] = scores
         start += len(maps)
-    return hosts.gathered(own_maps, count), hosts.gathered(own_scores, count)
+    all_maps, all_scores = hosts.gathered(own_maps, count), hosts.gathered(own_scores, count)
+    if not np.isfinite(all_scores).all():
+        raise UserError("scores are not finite: the training diverged; train anew elsewhere")
+    return all_maps, all_scores
 
 
 def metrics_of(
@@ -158,12 +166,10 @@ def metrics_of(
     the sum and of the maximum of each map.
 
     `maps` is float32 [N, H, W], `scores` float32 [N], `labels` bool [N] (true: anomalous),
-    `masks` bool [N, H, W]. Raises UserError if a score is not finite.
+    `masks` bool [N, H, W].
     """
     metrics: dict[str, float] = {}
     if len(maps):
-        if not np.isfinite(scores).all():
-            raise UserError("scores are not finite: the training diverged; train anew elsewhere")
         metrics |= image_metrics(scores, labels)
         metrics["image_auroc_sum"] = float(auroc(maps.sum((1, 2)), labels))
         metrics["image_auroc_max"] = float(auroc(maps.max((1, 2)), labels))

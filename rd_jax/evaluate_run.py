@@ -28,7 +28,7 @@ from rd_jax.evaluate import (
 )
 from rd_jax.resume import EVALUATION_FIELDS, check_teacher
 from rd_jax.splits import chosen_name, load_split
-from rd_jax.weights import LoadedTeacher, find_teacher, load_rd4ad
+from rd_jax.weights import LoadedTeacher, load_rd4ad, teacher_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +93,6 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     teacher, scorer = teacher_of(config), make_scorer(config)
     _write(config, split, teacher, variables, scorer, folder, {**facts, **timing}, None)
     return write_summaries(workdir)
-
-
-def teacher_of(config: Config) -> LoadedTeacher:
-    """The teacher that the config names, with the stages that its bottleneck needs."""
-    return find_teacher(config.backbone, config.teacher_weights, layer4=config.bottleneck == "pre")
 
 
 def evaluate_split(

@@ -11,22 +11,17 @@ FILE.onnx by ONNX Runtime.
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rd_jax import checkpoint
-from rd_jax.calibration import Calibration
-from rd_jax.command_line import Parser
+from rd_jax.command_line import Parser, path
 from rd_jax.errors import EXPECTED, UserError, explained
-from rd_jax.evaluate_run import teacher_of
 from rd_jax.files import write_whole
 from rd_jax.onnx_graph import to_onnx
-from rd_jax.predictions import find_training
 from rd_jax.progress import log_to_stderr
-from rd_jax.resume import check_teacher
 from rd_jax.stablehlo import to_stablehlo
+from rd_jax.trained import find_training, load_trained, warn_of_other_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -59,21 +54,15 @@ def export(training: Path, output: Path, teacher_weights: str | None = None) -> 
         raise UserError(f"--output {output}: its suffix must be one of {', '.join(FORMATS)}")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
-    trained = checkpoint.load_trained(find_training(training))
-    config = checkpoint.config_of(trained.metadata)
-    config.teacher_weights = teacher_weights or config.teacher_weights
-    teacher = teacher_of(config)
-    check_teacher(teacher, trained.metadata, training)
-    last_step = trained.metadata["last_step"]
-    if trained.step < last_step:
-        logger.warning("UNFINISHED training: exported is step %d of %d", trained.step, last_step)
-    calibration = trained.metadata.get("calibration")
-    threshold = Calibration(**calibration).image_threshold if calibration else None
-    write_whole(
-        output,
-        FORMATS[output.suffix](config, teacher.variables, trained.student_variables, threshold),
-    )
-    size = config.image_size
+    trained = load_trained(find_training(training), teacher_weights)
+    step, last_step = trained.checkpoint.step, trained.checkpoint.metadata["last_step"]
+    if step < last_step:
+        logger.warning("UNFINISHED training: exported is step %d of %d", step, last_step)
+    warn_of_other_dtype(trained, "float32")
+    threshold = trained.calibration and trained.calibration.image_threshold
+    variables = trained.teacher.variables, trained.checkpoint.student_variables
+    write_whole(output, FORMATS[output.suffix](trained.config, *variables, threshold))
+    size = trained.config.image_size
     verdict = (
         f"anomalous [B] (score > {threshold:.6g})"
         if threshold is not None
@@ -86,16 +75,7 @@ def export(training: Path, output: Path, teacher_weights: str | None = None) -> 
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        "python -m rd_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-    def path(text: str) -> Path:
-        return Path(os.path.expanduser(text))
-
+    parser = Parser("python -m rd_jax.export", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
     add("--output", required=True, type=path, help="the file to write")

@@ -26,8 +26,8 @@ def _stop_at_once(_: int, __: FrameType | None) -> None:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[int], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM only makes the given function of a step return True.
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C or SIGTERM only makes the given function return True.
 
     The second one stops at once. Outside of the main thread, where Python handles no signals,
     nothing changes. Of several processes all have to ask, and stop after a signal to any of them.
@@ -41,11 +41,11 @@ def deferred() -> Iterator[Callable[[int], bool]]:
         logger.warning("interrupted: saving a checkpoint (once more stops at once)")
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda _: hosts.any_says(False)
+        yield lambda: hosts.any_says(False)
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda _: hosts.any_says(bool(received))
+        yield lambda: hosts.any_says(bool(received))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

@@ -24,13 +24,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rd_jax.command_line import Parser
+from rd_jax.command_line import Parser, path
 from rd_jax.compilation import keep_compiled_programs
 from rd_jax.errors import EXPECTED, UserError, explained
 from rd_jax.inputs import Input, find_inputs
 from rd_jax.predict_files import FOLDERS, Outputs, Row, tables, write_images, write_scale
-from rd_jax.predictions import Model, find_training, load_model, score_files
+from rd_jax.predictions import Model, load_model, score_files
 from rd_jax.progress import log_to_stderr
+from rd_jax.trained import find_training
 
 logger = logging.getLogger(__name__)
 
@@ -101,15 +102,7 @@ def _summary(counts: Counter[str]) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        "python -m rd_jax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-    def folder(text: str) -> Path:
-        return Path(os.path.expanduser(text))
+    parser = Parser("python -m rd_jax.predict", __doc__)
 
     def batch_size(text: str) -> int:
         if int(text) < 1:
@@ -123,8 +116,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
     add = parser.add_argument
     add("images", nargs="+", type=Path, help="image files, or folders that are searched for them")
-    add("--workdir", required=True, type=folder, help="of a training: see rd_jax.main")
-    add("--output", required=True, type=folder, help="the folder to write to")
+    add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
+    add("--output", required=True, type=path, help="the folder to write to")
     add("--maps", choices=["npy", "png16"], help="write anomaly maps, as float32 or on 16 bits")
     add("--masks", action="store_true", help="write which pixels are above their threshold")
     add("--batch_size", type=batch_size, default=16, help="images scored at a time (default: 16)")

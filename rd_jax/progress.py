@@ -85,7 +85,7 @@ def followed(
     batch_size: int,
     log_every_steps: int,
     pause_at: Collection[int] = (),
-    should_stop: Callable[[int], bool] = lambda _: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[TrainState, int, bool]]:
     """Passes on a training's states and steps, and whether it should stop; shows its progress.
 
@@ -133,7 +133,7 @@ def followed(
             if pending:
                 read(*pending)
             pending = (step, metrics)
-            stops = should_stop(step)
+            stops = should_stop()
             if stops or step in pause_at:
                 read(*pending)
                 pending = None

@@ -95,21 +95,24 @@ def check_same_training(
             )
 
 
-def initial_state(config: Config, folder: Path) -> tuple[TrainState, Mapping[str, float | None]]:
+def initial_state(
+    config: Config, folder: Path, last_step: int
+) -> tuple[TrainState, Mapping[str, float | None]]:
     """A new state, or that of the latest good checkpoint, with the time spent so far.
 
+    The optimiser's state is read if there are steps left, before `last_step`, that need it.
     Damaged checkpoints are moved out of the way, into the folder `damaged`.
     """
     state = create_train_state(config, jax.random.key(config.seed))
     checkpoints = folder / checkpoint.FOLDER
     for step in checkpoint.steps(checkpoints):
         hosts.wait_for_all(f"restoring {step}")  # all have listed the same steps
-        saved = opt_state = error = None
+        saved = error = None
+        opt_state = state.opt_state
         try:
             saved = checkpoint.load(checkpoints, step)
-            opt_state = checkpoint.load_opt_state(
-                checkpoints, step, jax.device_get(state.opt_state)
-            )
+            if step < last_step:
+                opt_state = checkpoint.load_opt_state(checkpoints, step, jax.device_get(opt_state))
         except checkpoint.DamagedCheckpointError as caught:
             error = caught
         if not hosts.all_agree(error is None) or saved is None:

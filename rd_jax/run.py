@@ -1,12 +1,12 @@
 """A whole run: train and evaluate every category and seed, and write what came out."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,51 +18,25 @@ from rd_jax.config import Config, as_dict, compute_dtype, validate
 from rd_jax.data import Split
 from rd_jax.errors import UserError
 from rd_jax.evaluate import Scorer, score_images
-from rd_jax.evaluate_run import evaluate_split, evaluate_trained, teacher_of, write_summaries
+from rd_jax.evaluate_run import evaluate_split, evaluate_trained, write_summaries
 from rd_jax.interruption import Interrupted, deferred
 from rd_jax.programs import Programs, compile_programs
-from rd_jax.progress import Clock, Diverged, followed
+from rd_jax.progress import Clock, followed
 from rd_jax.resume import check_same_training, initial_state, moved_aside, trainings
 from rd_jax.splits import check_splits, load_splits
+from rd_jax.task import Task, diverging_as_user_error
 from rd_jax.tensorboard import check_tensorboard, event_writer
 from rd_jax.train import (
     TrainState,
-    batch_indices,
     holdout_indices,
     steps_per_dispatch,
-    steps_until,
     training,
 )
-from rd_jax.weights import LoadedTeacher
+from rd_jax.weights import LoadedTeacher, teacher_of
 
 logger = logging.getLogger(__name__)
 
 _MOST_CALIBRATION_IMAGES = 1000  # so that their maps fit into memory
-
-
-class Task(NamedTuple):
-    """One training: of one category and seed."""
-
-    config: Config
-    split: Split
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """What the progress is shown under."""
-        seeds, name = self.config.seeds, self.split.name
-        return f"{name}, seed {self.config.seed}" if seeds else name
-
-    def steps_every(self, epochs: int) -> set[int]:
-        """The steps before the last at which every so many epochs end; 0 epochs: none."""
-        multiples = range(epochs, self.config.num_epochs, epochs) if epochs else ()
-        last_step = self.steps_until(self.config.num_epochs)
-        return {self.steps_until(epoch) for epoch in multiples} - {last_step}
-
-    def steps_until(self, epoch: int) -> int:
-        """Steps after which every image that is not held out was used `epoch` times."""
-        trained_on, _ = holdout_indices(self.config, len(self.split.train))
-        return steps_until(epoch, len(trained_on), self.config.batch_size)
 
 
 def train(config: Config, workdir: Path, restart: bool = False) -> str:
@@ -137,8 +111,9 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
     """Trains to the last step, from the latest good checkpoint if there is one."""
     config, split, folder = task.config, task.split, task.folder
     folder.mkdir(parents=True, exist_ok=True)
-    state, timing = initial_state(config, folder)
-    first_step, last_step = int(state.step), task.steps_until(config.num_epochs)
+    last_step = task.steps_until(config.num_epochs)
+    state, timing = initial_state(config, folder, last_step)
+    first_step = int(state.step)
     if first_step == last_step:
         logger.info("%s: trained already, step %d of %d", task.name, first_step, last_step)
         return checkpoint.load_trained(folder)
@@ -185,7 +160,7 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
 
     with deferred() as should_stop:
         with (
-            _diverging_as_user_error(task, trained_on),
+            diverging_as_user_error(task, trained_on),
             _events(config, folder) as write_event,
             checkpoint.writer(folder / checkpoint.FOLDER) as save,
         ):
@@ -215,7 +190,7 @@ def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint
                     save_checkpoint(state, step, calibration)
                 if stops and step < last_step:
                     break
-        is_stopped = should_stop(step)  # also by a signal since the last step
+        is_stopped = should_stop()  # also by a signal since the last step
     if is_stopped:
         raise Interrupted(f"interrupted: {task.name} is saved at step {step} of {last_step}")
     return checkpoint.load_trained(folder)
@@ -240,26 +215,3 @@ def _calibration(
     images = split.train[chosen[spread.astype(int)]]
     maps, scores = score_images(scorer, teacher.variables, variables, images, config.batch_size)
     return calibrate(maps, scores, config.false_positive_rate, is_holdout=len(held_out) > 0)
-
-
-@contextmanager
-def _diverging_as_user_error(task: Task, trained_on: np.ndarray) -> Iterator[None]:
-    try:
-        yield
-    except Diverged as error:
-        raise UserError(_describe(error, task, trained_on)) from error
-
-
-def _describe(error: Diverged, task: Task, trained_on: np.ndarray) -> str:
-    """One line on a loss that is not finite, with all that helps to find out why."""
-    config = task.config
-    order = batch_indices(config.seed, error.step - 1, len(trained_on), config.batch_size)
-    names = ", ".join(task.split.train_names[i] for i in sorted(set(trained_on[order])))
-    before = "there was none" if error.last_finite is None else f"{error.last_finite:.6g}"
-    saved = checkpoint.steps(task.folder / checkpoint.FOLDER)
-    last_good = f"at step {saved[0]} in {task.folder}" if saved else "there is none"
-    return (
-        f"{task.name}: the loss is not finite at step {error.step}: lower "
-        "--config.learning_rate, or try --config.dtype=float32 (last finite loss: "
-        f"{before}; last good checkpoint: {last_good}; images of this step: {names})"
-    )

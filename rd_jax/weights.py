@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from rd_jax.config import Config
 from rd_jax.convert import convert_rd4ad, convert_teacher
 from rd_jax.errors import UserError
 from rd_jax.models.folding import fold_batch_norm
@@ -105,6 +106,11 @@ def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTea
     variables = load_teacher(backbone, weights, layer4)
     folded = jax.device_put(fold_batch_norm(variables))
     return LoadedTeacher(weights, teacher_sha256(variables), folded)
+
+
+def teacher_of(config: Config) -> LoadedTeacher:
+    """The teacher that the config names, with the stages that its bottleneck needs."""
+    return find_teacher(config.backbone, config.teacher_weights, layer4=config.bottleneck == "pre")
 
 
 def teacher_sha256(variables: dict[str, Any]) -> str:

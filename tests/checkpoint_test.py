@@ -45,7 +45,7 @@ def test_the_two_latest_are_kept_and_restored_as_they_were(
     config: SimpleNamespace, training: Path
 ) -> None:
     assert checkpoint.steps(training / checkpoint.FOLDER) == [20, 10]
-    state, timing = initial_state(config, training)
+    state, timing = initial_state(config, training, 40)
     assert int(state.step) == 20
     assert timing["train_seconds"] == 20
     expected = state_at(config, 20)
@@ -81,12 +81,21 @@ def test_damage_is_noticed_and_training_falls_back(
     if item != "optimizer":  # which evaluation does not read
         with pytest.raises(DamagedCheckpointError, match=r"checkpoints/20 is damaged \(.*\): "):
             restore(training.parent, training.name)
-    state, timing = initial_state(config, training)
+    state, timing = initial_state(config, training, 40)
     assert int(state.step) == timing["train_seconds"] == 10
     assert equal(state.student_variables, state_at(config, 10).student_variables)
     assert "is damaged" in caplog.text
     assert (training / "damaged" / "20").is_dir()
     assert checkpoint.steps(checkpoints) == [10]
+
+
+def test_the_optimiser_of_a_finished_training_is_left_alone(
+    config: SimpleNamespace, training: Path
+) -> None:
+    damage(training / checkpoint.FOLDER, "optimizer", "missing")
+    state, timing = initial_state(config, training, 20)
+    assert int(state.step) == timing["train_seconds"] == 20
+    assert equal(state.student_variables, state_at(config, 20).student_variables)
 
 
 def test_any_value_that_changes_changes_the_checksum() -> None:

@@ -184,6 +184,7 @@ def write_training(folder: Path, config: Any, step: int = 9, holdout: bool = Tru
         "teacher_weights": "random",
         "teacher_sha256": teacher_sha256(teacher),
         "last_step": 9,
+        "dtype": "float32",
         "calibration": calibrate(maps, maps.max((1, 2)), 0.01, holdout)._asdict(),
     }
     if step < 9:

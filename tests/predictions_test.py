@@ -10,7 +10,8 @@ from PIL import Image
 from rd_jax import make_scorer, predictions
 from rd_jax.data.images import decode_image
 from rd_jax.errors import UserError
-from rd_jax.predictions import Model, Prediction, Unreadable, find_training, load_model, score_files
+from rd_jax.predictions import Model, Prediction, Unreadable, load_model, score_files
+from rd_jax.trained import find_training
 from tests.reference_weights import draw_images
 from tests.trained import CALIBRATION, NO_HOLDOUT, SIZE, save_training
 
@@ -97,6 +98,16 @@ def test_a_training_that_diverged_scores_nothing(model: Model, paths: list[Path]
     broken = model._replace(scorer=lambda *_: (np.zeros((8, SIZE, SIZE)), np.full(8, np.nan)))
     with pytest.raises(UserError, match="diverged"):
         list(score_files(broken, paths, 8))
+
+
+def test_scores_in_another_dtype_than_the_thresholds_are_warned_of(
+    training: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_model(training)
+    load_model(save_training(tmp_path / "a", NO_HOLDOUT, dtype="bfloat16"))
+    assert "computed in" not in caplog.text
+    load_model(save_training(tmp_path / "b", CALIBRATION, dtype="bfloat16"))
+    assert "computed in bfloat16, and these are computed in float32" in caplog.text
 
 
 def test_the_one_training_is_found_from_any_folder_above(training: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def save_training(folder: Path, calibration: Calibration | None, **changes: obje
         "teacher_weights": teacher.weights,
         "teacher_sha256": teacher.sha256,
         "last_step": 7,
+        "dtype": "float32",
         "calibration": calibration and calibration._asdict(),
         **changes,
     }
