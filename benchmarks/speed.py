@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +51,9 @@ GPU = Sizes(train_batches=(16, 64), score_batches=(1, 16, 64), repeats=20)
 CPU = Sizes(train_batches=(4,), score_batches=(1, 8), repeats=5)
 
 
+OWN = "rd_jax"
+
+
 class Timing(NamedTuple):
     """Seconds: median, quarter and three-quarter point."""
 
@@ -65,18 +68,27 @@ def timing(samples: list[float]) -> Timing:
     return Timing(median, low, high)
 
 
-def timed(call: Callable[[], Any], repeats: int) -> Timing:
-    """Times a call that returns when it is done; the first two calls do not count."""
-    samples = []
+def timed(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+    """Times calls that return when they are done; the first two of each do not count.
+
+    They take turns, so that a machine that slows down slows all of them down.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 2):
-        start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
-    return timing(samples[2:])
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            samples[name].append(time.perf_counter() - start)
+    return {name: timing(values[2:]) for name, values in samples.items()}
 
 
-def train_step(config: Any, teacher: Any, images: np.ndarray, repeats: int) -> Timing:
-    """A step of the training loop, as a run executes it: images come from host memory."""
+def divided(timings: Mapping[str, Timing], count: int) -> dict[str, Timing]:
+    """The timings of one of so many things that each call does."""
+    return {name: Timing(*(s / count for s in value)) for name, value in timings.items()}
+
+
+def train_steps(config: Any, teacher: Any, images: np.ndarray) -> Callable[[], None]:
+    """Two dispatches of the training loop, as a run executes it: images come from the host."""
     max_steps = steps_per_dispatch()
     config.num_epochs = 10**6
     parallel_train_steps = make_parallel_train_steps(config, max_steps)
@@ -88,7 +100,7 @@ def train_step(config: Any, teacher: Any, images: np.ndarray, repeats: int) -> T
             _, _, metrics = next(dispatches)
         jax.block_until_ready(metrics)
 
-    return Timing(*(seconds / (2 * max_steps) for seconds in timed(several, repeats)))
+    return several
 
 
 def seconds_of_run(cache: Path, until: str, *arguments: str) -> float:
@@ -137,7 +149,7 @@ def whole_category(backbone: str, data_dir: Path, cache: Path) -> float:
     )
 
 
-def decoding(repeats: int) -> tuple[Timing, Timing]:
+def decoding(repeats: int) -> dict[str, Timing]:
     """Seconds for an image of 900x900 pixels, read to 256: as a run does it, and by PIL alone.
 
     A run decodes on all cores and writes its cache, which is a new one for each repetition.
@@ -161,12 +173,11 @@ def decoding(repeats: int) -> tuple[Timing, Timing]:
             ):
                 load_images(paths, 256)
 
-        own = timed(as_a_run, repeats)
-        alone = timed(plain, repeats)
-    return Timing(*(s / len(paths) for s in own)), Timing(*(s / len(paths) for s in alone))
+        timings = timed({OWN: as_a_run, "PIL alone": plain}, repeats)
+    return divided(timings, len(paths))
 
 
-def metrics_of_maps(repeats: int) -> Timing:
+def metrics_of_maps(repeats: int) -> dict[str, Timing]:
     """Seconds for all seven metrics of 160 maps."""
     rng = np.random.default_rng(0)
     maps = rng.random((160, 256, 256), np.float32)
@@ -178,7 +189,7 @@ def metrics_of_maps(repeats: int) -> Timing:
         image_metrics(maps.max((1, 2)), labels)
         pixel_metrics(maps, masks)
 
-    return timed(call, repeats)
+    return timed({OWN: call}, repeats)
 
 
 def measure(backbone: str, sizes: Sizes) -> dict[str, dict[str, Timing]]:
@@ -195,38 +206,48 @@ def measure(backbone: str, sizes: Sizes) -> dict[str, dict[str, Timing]]:
     torch_kinds = ("eager", "tuned") if importlib.util.find_spec("torch") else ()
     figures: dict[str, dict[str, Timing]] = {}
 
-    def beside_torch(name: str, own: Timing, make: str, batch: np.ndarray) -> None:
-        figures[name] = {"rd_jax": own}
+    def beside_torch(
+        own: Callable[[], Any], make: str, batch: np.ndarray, times: int = 1
+    ) -> dict[str, Timing]:
+        """`own`, which does so many times what PyTorch's function of `make` does once."""
+        calls = {OWN: own}
         for kind in torch_kinds:
             from benchmarks import torch_baseline
 
             device = "cuda" if on_gpu and _torch_has_gpu() else "cpu"
             call = getattr(torch_baseline, make)(backbone, device, kind == "tuned")
-            figures[name][f"PyTorch {kind}"] = timed(partial(call, batch), sizes.repeats)
+            calls[f"PyTorch {kind}"] = partial(_repeat, times, call, batch)
+        return divided(timed(calls, sizes.repeats), times)
 
     for size in sizes.train_batches:
         config.batch_size = size
-        own = train_step(config, teacher, images, sizes.repeats)
-        beside_torch(f"training step, batch {size}", own, "make_train_step", images[:size])
+        steps, count = train_steps(config, teacher, images), 2 * steps_per_dispatch()
+        figures[f"training step, batch {size}"] = beside_torch(
+            steps, "make_train_step", images[:size], count
+        )
     for size in sizes.score_batches:
         batch = images[:size]
         score = partial(score_images, scorer, teacher, student, batch, size)
-        beside_torch(f"scoring, batch {size}", timed(score, sizes.repeats), "make_scorer", batch)
-    figures["metrics of 160 maps"] = {"rd_jax": metrics_of_maps(sizes.repeats)}
-    own, alone = decoding(sizes.repeats)
-    figures["decoding, one image"] = {"rd_jax": own, "PIL alone": alone}
+        figures[f"scoring, batch {size}"] = beside_torch(score, "make_scorer", batch)
+    figures["metrics of 160 maps"] = metrics_of_maps(sizes.repeats)
+    figures["decoding, one image"] = decoding(sizes.repeats)
     with tempfile.TemporaryDirectory() as cache:
         for state in ("empty", "warm"):
             seconds = cold_start(backbone, Path(cache))
-            figures[f"cold start to first step, {state} cache"] = {"rd_jax": Timing(*[seconds] * 3)}
+            figures[f"cold start to first step, {state} cache"] = {OWN: Timing(*[seconds] * 3)}
     if on_gpu:
         with tempfile.TemporaryDirectory() as folder:
             write_category(Path(folder), num_train=209, num_test=16, size=256)
             for state in ("empty", "warm"):
                 seconds = whole_category(backbone, Path(folder), Path(folder) / "cache")
                 name = f"whole category, 200 epochs, {state} cache"
-                figures[name] = {"rd_jax": Timing(*[seconds] * 3)}
+                figures[name] = {OWN: Timing(*[seconds] * 3)}
     return figures
+
+
+def _repeat(times: int, call: Callable[[np.ndarray], Any], batch: np.ndarray) -> None:
+    for _ in range(times):
+        call(batch)
 
 
 def _torch_has_gpu() -> bool:
