@@ -14,7 +14,8 @@ NUMBERS = ("NHWC", "HWIO", "NHWC")
     ("size", "channels", "features", "kernel_size", "stride"),
     [
         ((8, 12), 5, 7, 3, 1),  # Winograd's
-        ((8, 12), 5, 7, 3, 2),  # strided: a product of patches
+        ((8, 12), 5, 7, 3, 2),  # likewise
+        ((6, 12), 5, 7, 3, 2),  # an odd output: a product of patches
         ((7, 8), 5, 7, 3, 1),  # odd height: XLA's
         ((4, 4), 3, 40, 3, 1),  # few positions: a product of patches
         ((4, 6), 3, 40, 3, 2),

@@ -1,11 +1,14 @@
 """Convolutions on CPU as matrix products, where XLA's own lose to them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from rd_jax.models.winograd import winograd
 
 
 def convolve(
@@ -19,19 +22,24 @@ def convolve(
 
     On CPU a product of the patches with the kernel is up to 80 times as fast where the patches
     are no copies (kernel 1x1) or hold fewer values than the kernel (deep stages of small images,
-    above all their gradients), and not slower with strides; Winograd's algorithm is up to twice
-    as fast for other 3x3 kernels, but not with their gradients.
+    above all their gradients), and not slower with strides; `winograd` is up to twice as fast for
+    other 3x3 kernels, but not with their gradients.
     """
     if not _is_for_cpu(x):
         return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
     height, width, _, features = kernel.shape
     num_positions = x.shape[0] * (x.shape[1] // strides[0]) * (x.shape[2] // strides[1])
     is_pointwise = (height, width) == (1, 1)
-    is_even_3x3 = (height, width) == (3, 3) and x.shape[1] % 2 == x.shape[2] % 2 == 0
+    is_tiled = (
+        (height, width) == (3, 3)
+        and tuple(padding) == ((1, 1), (1, 1))
+        and strides[0] == strides[1] <= 2
+        and x.shape[1] % (2 * strides[0]) == x.shape[2] % (2 * strides[1]) == 0
+    )
+    if is_tiled and num_positions > features:
+        return _tiled(x, kernel, strides[0])
     if is_pointwise or num_positions <= features or tuple(strides) != (1, 1):
         return _product_of_patches(x, kernel, strides, padding)
-    if is_even_3x3 and tuple(padding) == ((1, 1), (1, 1)):
-        return _winograd(x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
 
 
@@ -74,46 +82,19 @@ def _product_of_patches(
     return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
 
 
-@jax.custom_vjp
-def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3x3 convolution, padding 1, of even height and width: 16 products for 36.
-
-    F(2x2, 3x3) of Lavin and Gray (Fast Algorithms for Convolutional Neural Networks, CVPR 2016):
-    each 2x2 of the output comes from 4x4 of the input. The error is that of float32, 1e-6.
-    """
-    batch, height, width, _ = x.shape
-
-    def transform_input(x: jax.Array, axis: int) -> list[jax.Array]:
-        last = x.shape[axis] - 4
-        a, b, c, d = (lax.slice_in_dim(x, i, last + i + 1, 2, axis) for i in range(4))
-        return [a - c, b + c, c - b, b - d]
-
-    def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
-        a, b, c = kernel
-        return [a, (a + b + c) / 2, (a - b + c) / 2, c]
-
-    def transform_output(products: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        a, b, c, d = products
-        return a + b + c, b - c - d
-
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    of_rows = []
-    for x_row, kernel_row in zip(transform_input(x, 1), transform_kernel(kernel), strict=True):
-        pairs = zip(transform_input(x_row, 2), transform_kernel(kernel_row), strict=True)
-        of_rows.append(transform_output([tile @ weight for tile, weight in pairs]))
-    even_columns, odd_columns = (
-        jnp.stack(transform_output(column), axis=2) for column in zip(*of_rows, strict=True)
-    )
-    y = jnp.stack([even_columns, odd_columns], axis=4)
-    return y.reshape(batch, height, width, -1)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _tiled(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return winograd(x, kernel, stride)
 
 
-def _with_gradient(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Callable]:
+def _with_gradient(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Callable]:
     def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        if stride > 1:
+            return _product_of_patches(x, kernel, (stride, stride), 2 * ((1, 1),))
         numbers = ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
     return jax.vjp(plain, x, kernel)
 
 
-_winograd.defvjp(_with_gradient, lambda gradient, cotangent: gradient(cotangent))
+_tiled.defvjp(_with_gradient, lambda _, gradient, cotangent: gradient(cotangent))
