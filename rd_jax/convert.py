@@ -70,9 +70,9 @@ def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> di
         with np.errstate(over="ignore"):  # to infinity, which is found below
             value = value.astype(np.float32)
         if value.ndim == 4:
-            # To (h, w, in, out) from (out, in, h, w), of transposed kernels from (in, out, h, w).
+            # To (h, w, in, out); transposed kernels from (in, out, h, w) to (in, h, w, out).
             is_transposed = value.shape[2:] == (2, 2)
-            value = value.transpose(2, 3, 0, 1) if is_transposed else value.transpose(2, 3, 1, 0)
+            value = value.transpose(0, 2, 3, 1) if is_transposed else value.transpose(2, 3, 1, 0)
         if value.shape != expected.shape:
             problems.setdefault("of another shape", []).append(f"{name} {state_dict[name].shape}")
         elif not np.isfinite(value).all():

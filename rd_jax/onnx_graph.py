@@ -51,7 +51,7 @@ class Graph:
         """A convolution, for "up" a transposed one, and the BatchNorm that is folded into it."""
         kernel, bias = self.variables[f"{name}/kernel"], self.variables[f"{norm}/bias"]
         if resize == "up":
-            kernel = kernel.transpose(2, 3, 0, 1)  # (in, out, h, w)
+            kernel = kernel.transpose(0, 3, 1, 2)  # (in, out, h, w)
             return self.add("ConvTranspose", x, kernel, bias, name=name, strides=[2, 2])
         kernel = kernel.transpose(3, 2, 0, 1)  # (out, in, h, w)
         strides, padding = [2, 2] if resize == "down" else [1, 1], kernel.shape[2] // 2

@@ -46,15 +46,13 @@ def test_values_and_gradients_equal_xla(
         np.testing.assert_allclose(actual, gradient, atol=1e-4)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_transposed_convolution_equals_xla(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+def test_transposed_convolution_equals_xla() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 3, 4, 5), np.float32)
-    kernel = rng.standard_normal((2, 2, 5, 7), np.float32)
+    kernel = rng.standard_normal((5, 2, 2, 7), np.float32)
 
     def reference(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        of_outputs = kernel.transpose(0, 1, 3, 2)
+        of_outputs = kernel.transpose(1, 2, 3, 0)
         return lax.conv_transpose(x, of_outputs, (2, 2), "VALID", transpose_kernel=True)
 
     expected, pull_back = jax.vjp(reference, x, kernel)

@@ -161,7 +161,7 @@ def test_initialisation_is_kaiming_fan_out_and_a_function_of_the_key() -> None:
         lambda x: (x.shape, x.dtype), declared
     )
     student = variables["params"]["student"]
-    transposed = student["layer1_0"]["conv1"]["kernel"]  # [2, 2, in 512, out 256]
+    transposed = student["layer1_0"]["conv1"]["kernel"]  # [in 512, 2, 2, out 256]
     assert transposed.std() == pytest.approx(np.sqrt(2 / (4 * 512)), rel=0.01)
     conv = student["layer1_0"]["conv2"]["kernel"]  # [3, 3, in 256, out 256]
     assert conv.std() == pytest.approx(np.sqrt(2 / (9 * 256)), rel=0.01)

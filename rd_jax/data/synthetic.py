@@ -16,7 +16,7 @@ CATEGORY = "weave"
 DEFECTS = ("scratch", "stain", "missing_thread", "distortion")
 PERIOD = 16  # pixels from thread to thread
 
-_VERSION = 2
+_VERSION = 3
 
 
 def weave(
@@ -54,7 +54,7 @@ def weave(
         image = np.where(mask[..., None], image + rng.choice([-0.2, 0.2]), image)
     if defect == "stain":
         mask = distance < rng.uniform(7, 12)
-        image = np.where(mask[..., None], image * [0.80, 0.85, 0.95], image)
+        image = np.where(mask[..., None], image * [0.70, 0.78, 0.92], image)
     image = np.clip(light * image + noise, 0, 1)
     return (255 * image + 0.5).astype(np.uint8), mask
 

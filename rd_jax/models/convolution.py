@@ -25,7 +25,8 @@ def convolve(
     above all their gradients), and not slower with strides; `winograd` is up to twice as fast for
     other 3x3 kernels, but not with their gradients.
     """
-    if not _is_for_cpu(x):
+    is_exported = not isinstance(x.shape[0], int)  # a symbolic batch: any size, any platform
+    if jax.default_backend() != "cpu" or is_exported:
         return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
     height, width, _, features = kernel.shape
     num_positions = x.shape[0] * (x.shape[1] // strides[0]) * (x.shape[2] // strides[1])
@@ -44,25 +45,17 @@ def convolve(
 
 
 def convolve_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed convolution, stride h, w: [B, H, W, I] with [h, w, I, O] -> [B, h*H, w*W, O].
+    """Transposed convolution, stride h, w: [B, H, W, I] with [I, h, w, O] -> [B, h*H, w*W, O].
 
     The patches that it writes do not overlap, so it is a matrix product followed by
-    depth-to-space. On CPU it is one product for each of the kernel's elements, since a single one
-    copies the kernel.
+    depth-to-space; the order of the kernel's axes saves a copy of it.
     """
-    batch, height, width, _ = x.shape
-    kernel_height, kernel_width, _, features = kernel.shape
-    if _is_for_cpu(x):
-        rows = [jnp.stack([x @ weight for weight in row], axis=3) for row in kernel]
-        y = jnp.stack(rows, axis=2)
-    else:
-        y = jnp.einsum("bhwi,klio->bhkwlo", x, kernel)
+    batch, height, width, channels = x.shape
+    _, kernel_height, kernel_width, features = kernel.shape
+    y = x @ kernel.reshape(channels, -1)
+    y = y.reshape(batch, height, width, kernel_height, kernel_width, features)
+    y = y.transpose(0, 1, 3, 2, 4, 5)
     return y.reshape(batch, kernel_height * height, kernel_width * width, features)
-
-
-def _is_for_cpu(x: jax.Array) -> bool:
-    is_exported = not isinstance(x.shape[0], int)  # a symbolic batch: any size, any platform
-    return jax.default_backend() == "cpu" and not is_exported
 
 
 def _product_of_patches(

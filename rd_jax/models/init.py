@@ -45,8 +45,8 @@ def init_variables(shapes: Any, rng: jax.Array) -> dict[str, Any]:
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name == "kernel":
-            is_transposed = shape[:2] == (2, 2)
-            fan_out = shape[0] * shape[1] * shape[2 if is_transposed else 3]
+            is_transposed = shape[1:3] == (2, 2)
+            fan_out = 4 * shape[0] if is_transposed else shape[0] * shape[1] * shape[3]
             values = generator.standard_normal(shape, np.float32)
             return values * np.float32(np.sqrt(2 / fan_out))
         return np.full(shape, {"scale": 1, "bias": 0, "mean": 0, "var": 1}[name], np.float32)

@@ -16,7 +16,7 @@ Resize = Literal["same", "down", "up"]
 # PyTorch's kaiming_normal_(mode="fan_out", nonlinearity="relu").
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 transposed_kaiming_normal = nn.initializers.variance_scaling(
-    2.0, "fan_out", "normal", in_axis=-1, out_axis=-2
+    2.0, "fan_out", "normal", in_axis=-1, out_axis=0
 )
 
 Conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_normal)
@@ -28,7 +28,7 @@ Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=conv
 class TransposedConv2x2(nn.Module):
     """Transposed convolution, kernel 2, stride 2: [B, H, W, I] -> [B, 2H, 2W, O].
 
-    The kernel is [2, 2, I, O] and starts as in PyTorch, whose fan-out is here 4 times I.
+    The kernel is [I, 2, 2, O] and starts as in PyTorch, whose fan-out is here 4 times I.
     """
 
     features: int
@@ -36,7 +36,7 @@ class TransposedConv2x2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (2, 2, x.shape[-1], self.features)
+        shape = (x.shape[-1], 2, 2, self.features)
         kernel = self.param("kernel", transposed_kaiming_normal, shape)
         return convolve_transposed(x.astype(self.dtype), kernel.astype(self.dtype))
 
