@@ -46,9 +46,12 @@ def init_variables(shapes: Any, rng: jax.Array) -> dict[str, Any]:
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name == "kernel":
             is_transposed = shape[1:3] == (2, 2)
-            fan_out = 4 * shape[0] if is_transposed else shape[0] * shape[1] * shape[3]
-            values = generator.standard_normal(shape, np.float32)
-            return values * np.float32(np.sqrt(2 / fan_out))
+            # In the order that seeds and measured figures go back to.
+            order = [1, 2, 3, 0] if is_transposed else [0, 1, 2, 3]
+            drawn = [shape[axis] for axis in order]
+            values = generator.standard_normal(drawn, np.float32)
+            values = np.ascontiguousarray(values.transpose(np.argsort(order)))
+            return values * np.float32(np.sqrt(2 / (drawn[0] * drawn[1] * drawn[3])))
         return np.full(shape, {"scale": 1, "bias": 0, "mean": 0, "var": 1}[name], np.float32)
 
     leaves = flatten_dict(shapes).items()
