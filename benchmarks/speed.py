@@ -49,9 +49,7 @@ class Sizes(NamedTuple):
 
 GPU = Sizes(train_batches=(16, 64), score_batches=(1, 16, 64), repeats=20)
 CPU = Sizes(train_batches=(4,), score_batches=(1, 8), repeats=5)
-
-
-OWN = "rd_jax"
+OWN = "rd_jax"  # among the implementations
 
 
 class Timing(NamedTuple):
@@ -87,8 +85,8 @@ def divided(timings: Mapping[str, Timing], count: int) -> dict[str, Timing]:
     return {name: Timing(*(s / count for s in value)) for name, value in timings.items()}
 
 
-def train_steps(config: Any, teacher: Any, images: np.ndarray) -> Callable[[], None]:
-    """Two dispatches of the training loop, as a run executes it: images come from the host."""
+def train_steps(config: Any, teacher: Any, images: np.ndarray) -> tuple[Callable[[], None], int]:
+    """Some steps of the training loop as a run executes it, from images on the host; how many."""
     max_steps = steps_per_dispatch()
     config.num_epochs = 10**6
     parallel_train_steps = make_parallel_train_steps(config, max_steps)
@@ -100,7 +98,7 @@ def train_steps(config: Any, teacher: Any, images: np.ndarray) -> Callable[[], N
             _, _, metrics = next(dispatches)
         jax.block_until_ready(metrics)
 
-    return several
+    return several, 2 * max_steps
 
 
 def seconds_of_run(cache: Path, until: str, *arguments: str) -> float:
@@ -221,7 +219,7 @@ def measure(backbone: str, sizes: Sizes) -> dict[str, dict[str, Timing]]:
 
     for size in sizes.train_batches:
         config.batch_size = size
-        steps, count = train_steps(config, teacher, images), 2 * steps_per_dispatch()
+        steps, count = train_steps(config, teacher, images)
         figures[f"training step, batch {size}"] = beside_torch(
             steps, "make_train_step", images[:size], count
         )

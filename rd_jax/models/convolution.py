@@ -37,11 +37,11 @@ def convolve(
         and strides[0] == strides[1] <= 2
         and x.shape[1] % (2 * strides[0]) == x.shape[2] % (2 * strides[1]) == 0
     )
-    if is_tiled and num_positions > features:
-        return _tiled(x, kernel, strides[0])
-    if is_pointwise or num_positions <= features or tuple(strides) != (1, 1):
+    if is_pointwise or num_positions <= features:
         return _product_of_patches(x, kernel, strides, padding)
-    return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
+    if is_tiled:
+        return _tiled(x, kernel, strides[0])
+    return _untiled(x, kernel, strides, padding, **keywords)
 
 
 def convolve_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -56,6 +56,18 @@ def convolve_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
     y = y.reshape(batch, height, width, kernel_height, kernel_width, features)
     y = y.transpose(0, 1, 3, 2, 4, 5)
     return y.reshape(batch, kernel_height * height, kernel_width * width, features)
+
+
+def _untiled(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **keywords: Any,
+) -> jax.Array:
+    if tuple(strides) != (1, 1):
+        return _product_of_patches(x, kernel, strides, padding)
+    return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
 
 
 def _product_of_patches(
@@ -81,13 +93,12 @@ def _tiled(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _with_gradient(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Callable]:
-    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        if stride > 1:
-            return _product_of_patches(x, kernel, (stride, stride), 2 * ((1, 1),))
+    def untiled(x: jax.Array, kernel: jax.Array) -> jax.Array:
         numbers = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        strides, padding = (stride, stride), ((1, 1), (1, 1))
+        return _untiled(x, kernel, strides, padding, dimension_numbers=numbers)
 
-    return jax.vjp(plain, x, kernel)
+    return jax.vjp(untiled, x, kernel)
 
 
 _tiled.defvjp(_with_gradient, lambda _, gradient, cotangent: gradient(cotangent))

@@ -45,13 +45,13 @@ def init_variables(shapes: Any, rng: jax.Array) -> dict[str, Any]:
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name == "kernel":
+            # Transposed kernels [I, 2, 2, O] are drawn as [2, 2, O, I]: seeds and measured figures
+            # go back to that order.
             is_transposed = shape[1:3] == (2, 2)
-            # In the order that seeds and measured figures go back to.
-            order = [1, 2, 3, 0] if is_transposed else [0, 1, 2, 3]
-            drawn = [shape[axis] for axis in order]
-            values = generator.standard_normal(drawn, np.float32)
-            values = np.ascontiguousarray(values.transpose(np.argsort(order)))
-            return values * np.float32(np.sqrt(2 / (drawn[0] * drawn[1] * drawn[3])))
+            drawn = (*shape[1:], shape[0]) if is_transposed else shape
+            fan_out = drawn[0] * drawn[1] * drawn[3]
+            values = generator.standard_normal(drawn, np.float32) * np.float32(np.sqrt(2 / fan_out))
+            return np.ascontiguousarray(np.moveaxis(values, 3, 0)) if is_transposed else values
         return np.full(shape, {"scale": 1, "bias": 0, "mean": 0, "var": 1}[name], np.float32)
 
     leaves = flatten_dict(shapes).items()
