@@ -172,17 +172,19 @@ def test_starting_anew_keeps_what_was_there(data_dir: Path, tmp_path: Path) -> N
     assert done.stdout.count("\n| a | ") == 1
 
 
-def test_a_checkpoint_of_eight_devices_is_evaluated_on_one_and_on_two(
-    data_dir: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_eight_devices_is_evaluated_on_one_and_on_two(tmp_path: Path) -> None:
+    # Rounding depends on a device's share of a batch. Pixels that it makes change places move a
+    # metric by more than 1e-6 where there are only a few thousand of them.
+    write_category(tmp_path / "data", num_train=6, num_test=8, size=64)
     common = arguments(
-        data_dir, tmp_path, "--config.category=a", "--config.batch_size=8", "--config.num_epochs=4"
+        *(tmp_path / "data", tmp_path, "--config.category=weave", "--config.batch_size=8"),
+        *("--config.image_size=64", "--config.num_epochs=2"),
     )
     found = []
     for num_devices, mode in ((8, "train"), (1, "eval"), (2, "eval")):
         done = run(*common, "--mode", mode, JAX_NUM_CPU_DEVICES=str(num_devices))
         assert done.returncode == 0, done.stderr
-        row = results(tmp_path, "a")
+        row = results(tmp_path, "weave")
         assert row["device"].startswith(f"{num_devices} x")
         found.append({name: row[name] for name in METRICS})
     assert found[1] == pytest.approx(found[0], abs=1e-6)
