@@ -127,11 +127,16 @@ def make_parallel_train_steps(
     [devices, max_steps, B / devices, H, W, 3] and the number of steps to do; returns the state
     and metrics [max_steps], of which as many are meant. State and metrics have no device axis.
     """
-    train_step = make_train_step(config, AXIS)
+    train_step, dtype = make_train_step(config, AXIS), compute_dtype(config)
 
     def steps(
         state: TrainState, teacher_variables: Any, images: jax.Array, num_steps: jax.Array
     ) -> tuple[TrainState, Metrics]:
+        # Once a dispatch: XLA leaves a conversion that every step would do alike in the loop.
+        teacher_variables = jax.tree.map(
+            lambda x: x.astype(dtype) if x.ndim == 4 else x, teacher_variables
+        )
+
         def body(i: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
             state, new = train_step(state, teacher_variables, images[i])

@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from rd_jax import anomaly_map, convert_rd4ad, convert_teacher, normalize
 from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
 from rd_jax.models import BACKBONES, Bottleneck, Reconstruction, Student, Teacher
+from rd_jax.models.batch_norm import BatchNorm, _batch_normalized
 from rd_jax.models.init import example_shapes, init_variables, variable_shapes
-from rd_jax.models.layers import BatchNorm
 from rd_jax.weights import load_teacher
 from tests.reference_weights import draw_images, draw_state_dict, sample
 
@@ -188,3 +189,15 @@ def test_batch_norm_equals_its_definition_far_from_zero() -> None:
     stats = updated["batch_stats"]
     np.testing.assert_allclose(stats["mean"], 0.9 * mean + 0.1 * m, rtol=1e-6)
     np.testing.assert_allclose(stats["var"], 0.9 * var + 0.1 * v * 36 / 35, rtol=1e-4)
+
+
+def test_the_derivatives_of_batch_norm_are_those_of_finite_differences() -> None:
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = rng.normal(3, 2, (2, 3, 2, 4))
+        scale, bias, shift = rng.uniform(1, 2, (3, 4))
+        check_grads(
+            lambda x, scale, bias: _batch_normalized(x, scale, bias, shift, 1e-5, None),
+            (x, scale, bias),
+            order=2,
+        )

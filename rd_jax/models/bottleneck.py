@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rd_jax.models.layers import BatchNorm, Conv3x3, Dtype
+from rd_jax.models.batch_norm import BatchNorm, Dtype
+from rd_jax.models.layers import Conv3x3
 from rd_jax.models.resnet import BACKBONES, Features
 
 Kind = Literal["pre", "oce", "mff_oce"]

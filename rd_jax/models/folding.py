@@ -5,14 +5,14 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from rd_jax.models.layers import BatchNorm
+from rd_jax.models.batch_norm import BatchNorm
 
 
 def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
     """{'params', 'batch_stats'} -> {'params'}, float32, for the same module with train=False.
 
     What BatchNorm does to a channel becomes a factor of the convolution's kernel and a bias:
-    `rd_jax.models.layers.BatchNorm` only adds its bias where it finds no scale. Variables that
+    `rd_jax.models.batch_norm.BatchNorm` only adds its bias where it finds no scale. Variables that
     are folded already stay as they are.
     """
     params = dict(flatten_dict(variables["params"]))

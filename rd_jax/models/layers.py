@@ -1,16 +1,15 @@
 """Layers and residual blocks that the teacher, the bottleneck and the student share."""
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from rd_jax.models.batch_norm import BatchNorm, Dtype
 from rd_jax.models.convolution import convolve, convolve_transposed
 
-Dtype = Any
 Resize = Literal["same", "down", "up"]
 
 # PyTorch's kaiming_normal_(mode="fan_out", nonlinearity="relu").
@@ -39,58 +38,6 @@ class TransposedConv2x2(nn.Module):
         shape = (x.shape[-1], 2, 2, self.features)
         kernel = self.param("kernel", transposed_kaiming_normal, shape)
         return convolve_transposed(x.astype(self.dtype), kernel.astype(self.dtype))
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over [B, H, W] as PyTorch's, statistics in float32 (or float64).
-
-    flax.linen.BatchNorm differs in that it keeps the biased variance as running statistic, which
-    is visible where a batch has few positions (32x32 images: 1x1 embeddings). With `axis_name`
-    the statistics are those of the whole batch over all devices of that mapped axis. Of variables
-    that were folded (see `fold_batch_norm`) nothing but the bias is left to add.
-    """
-
-    train: bool = False
-    axis_name: str | None = None
-    dtype: Dtype = jnp.float32
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1],)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        if (
-            not self.train
-            and not self.is_initializing()
-            and not self.has_variable("params", "scale")
-        ):
-            return (x + bias).astype(self.dtype)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if self.train:
-            # Moments about the running mean: one pass over x, without the cancellation that
-            # E[x^2] - E[x]^2 suffers from where the mean is large.
-            shift = running_mean.value
-            mean = jnp.mean(x - shift, axis=(0, 1, 2))
-            square = jnp.mean(jnp.square(x - shift), axis=(0, 1, 2))
-            count = x.size // x.shape[-1]
-            if self.axis_name is not None and not self.is_initializing():
-                mean, square = lax.pmean((mean, square), self.axis_name)
-                count = count * lax.axis_size(self.axis_name)
-            var = jnp.maximum(square - jnp.square(mean), 0.0)
-            mean = mean + shift
-            if not self.is_initializing():
-                unbiased_var = var * (count / max(count - 1, 1))
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * unbiased_var
-        else:
-            mean, var = running_mean.value, running_var.value
-        y = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
-        return y.astype(self.dtype)
 
 
 def _resizing_conv(

@@ -10,14 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rd_jax.models.layers import (
-    BasicBlock,
-    BatchNorm,
-    BottleneckBlock,
-    Conv,
-    Dtype,
-    Resize,
-)
+from rd_jax.models.batch_norm import BatchNorm, Dtype
+from rd_jax.models.layers import BasicBlock, BottleneckBlock, Conv, Resize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

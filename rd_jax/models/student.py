@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rd_jax.models.batch_norm import BatchNorm, Dtype
 from rd_jax.models.bottleneck import Bottleneck, Kind
-from rd_jax.models.layers import BatchNorm, Dtype
 from rd_jax.models.resnet import BACKBONES, Features
 
 

@@ -1,0 +1,129 @@
+"""Batch normalisation, and its derivative with as few passes over memory as it takes."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Dtype = Any
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over [B, H, W] as PyTorch's, statistics in float32 (or float64).
+
+    flax.linen.BatchNorm differs in that it keeps the biased variance as running statistic, which
+    is visible where a batch has few positions (32x32 images: 1x1 embeddings). With `axis_name`
+    the statistics are those of the whole batch over all devices of that mapped axis. Of variables
+    that were folded (see `fold_batch_norm`) nothing but the bias is left to add.
+    """
+
+    train: bool = False
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if (
+            not self.train
+            and not self.is_initializing()
+            and not self.has_variable("params", "scale")
+        ):
+            return x + bias.astype(x.dtype)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if not self.train:
+            return _affine(
+                x, running_mean.value, running_var.value, scale, bias, self.epsilon
+            ).astype(self.dtype)
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, mean, var = _batch_normalized(
+            x, scale, bias, running_mean.value, self.epsilon, axis_name
+        )
+        if not self.is_initializing():
+            count = _num_positions(x, axis_name)
+            unbiased_var = var * (count / max(count - 1, 1))
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * unbiased_var
+        return y.astype(self.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _batch_normalized(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`x` [B, H, W, C] normalised by its own moments, and these: mean and biased variance [C].
+
+    They are computed about `shift` [C], which the result does not depend on: one pass over x,
+    without the cancellation that E[x^2] - E[x]^2 suffers from where the mean is large.
+    """
+    centred = _wide(x) - shift
+    mean, square = _averages((centred, jnp.square(centred)), axis_name)
+    var = jnp.maximum(square - jnp.square(mean), 0.0)
+    mean = mean + shift
+    return _affine(x, mean, var, scale, bias, epsilon), mean, var
+
+
+@_batch_normalized.defjvp
+def _batch_normalized_jvp(
+    epsilon: float, axis_name: str | None, primals: Any, tangents: Any
+) -> tuple[Any, Any]:
+    """Its derivative in the form whose transpose, backpropagation, passes over memory twice.
+
+    What does not depend on the position is collected first, so that backpropagation needs two
+    sums over positions, in one pass, and one more pass for the gradient of x.
+    """
+    x, scale, _, _ = primals
+    x_tangent, scale_tangent, bias_tangent, _ = tangents
+    x_tangent = _wide(x_tangent)
+    _, mean, var = outputs = _batch_normalized(*primals, epsilon, axis_name)
+    inverse = lax.rsqrt(var + epsilon)
+    centred = _wide(x) - mean
+    mean_tangent, covariance = _averages((x_tangent, centred * x_tangent), axis_name)
+    gain = inverse * scale
+    y_tangent = (
+        gain * x_tangent
+        + centred * (inverse * (scale_tangent - gain * inverse * covariance))
+        + (bias_tangent - gain * mean_tangent)
+    )
+    return outputs, (y_tangent, mean_tangent, 2 * covariance)
+
+
+def _affine(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    gain = lax.rsqrt(var + epsilon) * scale
+    return _wide(x) * gain + (bias - mean * gain)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _averages(values: Any, axis_name: str | None) -> Any:
+    """Means over [B, H, W], of all devices of a mapped axis."""
+    means = jax.tree.map(lambda x: jnp.mean(x, axis=(0, 1, 2)), values)
+    return means if axis_name is None else lax.pmean(means, axis_name)
+
+
+def _num_positions(x: jax.Array, axis_name: str | None) -> int:
+    own = x.size // x.shape[-1]
+    return own if axis_name is None else own * lax.axis_size(axis_name)
