@@ -9,15 +9,18 @@ import jax
 import pytest
 
 import tests.tiny  # noqa: F401
+from rd_jax.compilation import keep_compiled_programs
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Tiny networks compile twice as fast, and run in no time anyway.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of the processes that tests start
-_CACHE = tempfile.TemporaryDirectory(prefix="rd_jax_tests_")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
-os.environ["HF_HOME"] = _CACHE.name
+if "RD_JAX_TESTS_CACHE" not in os.environ:  # pytest's workers find their parent's here
+    _CACHE = tempfile.TemporaryDirectory(prefix="rd_jax_tests_")
+    os.environ["RD_JAX_TESTS_CACHE"] = _CACHE.name
+os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = os.environ["RD_JAX_TESTS_CACHE"]
 os.environ["HF_HUB_OFFLINE"] = "1"
+keep_compiled_programs()  # for other tests of this session, and processes that they start
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
