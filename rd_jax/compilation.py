@@ -21,3 +21,6 @@ def keep_compiled_programs() -> None:
         # XLA compiles for the CPU at hand; another machine may share the folder, not the CPU.
         folder /= platform.node() or "this-machine"
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # A start needs a few dozen small programs, each below JAX's one second, but not together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
