@@ -259,7 +259,7 @@ def test_seeds_that_differ_in_more_are_not_averaged(data_dir: Path, trained_seed
 
 def test_one_class_detection_from_the_command_line(tmp_path: Path) -> None:
     common = ("--config", "configs/one_class.py:digits", "--workdir", str(tmp_path))
-    quick = ("--config.teacher_weights=random", "--config.num_epochs=1")
+    quick = ("--config.backbone=tiny", "--config.teacher_weights=random", "--config.num_epochs=1")
     for label in (3, 8):
         done = run(*common, *quick, f"--config.normal_class={label}")
         assert done.returncode == 0, done.stderr

@@ -178,7 +178,7 @@ def test_a_checkpoint_of_eight_devices_is_evaluated_on_one_and_on_two(tmp_path: 
     write_category(tmp_path / "data", num_train=6, num_test=8, size=64)
     common = arguments(
         *(tmp_path / "data", tmp_path, "--config.category=weave", "--config.batch_size=8"),
-        *("--config.image_size=64", "--config.num_epochs=2"),
+        *("--config.image_size=64", "--config.num_epochs=1"),
     )
     found = []
     for num_devices, mode in ((8, "train"), (1, "eval"), (2, "eval")):
