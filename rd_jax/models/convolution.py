@@ -1,6 +1,6 @@
 """Convolutions on CPU as matrix products, where XLA's own lose to them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rd_jax.models.winograd import winograd
+from rd_jax.models.winograd import gradient_of_input, winograd
 
 
 def convolve(
@@ -23,7 +23,7 @@ def convolve(
     On CPU a product of the patches with the kernel is up to 80 times as fast where the patches
     are no copies (kernel 1x1) or hold fewer values than the kernel (deep stages of small images,
     above all their gradients), and not slower with strides; `winograd` is up to twice as fast for
-    other 3x3 kernels, but not with their gradients.
+    other 3x3 kernels, but not for the gradients of kernels nor, when differentiated, with strides.
     """
     is_exported = not isinstance(x.shape[0], int)  # a symbolic batch: any size, any platform
     if jax.default_backend() != "cpu" or is_exported:
@@ -92,13 +92,24 @@ def _tiled(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return winograd(x, kernel, stride)
 
 
-def _with_gradient(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Callable]:
+def _tiled_forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Any]:
     def untiled(x: jax.Array, kernel: jax.Array) -> jax.Array:
         numbers = ("NHWC", "HWIO", "NHWC")
         strides, padding = (stride, stride), ((1, 1), (1, 1))
         return _untiled(x, kernel, strides, padding, dimension_numbers=numbers)
 
-    return jax.vjp(untiled, x, kernel)
+    y, untiled_gradients = jax.vjp(untiled, x, kernel)
+    if stride == 1:
+        y = winograd(x, kernel, stride)
+    return y, (kernel, untiled_gradients)
 
 
-_tiled.defvjp(_with_gradient, lambda _, gradient, cotangent: gradient(cotangent))
+def _tiled_backward(stride: int, saved: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    kernel, untiled_gradients = saved
+    of_x, of_kernel = untiled_gradients(cotangent)
+    if stride == 1:
+        of_x = gradient_of_input(cotangent, kernel)
+    return of_x, of_kernel
+
+
+_tiled.defvjp(_tiled_forward, _tiled_backward)
