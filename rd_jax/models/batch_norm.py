@@ -35,6 +35,7 @@ class BatchNorm(nn.Module):
             and not self.is_initializing()
             and not self.has_variable("params", "scale")
         ):
+            # In the dtype of the convolution, so that cuDNN adds it there, with ReLU and shortcut.
             return x + bias.astype(x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
