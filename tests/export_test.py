@@ -237,11 +237,12 @@ def test_the_examples_run_without_this_package(
     assert done.returncode == 0, done.stderr
     shapes, *rows = done.stdout.splitlines()
     assert "'map': (3, 32, 32)" in shapes
-    student = checkpoint.load_trained(training).student_variables
-    _, scores = make_scorer(config)(load_teacher("tiny", "random"), student, images)
+    trained = checkpoint.load_trained(training)
+    teacher = load_teacher("tiny", "random")
+    _, scores = make_scorer(config)(teacher, trained.student_variables, images)
     np.testing.assert_allclose([float(row.split()[0]) for row in rows], scores, atol=1e-4)
-    calibration = checkpoint.load_trained(training).metadata["calibration"]
-    verdicts = ["anomalous" if s > calibration["image_threshold"] else "normal" for s in scores]
+    threshold = trained.metadata["calibration"]["image_threshold"]
+    verdicts = ["anomalous" if score > threshold else "normal" for score in scores]
     assert [row.split()[1] for row in rows] == verdicts
 
 

@@ -39,24 +39,22 @@ def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     output comes from one tile of the input, in 16 products for 36, with stride 2 in 25. The error
     is that of float32, 1e-6.
     """
-    return _convolved(x, kernel, _OF_STRIDE[stride], 2 * stride, in_axis=0)
+    return _convolved(x, kernel, stride, in_axis=0)
 
 
 def gradient_of_input(cotangent: jax.Array, kernel: jax.Array) -> jax.Array:
     """What backpropagation through `winograd`, stride 1, hands on: the kernel turned around."""
-    return _convolved(cotangent, kernel[::-1, ::-1], _OF_STRIDE[1], 2, in_axis=1)
+    return _convolved(cotangent, kernel[::-1, ::-1], stride=1, in_axis=1)
 
 
-def _convolved(
-    x: jax.Array, kernel: jax.Array, algorithm: _Algorithm, step: int, in_axis: int
-) -> jax.Array:
+def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> jax.Array:
     """Of each kernel element, `in_axis` is what is summed over: 0 for [I, O]."""
-    of_inputs, of_kernel, of_outputs = algorithm
+    of_inputs, of_kernel, of_outputs = _OF_STRIDE[stride]
 
     def tiles(x: jax.Array, axis: int) -> list[jax.Array]:
         count = len(of_inputs[0])
         ends = (x.shape[axis] - count + i + 1 for i in range(count))
-        seen = [lax.slice_in_dim(x, i, end, step, axis) for i, end in enumerate(ends)]
+        seen = [lax.slice_in_dim(x, i, end, 2 * stride, axis) for i, end in enumerate(ends)]
         return _combined(of_inputs, seen)
 
     def product(tile: jax.Array, weight: jax.Array) -> jax.Array:
