@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= dev
 
-.PHONY: install demo novelty test lint
+.PHONY: install demo novelty test lint docs
 
 comma := ,
 # One file for each choice of extras, so that choosing others installs them; one for any of them.
@@ -29,7 +29,11 @@ novelty: $(ANY)
 test: $(ANY)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
+docs: $(ANY)
+	$(VENV)/bin/python -c 'from rd_jax.config import markdown; print(markdown(), end="")' > docs/config.md
+
 lint: $(ANY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports

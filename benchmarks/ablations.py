@@ -6,7 +6,6 @@ Every variant is a run of its own in WORKDIR/BACKBONE-BOTTLENECK-SCALES, so that
 goes on where it was interrupted. Writes WORKDIR/{bottleneck,backbone,scales}.{md,csv}.
 """
 
-import json
 import os
 import sys
 from itertools import chain, combinations
@@ -15,12 +14,15 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from configs import mvtec
-from rd_jax import report, run
-from rd_jax.compilation import keep_compiled_programs
-from rd_jax.errors import UserError
-from rd_jax.models import BACKBONES
-from rd_jax.progress import log_to_stderr
+from rd_jax.config import FIELDS, get_config
+from rd_jax.method.models import BACKBONES
+from rd_jax.report.tables import markdown_table, per_cent, protocol
+from rd_jax.run import training
+from rd_jax.store.rows import csv_table, read_json, write_text
+from rd_jax.store.workdir import Workdir
+from rd_jax.system.compilation import keep_compiled_programs
+from rd_jax.system.console import log_to_stderr
+from rd_jax.system.errors import UserError
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 SCALES = tuple(chain.from_iterable(combinations((1, 2, 3), size) for size in (1, 2, 3)))
@@ -51,16 +53,16 @@ def grid(name: str, backbone: str) -> list[Variant]:
 
 def train(variant: Variant, workdir: Path, **fields: Any) -> dict[str, Any] | str:
     """The mean over the categories of one variant, or why there is none."""
-    config = mvtec.get_config()
+    config = get_config()
     config.update(backbone=variant.backbone, bottleneck=variant.bottleneck, scales=variant.scales)
     config.update(fields)
     config.teacher_weights = config.teacher_weights.replace("BACKBONE", variant.backbone)
     folder = workdir / variant.folder
     try:
-        run.train(config, folder)
+        training.train(config, folder)
     except (UserError, OSError) as error:
         return str(error)
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["mean"]
+    return read_json(Workdir(folder).results)["mean"]
 
 
 def write_table(name: str, outcomes: dict[Variant, dict[str, Any] | str], workdir: Path) -> str:
@@ -74,24 +76,23 @@ def write_table(name: str, outcomes: dict[Variant, dict[str, Any] | str], workdi
             cells.append([label, *["failed"] * len(METRICS)])
             rows.append({name: label})
         else:
-            cells.append([label, *(report.per_cent(outcome, metric) for metric in METRICS)])
+            cells.append([label, *(per_cent(outcome, metric) for metric in METRICS)])
             columns = [c for m in METRICS for c in (m, f"{m}_std") if c in outcome]
             rows.append({name: label, **{column: outcome[column] for column in columns}})
     finished = [variant for variant in outcomes if not isinstance(outcomes[variant], str)]
-    table = report.markdown_table([name, *METRICS], cells)
+    table = markdown_table([name, *METRICS], cells)
     text = f"# Ablation: {name}\n\n{_protocol(finished, workdir)}{table}{''.join(failures)}"
     if finished:  # else a table of an earlier call stays as it is
-        report.write_text(workdir / f"{name}.csv", report.csv_table(rows))
-        report.write_text(workdir / f"{name}.md", text)
+        write_text(workdir / f"{name}.csv", csv_table(rows))
+        write_text(workdir / f"{name}.md", text)
     return text
 
 
 def _protocol(variants: list[Variant], workdir: Path) -> str:
     """What all variants have in common; their differences are the table's rows."""
-    paths = [workdir / variant.folder / "results.json" for variant in variants]
-    found = [json.loads(path.read_text(encoding="utf-8"))["categories"] for path in paths]
-    rows = [row for categories in found for row in categories]
-    return f"{report.protocol(rows)}\n" if rows else ""
+    found = [read_json(Workdir(workdir / variant.folder).results) for variant in variants]
+    rows = [row for results in found for row in results["categories"]]
+    return f"{protocol(rows)}\n" if rows else ""
 
 
 def main(_: list[str]) -> int:
@@ -126,7 +127,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("category", "", "One category; default: all in data_dir.")
     flags.DEFINE_list("grids", list(GRIDS), "Which tables.")
     flags.DEFINE_list("seeds", ["0"], "Seeds; with several, their mean and deviation.")
-    flags.DEFINE_integer("num_epochs", mvtec.get_config().num_epochs, "Epochs of each training.")
+    flags.DEFINE_integer("num_epochs", FIELDS["num_epochs"].default, "Epochs of each training.")
     flags.DEFINE_enum("backbone", "wide_resnet50_2", list(BACKBONES), "That of the other grids.")
     flags.DEFINE_string("teacher_weights", "imagenet", "As in configs; BACKBONE is replaced.")
     flags.register_validator(

@@ -19,16 +19,20 @@ from unittest import mock
 
 import jax
 import numpy as np
+import optax
 from absl import app, flags
 from PIL import Image
 
-from configs import mvtec
-from rd_jax import create_train_state, report
+from benchmarks.speed import model_of
+from rd_jax import create_train_state
 from rd_jax.data.images import load_images
-from rd_jax.train import make_parallel_train_steps, steps_per_dispatch, training
-from rd_jax.weights import find_teacher
+from rd_jax.method.loss import per_position_cosine_loss
+from rd_jax.method.train import make_parallel_train_steps
+from rd_jax.report.tables import markdown_table
+from rd_jax.run.loop import steps_per_dispatch, training
+from rd_jax.weights.teacher import find_teacher
 
-SIZE, NUM_DISPATCHES = 32, 50
+SIZE, BATCH_SIZE, NUM_DISPATCHES = 32, 16, 50
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -64,18 +68,19 @@ class PeakMemory:
 def train(folder: Path) -> tuple[int, float]:
     """Peak memory and images per second of decoding and training on what the folder holds."""
     memory = PeakMemory()
-    config = mvtec.get_config()
-    config.update(backbone="resnet18", image_size=SIZE, num_epochs=10**6)
+    model, optimizer = model_of("resnet18"), optax.adam(0.005, 0.5, 0.999)
     with mock.patch.dict("os.environ", XDG_CACHE_HOME=str(folder.parent / "cache")):
         images = load_images(sorted(folder.iterdir()), SIZE)
     max_steps = steps_per_dispatch()
     dispatches = training(
-        config,
-        make_parallel_train_steps(config, max_steps),
+        make_parallel_train_steps(model, optimizer, per_position_cosine_loss, max_steps),
         max_steps,
         find_teacher("resnet18", "random").variables,
         images,
-        create_train_state(config, jax.random.key(0)),
+        create_train_state(model, optimizer, jax.random.key(0)),
+        last_step=10**6,
+        batch_size=BATCH_SIZE,
+        seed=0,
     )
     _, _, metrics = next(dispatches)
     jax.block_until_ready(metrics)
@@ -84,7 +89,7 @@ def train(folder: Path) -> tuple[int, float]:
         pass
     jax.block_until_ready(metrics)
     seconds = time.perf_counter() - start
-    return memory.stop(), NUM_DISPATCHES * max_steps * config.batch_size / seconds
+    return memory.stop(), NUM_DISPATCHES * max_steps * BATCH_SIZE / seconds
 
 
 def main(_: list[str]) -> None:
@@ -102,7 +107,7 @@ def main(_: list[str]) -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             peak, speed = map(float, done.stdout.split())
             rows.append([count, f"{peak / 2**20:.0f}", f"{speed:.0f}"])
-    print(report.markdown_table(["images", "peak MiB", "images/s"], rows))
+    print(markdown_table(["images", "peak MiB", "images/s"], rows))
 
 
 if __name__ == "__main__":

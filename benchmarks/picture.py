@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rd_jax.gallery import read_evaluation
-from rd_jax.heatmap import overlay
+from rd_jax.report.gallery import read_evaluation
+from rd_jax.report.heatmap import overlay
+from rd_jax.store.workdir import Training
 
 SCALE, GAP = 2, 8  # pixels
 KINDS = ("good", "scratch", "stain", "missing_thread", "distortion")
@@ -18,7 +19,7 @@ KINDS = ("good", "scratch", "stain", "missing_thread", "distortion")
 
 def main(training: Path, output: Path) -> None:
     """A column for each kind of image: the image, its heatmap, its mask."""
-    evaluation = read_evaluation(training)
+    evaluation = read_evaluation(Training(training, training.name).evaluation)
     assert evaluation is not None
     shown = [str(evaluation.names[i]) for i in evaluation.shown]
     columns = []

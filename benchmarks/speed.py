@@ -23,20 +23,25 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import app, flags
 from PIL import Image
 
-from configs import mvtec
-from rd_jax import create_train_state, make_scorer, report
-from rd_jax.config import compute_dtype
+from rd_jax import create_train_state, make_scorer
 from rd_jax.data.images import load_images
 from rd_jax.data.synthetic import write_category
-from rd_jax.evaluate import score_images
-from rd_jax.metrics import image_metrics, pixel_metrics
-from rd_jax.models.folding import fold_batch_norm
-from rd_jax.train import make_parallel_train_steps, steps_per_dispatch, training
-from rd_jax.weights import find_teacher
+from rd_jax.method.loss import per_position_cosine_loss
+from rd_jax.method.metrics import metrics_of
+from rd_jax.method.models import Model
+from rd_jax.method.models.folding import fold_batch_norm
+from rd_jax.method.train import make_parallel_train_steps
+from rd_jax.report.tables import markdown_table
+from rd_jax.run.loop import steps_per_dispatch, training
+from rd_jax.run.scoring import score_images
+from rd_jax.store.rows import write_json
+from rd_jax.weights.teacher import find_teacher
 
 
 class Sizes(NamedTuple):
@@ -85,13 +90,21 @@ def divided(timings: Mapping[str, Timing], count: int) -> dict[str, Timing]:
     return {name: Timing(*(s / count for s in value)) for name, value in timings.items()}
 
 
-def train_steps(config: Any, teacher: Any, images: np.ndarray) -> tuple[Callable[[], None], int]:
+def model_of(backbone: str) -> Model:
+    """The paper's networks, in float32 on CPU and bfloat16 elsewhere."""
+    is_cpu = jax.default_backend() == "cpu"
+    return Model(backbone, dtype=jnp.float32 if is_cpu else jnp.bfloat16)
+
+
+def train_steps(
+    model: Model, teacher: Any, images: np.ndarray, batch_size: int
+) -> tuple[Callable[[], None], int]:
     """Some steps of the training loop as a run executes it, from images on the host; how many."""
-    max_steps = steps_per_dispatch()
-    config.num_epochs = 10**6
-    parallel_train_steps = make_parallel_train_steps(config, max_steps)
-    state = create_train_state(config, jax.random.key(0))
-    dispatches = training(config, parallel_train_steps, max_steps, teacher, images, state)
+    optimizer, max_steps = optax.adam(0.005, 0.5, 0.999), steps_per_dispatch()
+    steps = make_parallel_train_steps(model, optimizer, per_position_cosine_loss, max_steps)
+    state = create_train_state(model, optimizer, jax.random.key(0))
+    endless: Any = dict(last_step=10**6, batch_size=batch_size, seed=0)
+    dispatches = training(steps, max_steps, teacher, images, state, **endless)
 
     def several() -> None:
         for _ in range(2):
@@ -131,7 +144,7 @@ def cold_start(backbone: str, cache: Path) -> float:
     return seconds_of_run(
         cache,
         ", loss ",
-        *("--config", "configs/demo.py", "--config.image_size=256", "--config.batch_size=4"),
+        *("--config", "demo", "--config.image_size=256", "--config.batch_size=4"),
         *(f"--config.backbone={backbone}", "--config.teacher_weights=random"),
         "--config.log_every_steps=1",
     )
@@ -142,7 +155,7 @@ def whole_category(backbone: str, data_dir: Path, cache: Path) -> float:
     return seconds_of_run(
         cache,
         "Results are in",
-        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}"),
+        *("--config", "mvtec:weave", f"--config.data_dir={data_dir}"),
         *(f"--config.backbone={backbone}", "--config.teacher_weights=random"),
     )
 
@@ -176,7 +189,7 @@ def decoding(repeats: int) -> dict[str, Timing]:
 
 
 def metrics_of_maps(repeats: int) -> dict[str, Timing]:
-    """Seconds for all seven metrics of 160 maps."""
+    """Seconds for all metrics of 160 maps."""
     rng = np.random.default_rng(0)
     maps = rng.random((160, 256, 256), np.float32)
     labels = np.arange(160) % 2 == 0
@@ -184,20 +197,18 @@ def metrics_of_maps(repeats: int) -> dict[str, Timing]:
     masks[::2, 60:100, 80:140] = True
 
     def call() -> None:
-        image_metrics(maps.max((1, 2)), labels)
-        pixel_metrics(maps, masks)
+        metrics_of(maps, maps.max((1, 2)), labels, masks)
 
     return timed({OWN: call}, repeats)
 
 
 def measure(backbone: str, sizes: Sizes) -> dict[str, dict[str, Timing]]:
     """Every figure by name and by implementation."""
-    config = mvtec.get_config()
-    config.backbone = backbone
+    model = model_of(backbone)
     teacher = find_teacher(backbone, "random").variables
-    trained = create_train_state(config, jax.random.key(0)).student_variables
+    trained = create_train_state(model, optax.sgd(1.0), jax.random.key(0)).student_variables
     student = jax.device_put(fold_batch_norm(trained))  # once, as an evaluation does
-    scorer = make_scorer(config)
+    scorer = make_scorer(model)
     on_gpu = jax.default_backend() == "gpu"
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (256, 256, 256, 3), np.uint8)
@@ -218,8 +229,7 @@ def measure(backbone: str, sizes: Sizes) -> dict[str, dict[str, Timing]]:
         return divided(timed(calls, sizes.repeats), times)
 
     for size in sizes.train_batches:
-        config.batch_size = size
-        steps, count = train_steps(config, teacher, images)
+        steps, count = train_steps(model, teacher, images, size)
         figures[f"training step, batch {size}"] = beside_torch(
             steps, "make_train_step", images[:size], count
         )
@@ -257,14 +267,13 @@ def _torch_has_gpu() -> bool:
 def conditions(backbone: str) -> dict[str, Any]:
     """What the figures were measured on."""
     packages = [name for name in ("jax", "flax", "torch") if importlib.util.find_spec(name)]
-    config = mvtec.get_config()
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "cpu_cores": os.cpu_count(),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "backbone": backbone,
-        "dtype": np.dtype(compute_dtype(config)).name,
+        "dtype": np.dtype(model_of(backbone).dtype).name,
         "peak_device_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
     }
 
@@ -280,7 +289,7 @@ def table(figures: dict[str, dict[str, Timing]]) -> str:
         return f"{median:.1f} ({low:.1f} to {high:.1f})"
 
     rows = [[name, *(cell(row.get(column)) for column in columns)] for name, row in figures.items()]
-    return report.markdown_table(["milliseconds", *columns], rows)
+    return markdown_table(["milliseconds", *columns], rows)
 
 
 def main(_: list[str]) -> None:
@@ -297,7 +306,7 @@ def main(_: list[str]) -> None:
             name: {implementation: value._asdict() for implementation, value in row.items()}
             for name, row in figures.items()
         }
-        report.write_json(Path(flags.FLAGS.json), {**facts, "seconds": seconds})
+        write_json(Path(flags.FLAGS.json), {**facts, "seconds": seconds})
 
 
 if __name__ == "__main__":

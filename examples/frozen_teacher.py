@@ -8,11 +8,10 @@ import numpy as np
 
 import rd_jax
 from rd_jax.data.synthetic import weave
-from rd_jax.models import Teacher
 
 size = 96
 teacher = rd_jax.load_teacher("resnet18", "auto")
-features_of = jax.jit(Teacher("resnet18").apply)
+features_of = jax.jit(rd_jax.models.Teacher("resnet18").apply)
 
 good, _ = weave(np.random.default_rng(0), size)
 stained, mask = weave(np.random.default_rng(0), size, "stain")  # the same cloth, with a stain

@@ -1,18 +1,20 @@
 """Reverse Distillation (Deng and Li, CVPR 2022) in JAX, as pure functions."""
 
-from rd_jax.checkpoint import restore
-from rd_jax.convert import convert_rd4ad, convert_teacher
-from rd_jax.evaluate import make_scorer
-from rd_jax.loss import flattened_cosine_loss, per_position_cosine_loss
-from rd_jax.metrics import aupro, auroc
-from rd_jax.models import normalize
-from rd_jax.onnx_graph import to_onnx
-from rd_jax.score import anomaly_map, image_score
-from rd_jax.stablehlo import to_stablehlo
-from rd_jax.train import TrainState, create_train_state, make_train_step
-from rd_jax.weights import load_teacher
+from rd_jax.export.onnx_graph import to_onnx
+from rd_jax.export.stablehlo import to_stablehlo
+from rd_jax.method import models
+from rd_jax.method.loss import flattened_cosine_loss, per_position_cosine_loss
+from rd_jax.method.metrics import aupro, auroc
+from rd_jax.method.models import Model, normalize
+from rd_jax.method.score import anomaly_map, image_score, make_scorer
+from rd_jax.method.train import TrainState, create_train_state, make_train_step
+from rd_jax.predict.predictor import load_predictor, score_arrays, score_files
+from rd_jax.run.trained import restore
+from rd_jax.weights.convert import convert_rd4ad, convert_teacher
+from rd_jax.weights.teacher import load_teacher
 
 __all__ = [
+    "Model",
     "TrainState",
     "anomaly_map",
     "aupro",
@@ -22,12 +24,16 @@ __all__ = [
     "create_train_state",
     "flattened_cosine_loss",
     "image_score",
+    "load_predictor",
     "load_teacher",
     "make_scorer",
     "make_train_step",
+    "models",
     "normalize",
     "per_position_cosine_loss",
     "restore",
+    "score_arrays",
+    "score_files",
     "to_onnx",
     "to_stablehlo",
 ]

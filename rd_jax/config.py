@@ -1,72 +1,59 @@
-"""The flat configuration: its fields, and the one place where their values are checked."""
+"""One table of fields: what a run can be told, what is allowed, and what depends on it."""
 
 import copy
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, get_args
+from collections.abc import Callable, Collection, Mapping, Sequence
+from enum import Flag, auto
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
-import jax
-import jax.numpy as jnp
+from rd_jax.method.loss import LOSSES
+from rd_jax.method.models import BACKBONES
+from rd_jax.method.models.bottleneck import Kind
+from rd_jax.system.errors import UserError, printable
 
-from rd_jax.errors import UserError, printable
-from rd_jax.models import BACKBONES, normalize
-from rd_jax.models.bottleneck import Kind
-from rd_jax.models.resnet import rescale
-
-
-class Config(Protocol):
-    """What `configs/*.py` return (an ml_collections.ConfigDict) and the functions read."""
-
-    data_dir: str  # folder of categories in MVTec AD layout, or "synthetic"; or of TFDS data sets
-    category: str  # one category; "" for all in data_dir
-    dataset: str  # "" for categories; else a classification data set: "digits" or one of TFDS
-    normal_class: int  # of dataset; -1 for each in turn
-    image_size: int  # pixels, height and width
-    backbone: str
-    teacher_weights: str  # "imagenet", "random", "auto" or a file
-    normalize: bool  # by ImageNet's mean and deviation; else images are scaled to [0, 1]
-    bottleneck: Kind  # "mff_oce", "oce" or "pre"
-    scales: tuple[int, ...]  # of 1, 2, 3: strides 4, 8, 16
-    loss: str  # "per_position" (paper) or "flattened" (authors' code)
-    batch_size: int  # over all devices
-    num_epochs: int
-    learning_rate: float
-    adam_b1: float
-    adam_b2: float
-    seed: int  # initialisation and order of images
-    seeds: tuple[int, ...]  # one training for each, instead of one with `seed`; () for that
-    holdout: float  # fraction of the training images kept aside to set thresholds with
-    false_positive_rate: float  # of the held-out images, and pixels, above their threshold
-    rd4ad_checkpoint: str  # a .pth file of the authors' code to evaluate; "" for none
-    dtype: str  # of computation: "auto", "bfloat16" or "float32"
-    blur_sigma: float  # pixels; 0: no blur
-    image_score: str  # "max" (paper) or "sum"
-    log_every_steps: int
-    eval_every_epochs: int  # 0: only after the last step
-    checkpoint_every_epochs: int  # 0: only after the last step
-    tensorboard: bool  # event files beside metrics.jsonl
+Config = Any  # an ml_collections.ConfigDict, or anything with FIELDS as attributes
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
+    """Which values of a field are allowed."""
+
     holds: Callable[[Any], bool]
     allowed: str
 
 
-def _one_of(*values: str) -> _Rule:
-    return _Rule(
-        lambda value: isinstance(value, str) and value in values, "one of " + ", ".join(values)
-    )
+class Depends(Flag):
+    """What depends on a field."""
+
+    NOTHING = 0
+    TRAINING = auto()  # what is trained: going on takes the same value
+    SCORING = auto()  # maps and scores: thresholds hold for the same value alone
+    TRAINED = auto()  # what a checkpoint is: evaluation cannot take another value, either
 
 
-def _integer(minimum: int) -> _Rule:
-    return _Rule(lambda value: _is_integer(value) and value >= minimum, f"an integer >= {minimum}")
+class Field(NamedTuple):
+    """One row of the table."""
+
+    default: Any
+    rule: Rule
+    depends: Depends
+    help: str
+
+
+def _one_of(values: Collection[str]) -> Rule:
+    return Rule(lambda v: isinstance(v, str) and v in values, f"one of {', '.join(values)}")
 
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(holds: Callable[[float], bool], allowed: str) -> _Rule:
-    return _Rule(
+def _integer(minimum: int) -> Rule:
+    return Rule(lambda value: _is_integer(value) and value >= minimum, f"an integer >= {minimum}")
+
+
+def _number(holds: Callable[[float], bool], allowed: str) -> Rule:
+    return Rule(
         lambda v: isinstance(v, float | int) and not isinstance(v, bool) and holds(v),
         f"a number {allowed}",
     )
@@ -76,71 +63,162 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value == printable(value)
 
 
-_TEXT = _Rule(_is_text, "a printable text")
-_NAME = _Rule(lambda value: _is_text(value) and value != "", "a printable text, not empty")
-_BOOLEAN = _Rule(lambda value: isinstance(value, bool), "True or False")
+def _is_seed(value: Any) -> bool:
+    return _is_integer(value) and 0 <= value < 2**32
 
-_SEED = _Rule(lambda v: _is_integer(v) and 0 <= v < 2**32, "an integer from 0 to 2**32 - 1")
 
-_RULES = {
-    "data_dir": _NAME,
-    "category": _TEXT,
-    "dataset": _TEXT,
-    "normal_class": _integer(-1),
-    "image_size": _Rule(
-        lambda value: _is_integer(value) and value > 0 and value % 32 == 0,
-        "a positive multiple of 32",
+def _is_choice(value: Any, holds: Callable[[Any], bool]) -> bool:
+    """Whether these are different values of which each one is allowed."""
+    is_sequence = isinstance(value, tuple | list)
+    return is_sequence and all(map(holds, value)) and len(set(value)) == len(value)
+
+
+_TEXT = Rule(_is_text, "a printable text")
+_NAME = Rule(lambda value: _is_text(value) and value != "", "a printable text, not empty")
+_BOOLEAN = Rule(lambda value: isinstance(value, bool), "True or False")
+_FRACTION = _number(lambda v: 0 <= v < 1, "in [0, 1)")
+_SIZE = Rule(
+    lambda value: _is_integer(value) and value > 0 and value % 32 == 0, "a positive multiple of 32"
+)
+_SCALES = Rule(
+    lambda v: (
+        bool(_is_choice(v, lambda s: _is_integer(s) and 1 <= s <= 3) and v) and list(v) == sorted(v)
     ),
-    "backbone": _Rule(lambda value: value in BACKBONES, "one of " + ", ".join(BACKBONES)),
-    "teacher_weights": _NAME,
-    "normalize": _BOOLEAN,
-    "bottleneck": _one_of(*get_args(Kind)),
-    "scales": _Rule(
-        lambda value: (
-            isinstance(value, tuple | list)
-            and len(value) > 0
-            and all(_is_integer(v) and 1 <= v <= 3 for v in value)
-            and list(value) == sorted(set(value))
-        ),
-        "a non-empty ascending choice of (1, 2, 3)",
+    "a non-empty ascending choice of (1, 2, 3)",
+)
+_SEED = Rule(_is_seed, "an integer from 0 to 2**32 - 1")
+_SEEDS = Rule(
+    lambda value: _is_choice(value, _is_seed),
+    "a choice of different seeds, each an integer from 0 to 2**32 - 1",
+)
+
+_NOTHING, _SCORING = Depends.NOTHING, Depends.SCORING
+_TRAINING, _TRAINED = Depends.TRAINING, Depends.TRAINING | Depends.TRAINED
+
+# Defaults are the paper's values (section 4.1) where it names them. Of data and teacher, hashes
+# are compared instead of names.
+FIELDS = {
+    "data_dir": Field(
+        "data/mvtec",
+        _NAME,
+        _NOTHING,
+        "folder of categories in MVTec AD layout, or `synthetic`; of TFDS data sets for `dataset`",
     ),
-    "loss": _one_of("per_position", "flattened"),
-    "batch_size": _integer(1),
-    "num_epochs": _integer(1),
-    "learning_rate": _number(lambda v: 0 < v < float("inf"), "> 0"),
-    "adam_b1": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
-    "adam_b2": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
-    "seed": _SEED,
-    "seeds": _Rule(
-        lambda value: (
-            isinstance(value, tuple | list)
-            and all(_SEED.holds(v) for v in value)
-            and len(set(value)) == len(value)
-        ),
-        "a choice of different seeds, each an integer from 0 to 2**32 - 1",
+    "category": Field("", _TEXT, _NOTHING, "one category; empty: all that `data_dir` holds"),
+    "dataset": Field("", _TEXT, _TRAINED, "`digits` or a set of TFDS, for novelty detection"),
+    "normal_class": Field(-1, _integer(-1), _NOTHING, "of `dataset`; -1: each class in turn"),
+    "image_size": Field(256, _SIZE, _TRAINING | _SCORING, "pixels, height and width"),
+    "backbone": Field(
+        "wide_resnet50_2", _one_of(BACKBONES), _TRAINED | _SCORING, "of teacher and student"
     ),
-    "holdout": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
-    "false_positive_rate": _number(lambda v: 0 <= v < 1, "in [0, 1)"),
-    "rd4ad_checkpoint": _TEXT,
-    "dtype": _one_of("auto", "bfloat16", "float32"),
-    "blur_sigma": _number(lambda v: 0 <= v < float("inf"), ">= 0"),
-    "image_score": _one_of("max", "sum"),
-    "log_every_steps": _integer(1),
-    "eval_every_epochs": _integer(0),
-    "checkpoint_every_epochs": _integer(0),
-    "tensorboard": _BOOLEAN,
+    "teacher_weights": Field(
+        "imagenet",
+        _NAME,
+        _NOTHING,
+        "`imagenet`, `random`, `auto` (`imagenet` where it can be had, else `random`) or a "
+        "`.safetensors`, `.npz` or `.pth` file with torchvision's names",
+    ),
+    "normalize": Field(
+        True, _BOOLEAN, _TRAINED | _SCORING, "by ImageNet's mean and deviation, else to [0, 1]"
+    ),
+    "bottleneck": Field(
+        "mff_oce",
+        _one_of(get_args(Kind)),
+        _TRAINED | _SCORING,
+        "`oce` leaves the fusion of the scales out; `pre` is the teacher's fourth stage, frozen",
+    ),
+    "scales": Field(
+        (1, 2, 3), _SCALES, _TRAINING | _SCORING, "strides 4, 8, 16, in the loss and the map"
+    ),
+    "loss": Field(
+        "per_position", _one_of(LOSSES), _TRAINED, "the paper's; `flattened`: the authors' code's"
+    ),
+    "batch_size": Field(16, _integer(1), _TRAINING, "over all devices, a multiple of their number"),
+    "num_epochs": Field(200, _integer(1), _TRAINED, "how often each image is used"),
+    "learning_rate": Field(
+        0.005, _number(lambda v: 0 < v < float("inf"), "> 0"), _TRAINED, "of Adam, constant"
+    ),
+    "adam_b1": Field(0.5, _FRACTION, _TRAINED, "Adam's average of gradients"),
+    "adam_b2": Field(0.999, _FRACTION, _TRAINED, "Adam's average of squared gradients"),
+    "seed": Field(0, _SEED, _TRAINED, "of initial values, hold-out and order of images"),
+    "seeds": Field(
+        (), _SEEDS, _NOTHING, "one training for each, reported as mean and deviation; e.g. `0,1,2`"
+    ),
+    "holdout": Field(
+        0.0, _FRACTION, _TRAINED, "fraction of the training images kept aside for thresholds"
+    ),
+    "false_positive_rate": Field(
+        0.01, _FRACTION, _TRAINED, "of held-out images, and their pixels, above their threshold"
+    ),
+    "rd4ad_checkpoint": Field(
+        "", _TEXT, _TRAINED, "a `.pth` file of the authors' code, for `--mode eval`"
+    ),
+    "dtype": Field(
+        "auto",
+        _one_of(("auto", "bfloat16", "float32")),
+        _TRAINING,
+        "of computation; `auto`: float32 on CPU, else bfloat16",
+    ),
+    "blur_sigma": Field(
+        4.0, _number(lambda v: 0 <= v < float("inf"), ">= 0"), _SCORING, "pixels; 0: no blur"
+    ),
+    "image_score": Field("max", _one_of(("max", "sum")), _SCORING, "of the map"),
+    "log_every_steps": Field(20, _integer(1), _NOTHING, "a row in `metrics.jsonl`"),
+    "eval_every_epochs": Field(0, _integer(0), _NOTHING, "0: after the last step alone"),
+    "checkpoint_every_epochs": Field(20, _integer(0), _NOTHING, "0: after the last step alone"),
+    "tensorboard": Field(False, _BOOLEAN, _NOTHING, "event files (`pip install tensorboardX`)"),
 }
+
+
+def get_config(**changes: Any) -> Config:
+    """An ml_collections.ConfigDict of the table's defaults, and what differs from them."""
+    from ml_collections import ConfigDict  # not on every machine that trains
+
+    unknown = sorted(changes.keys() - FIELDS.keys())
+    if unknown:
+        raise UserError(_no_such_field(unknown[0]))
+    return ConfigDict({name: field.default for name, field in FIELDS.items()} | changes)
+
+
+def located(argv: Sequence[str]) -> list[str]:
+    """The command line with a bare name behind --config as the path of the package's config.
+
+    Raises UserError if the package has none of that name.
+    """
+    arguments = list(argv)
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        where = i if equals else i + 1
+        name, colon, rest = (value if equals else "".join(arguments[where : i + 2])).partition(":")
+        if name.isidentifier():
+            arguments[where] = f"{flag}=" * bool(equals) + f"{_shipped(name)}{colon}{rest}"
+    return arguments
+
+
+def _shipped(name: str) -> Path:
+    """The path of a config that comes with the package."""
+    folder = Path(str(files("rd_jax.configs")))
+    path = folder / f"{name}.py"
+    if not path.is_file():
+        names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+        raise UserError(
+            f"--config {name}: there is no such config; there are {', '.join(names)}, or give the "
+            "path of a file"
+        )
+    return path
 
 
 def validate(config: Config, num_devices: int = 1) -> None:
     """Raises UserError for the first field that is unknown, or not allowed on `num_devices`."""
-    fields: Any = config  # a ConfigDict, or anything that has attributes
-    for name in sorted(set(fields if hasattr(fields, "keys") else vars(fields)) - _RULES.keys()):
-        raise UserError(f"config.{name}: there is no such field; there are {', '.join(_RULES)}")
-    for name, rule in _RULES.items():
+    names = config if hasattr(config, "keys") else vars(config)
+    for name in sorted(set(names) - FIELDS.keys()):
+        raise UserError(_no_such_field(name))
+    for name, field in FIELDS.items():
         value = getattr(config, name, None)
-        if not rule.holds(value):
-            raise UserError(f"config.{name}={value!r}: must be {rule.allowed}")
+        if not field.rule.holds(value):
+            raise UserError(f"config.{name}={value!r}: must be {field.rule.allowed}")
     if config.dataset and config.category:
         raise UserError(
             f"config.category={config.category!r}: must be '' with config.dataset, whose classes "
@@ -160,16 +238,8 @@ def validate(config: Config, num_devices: int = 1) -> None:
         )
 
 
-def compute_dtype(config: Config) -> Any:
-    """The networks' dtype of computation; "auto" is float32 on CPU, else bfloat16."""
-    if config.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(config.dtype)
-
-
-def input_scaling(config: Config) -> Callable[[jax.Array], jax.Array]:
-    """From uint8 images to what the networks take."""
-    return normalize if config.normalize else rescale
+def _no_such_field(name: str) -> str:
+    return f"config.{name}: there is no such field; there are {', '.join(FIELDS)}"
 
 
 def with_seed(config: Config, seed: int) -> Config:
@@ -181,5 +251,48 @@ def with_seed(config: Config, seed: int) -> Config:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """The fields as JSON-compatible values."""
-    values = {name: getattr(config, name) for name in _RULES}
-    return values | {name: list(values[name]) for name in ("scales", "seeds")}
+    values = {name: getattr(config, name) for name in FIELDS}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The inverse of `as_dict`; a field that was not there yet has its default."""
+    known = {name: value for name, value in values.items() if name in FIELDS}
+    return get_config(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+
+
+def differing(
+    before: Mapping[str, Any], now: Mapping[str, Any], depends: Depends
+) -> list[tuple[str, Any, Any]]:
+    """Name and both values of the fields that differ and on which one of `depends` depends.
+
+    A field that one of them does not have has its default there.
+    """
+    defaults = {name: field.default for name, field in FIELDS.items()}
+    pairs = [(k, *({**defaults, **values}[k] for values in (before, now))) for k in FIELDS]
+    return [
+        (name, a, b)
+        for name, a, b in pairs
+        if FIELDS[name].depends & depends and _comparable(a) != _comparable(b)
+    ]
+
+
+def _comparable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def markdown() -> str:
+    """The page that lists the fields: docs/config.md."""
+    lines = [
+        "# Config",
+        "",
+        "Every field of a config, set by `--config.NAME=VALUE`. Defaults are the paper's values; a",
+        "config holds what differs from them.",
+        "",
+        "| field | default | allowed | |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, field in FIELDS.items():
+        default = f"`{field.default}`" if field.default != "" else ""
+        lines.append(f"| `{name}` | {default} | {field.rule.allowed} | {field.help} |")
+    return "\n".join(lines) + "\n"

@@ -30,14 +30,14 @@ from PIL import ExifTags, Image
 from safetensors.numpy import save_file
 
 from rd_jax import load_teacher
-from rd_jax.config import validate
-from rd_jax.convert import _torch_name
+from rd_jax.config import Config, validate
 from rd_jax.data.images import decode_image, load_images, load_masks
 from rd_jax.data.mvtec import find_categories, load_category, read_category
 from rd_jax.data.synthetic import write_category
-from rd_jax.errors import UserError
-from rd_jax.weights import load_rd4ad
-from tests.end_to_end_test import SMALL, assert_one_line, run
+from rd_jax.system.errors import UserError
+from rd_jax.weights.convert import _torch_name
+from rd_jax.weights.teacher import load_rd4ad
+from tests.command import SMALL, assert_one_line, run
 
 RAMP = (np.arange(48 * 64) % 256).reshape(48, 64).astype(np.uint8)
 
@@ -461,12 +461,13 @@ CONFIGS = {
 @pytest.mark.parametrize("kind", [ConfigDict, lambda fields: SimpleNamespace(**fields)])
 @pytest.mark.parametrize("row", CONFIGS)
 def test_a_config_is_refused_with_the_field_and_what_is_allowed(
-    config: SimpleNamespace, row: str, kind: Callable[[dict], Any]
+    config: Config, row: str, kind: Callable[[dict], Any]
 ) -> None:
     changes, message = CONFIGS[row]
     config.backbone = "resnet18"
-    validate(kind(vars(config)))
-    refused(message, validate, kind(vars(config) | changes))
+    fields = dict(config)
+    validate(kind(fields))
+    refused(message, validate, kind(fields | changes))
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,26 @@
 import importlib.util
+import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rd_jax.config import as_dict, validate
-from rd_jax.errors import UserError
+from rd_jax.config import (
+    FIELDS,
+    Config,
+    Depends,
+    as_dict,
+    differing,
+    from_dict,
+    located,
+    markdown,
+    validate,
+)
+from rd_jax.method.models import BACKBONES
+from rd_jax.system.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("[a-z]*.py"))
 
 
 def get_config(path: Path, category: str) -> Any:
@@ -59,7 +71,7 @@ def test_the_papers_values_are_those_of_the_paper() -> None:
         ("batch_size", 0),
         ("batch_size", True),
         ("num_epochs", 1.5),
-        ("learning_rate", 0),
+        ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("learning_rate", "fast"),
         ("adam_b1", 1.0),
@@ -67,18 +79,17 @@ def test_the_papers_values_are_those_of_the_paper() -> None:
         ("seed", -1),
         ("seed", 2**32),
         ("dtype", "float16"),
-        ("blur_sigma", -1),
+        ("blur_sigma", -1.0),
         ("image_score", "mean"),
         ("log_every_steps", 0),
         ("eval_every_epochs", -1),
     ],
 )
-def test_a_bad_value_is_named_with_what_is_allowed(
-    config: SimpleNamespace, field: str, value: Any
-) -> None:
+def test_a_bad_value_is_named_with_what_is_allowed(config: Config, field: str, value: Any) -> None:
     config.backbone = "resnet18"
     validate(config)
-    setattr(config, field, value)
+    with config.ignore_type():
+        config[field] = value
     with pytest.raises(UserError) as error:
         validate(config)
     message = str(error.value)
@@ -86,14 +97,68 @@ def test_a_bad_value_is_named_with_what_is_allowed(
     assert "\n" not in message
 
 
-def test_a_field_that_is_absent_is_named(config: SimpleNamespace) -> None:
+def test_the_documented_table_is_that_of_the_fields() -> None:
+    own = f", {', '.join(['tiny', 'tiny50', 'micro'])}"  # backbones of the tests
+    assert set(BACKBONES) > {"tiny", "tiny50", "micro"}
+    assert (ROOT / "docs" / "config.md").read_text() == markdown().replace(own, "")
+
+
+def test_a_config_survives_json_and_what_is_missing_has_its_default(config: Config) -> None:
+    config.seeds, config.scales = (1, 2), (1, 3)
+    saved = json.loads(json.dumps(as_dict(config)))
+    assert dict(from_dict(saved)) == dict(config)
+    del saved["blur_sigma"]
+    assert from_dict(saved | {"of_tomorrow": 1}).blur_sigma == FIELDS["blur_sigma"].default
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "goes_on", "is_evaluated", "keeps_thresholds"),
+    [
+        ("learning_rate", 0.1, False, False, True),
+        ("backbone", "resnet34", False, False, False),
+        ("image_size", 64, False, True, False),
+        ("batch_size", 4, False, True, True),
+        ("blur_sigma", 1.0, True, True, False),
+        ("log_every_steps", 7, True, True, True),
+    ],
+)
+def test_what_depends_on_a_field_is_in_its_row(
+    config: Config,
+    field: str,
+    value: Any,
+    goes_on: bool,
+    is_evaluated: bool,
+    keeps_thresholds: bool,
+) -> None:
+    before = as_dict(config)
+    now = before | {field: value}
+    found = [
+        not differing(before, now, depends)
+        for depends in (Depends.TRAINING, Depends.TRAINED, Depends.SCORING)
+    ]
+    assert found == [goes_on, is_evaluated, keeps_thresholds]
+    assert not differing(before, json.loads(json.dumps(before)), ~Depends.NOTHING)
+
+
+@pytest.mark.parametrize("argument", [["--config", "mvtec:bottle"], ["--config=mvtec:bottle"]])
+def test_a_bare_name_is_a_config_of_the_package(argument: list[str]) -> None:
+    located_at = located(["main", *argument, "--workdir", "x"])
+    (path,) = [a.removeprefix("--config=") for a in located_at if "bottle" in a]
+    assert Path(path.removesuffix(":bottle")).samefile(ROOT / "configs" / "mvtec.py")
+    paths = ["main", "--config", "configs/mvtec.py:bottle", "--config=./mine.py", "--mode", "eval"]
+    assert located(paths) == paths
+    with pytest.raises(UserError, match="there are demo, folder, mvtec, one_class, or give the pa"):
+        located(["main", "--config", "mvtek"])
+
+
+def test_a_field_that_is_absent_is_named(config: Config) -> None:
     config.backbone = "resnet18"
     del config.loss
     with pytest.raises(UserError, match=r"config\.loss=None"):
         validate(config)
 
 
-def test_the_devices_must_divide_the_batch(config: SimpleNamespace) -> None:
+def test_the_devices_must_divide_the_batch(config: Config) -> None:
     config.backbone, config.batch_size = "resnet18", 12
     with pytest.raises(UserError, match=r"config\.batch_size=12: must be a multiple of the 8 dev"):
         validate(config, num_devices=8)

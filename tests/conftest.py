@@ -1,20 +1,22 @@
-"""Eight simulated devices, a private cache, no network, and a backbone that compiles fast."""
+"""Four simulated devices, a private cache, no network, and a backbone that compiles fast."""
 
 import os
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import pytest
 
 import tests.tiny  # noqa: F401
-from rd_jax.compilation import keep_compiled_programs
+from rd_jax.config import Config, get_config
+from rd_jax.system.compilation import keep_compiled_programs
 
-jax.config.update("jax_num_cpu_devices", 8)
+NUM_DEVICES = 4
+jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
+os.environ["JAX_NUM_CPU_DEVICES"] = str(NUM_DEVICES)  # of the processes that tests start
 # Tiny networks compile twice as fast, and run in no time anyway.
 jax.config.update("jax_disable_most_optimizations", True)
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of the processes that tests start
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # likewise
 if "RD_JAX_TESTS_CACHE" not in os.environ:  # pytest's workers find their parent's here
     _CACHE = tempfile.TemporaryDirectory(prefix="rd_jax_tests_")
     os.environ["RD_JAX_TESTS_CACHE"] = _CACHE.name
@@ -36,37 +38,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
-def config() -> SimpleNamespace:
+def config() -> Config:
     """A config for images of 32 pixels and the tiny backbone."""
-    return SimpleNamespace(
+    return get_config(
         data_dir="synthetic",
         category="weave",
-        dataset="",
-        normal_class=-1,
         image_size=32,
         backbone="tiny",
         teacher_weights="random",
-        normalize=True,
-        bottleneck="mff_oce",
-        scales=(1, 2, 3),
-        loss="per_position",
         batch_size=8,
         num_epochs=1,
-        learning_rate=0.005,
-        adam_b1=0.5,
-        adam_b2=0.999,
-        seed=0,
-        seeds=(),
-        holdout=0.0,
-        false_positive_rate=0.01,
-        rd4ad_checkpoint="",
         dtype="float32",
-        blur_sigma=4.0,
-        image_score="max",
         log_every_steps=1,
-        eval_every_epochs=0,
         checkpoint_every_epochs=0,
-        tensorboard=False,
     )
 
 

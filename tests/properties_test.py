@@ -17,13 +17,13 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from rd_jax import anomaly_map, aupro, auroc, flattened_cosine_loss, per_position_cosine_loss
-from rd_jax.calibration import threshold_at
 from rd_jax.data.images import IMAGE_SUFFIXES
 from rd_jax.data.mvtec import find_categories, read_category
-from rd_jax.errors import UserError, printable
-from rd_jax.metrics import average_precision, f1_max
-from rd_jax.score import blur_matrix, upsampling_matrix
-from rd_jax.train import batch_indices
+from rd_jax.data.order import batch_indices
+from rd_jax.method.calibration import threshold_at
+from rd_jax.method.metrics import average_precision, f1_max
+from rd_jax.method.score import blur_matrix, upsampling_matrix
+from rd_jax.system.errors import UserError, printable
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=30, database=None)
 settings.load_profile("fixed")

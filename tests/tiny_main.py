@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import tests.tiny  # noqa: F401
-from rd_jax import gallery, main
+from rd_jax import main
+from rd_jax.report import gallery
 
 _, _, KILLED_CATEGORY = os.environ.get("KILL_AT", "").partition("evaluation/")
 write_evaluation = gallery.write_evaluation
 
 
-def write_or_die(folder: Path, *arguments: Any) -> None:
-    if folder.name == KILLED_CATEGORY:
+def write_or_die(path: Path, *arguments: Any) -> None:
+    if path.parent.name == KILLED_CATEGORY:
         os.kill(os.getpid(), signal.SIGKILL)
-    write_evaluation(folder, *arguments)
+    write_evaluation(path, *arguments)
 
 
 gallery.write_evaluation = write_or_die

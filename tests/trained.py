@@ -1,27 +1,42 @@
 """A checkpoint of the tiny backbone that was never trained, for tests of what comes after."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from configs.mvtec import get_config
-from rd_jax import checkpoint, create_train_state
-from rd_jax.calibration import Calibration
-from rd_jax.config import as_dict
-from rd_jax.weights import find_teacher
+from rd_jax import TrainState, create_train_state, make_train_step
+from rd_jax.config import Config, as_dict, get_config
+from rd_jax.method.calibration import Calibration
+from rd_jax.method.loss import LOSSES
+from rd_jax.run.build import model_of, optimizer_of
+from rd_jax.store import checkpoint
+from rd_jax.store.workdir import Training
+from rd_jax.weights.teacher import find_teacher
 
 SIZE = 32
 CALIBRATION = Calibration("holdout", 20, 0.01, 0.5, 0.4, 0.1, 1.2)
 NO_HOLDOUT = CALIBRATION._replace(source="train", image_threshold=None, pixel_threshold=None)
 
 
+def first_state(config: Config) -> TrainState:
+    """The state before the first step, of the config's networks and optimiser."""
+    return create_train_state(model_of(config), optimizer_of(config), jax.random.key(0))
+
+
+def train_step_of(config: Config) -> Callable:
+    """The jitted training step of the config."""
+    loss = LOSSES[config.loss]
+    return jax.jit(make_train_step(model_of(config), optimizer_of(config), loss))
+
+
 def save_training(folder: Path, calibration: Calibration | None, **changes: object) -> Path:
     """Leaves in `folder` what a training would; `changes` are of the metadata."""
-    config = get_config("weave")
-    config.update(backbone="tiny", image_size=SIZE, teacher_weights="random", dtype="float32")
+    changes_of_config = dict(backbone="tiny", image_size=SIZE, dtype="float32")
+    config = get_config(category="weave", teacher_weights="random", **changes_of_config)
     teacher = find_teacher("tiny", "random")
-    variables = jax.device_get(create_train_state(config, jax.random.key(0)).student_variables)
+    variables = jax.device_get(first_state(config).student_variables)
     metadata = {
         "config": as_dict(config),
         "teacher_weights": teacher.weights,
@@ -31,5 +46,7 @@ def save_training(folder: Path, calibration: Calibration | None, **changes: obje
         "calibration": calibration and calibration._asdict(),
         **changes,
     }
-    checkpoint.save(folder / checkpoint.FOLDER, 7, variables, {"m": np.zeros(1)}, metadata)
+    checkpoint.save(
+        Training(folder, "weave").checkpoints, 7, variables, {"m": np.zeros(1)}, metadata
+    )
     return folder

@@ -11,15 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rd_jax import hosts
-from rd_jax.errors import UserError
+from rd_jax.system import hosts
+from rd_jax.system.errors import UserError
+from rd_jax.system.files import cache_folder
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where everything that can be made again is kept: $XDG_CACHE_HOME/rd_jax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rd_jax"
 
 
 def cached_array(

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from rd_jax.data.images import IMAGE_SUFFIXES
-from rd_jax.errors import UserError
+from rd_jax.system.errors import UserError
 
 _CAMERA_SUFFIXES = {".heic", ".heif", ".dng", ".raw"}  # images that even Pillow does not know
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from rd_jax import hosts
 from rd_jax.data.cache import cached_array
-from rd_jax.errors import UserError
+from rd_jax.system import hosts
+from rd_jax.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import numpy as np
 from rd_jax.data import Split
 from rd_jax.data.folders import holds, images_by_folder, listed
 from rd_jax.data.images import IMAGE_SUFFIXES, content_sha256, load_images, load_masks
-from rd_jax.errors import UserError, printable
+from rd_jax.system.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
 

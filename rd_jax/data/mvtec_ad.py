@@ -14,7 +14,7 @@ from PIL import Image
 
 from rd_jax.data.images import read_image, read_mask
 from rd_jax.data.mvtec import NORMAL, LabelledImage, read_category
-from rd_jax.errors import UserError
+from rd_jax.system.errors import UserError
 
 CATEGORIES = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),

@@ -15,7 +15,7 @@ from PIL import Image
 from rd_jax.data import Split
 from rd_jax.data.cache import cached_array
 from rd_jax.data.images import DECODER_VERSION, content_sha256, resized
-from rd_jax.errors import UserError
+from rd_jax.system.errors import UserError
 
 _CHUNK = 1024  # images decoded at a time
 

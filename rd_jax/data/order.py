@@ -1,0 +1,48 @@
+"""Which images a step takes, and which are held out: pure functions of seed and step."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from rd_jax.system.errors import UserError
+
+_HOLDOUT = 2**32  # sets the hold-out's random numbers apart from those of every epoch
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_images)
+
+
+def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:
+    """The images [batch_size] of a step: a pure function of its arguments.
+
+    Random permutations of all images follow each other without a gap, and a batch may span two:
+    at any time no image has been used more than once more often than another.
+    """
+    first = step * batch_size
+    positions = np.arange(first, first + batch_size)
+    epochs, offsets = np.divmod(positions, num_images)
+    return np.array(
+        [_permutation(seed, e, num_images)[o] for e, o in zip(epochs, offsets, strict=True)]
+    )
+
+
+def steps_until(epoch: int, num_images: int, batch_size: int) -> int:
+    """Steps after which every image has been used at least `epoch` times."""
+    return -(-epoch * num_images // batch_size)
+
+
+def holdout_indices(seed: int, holdout: float, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images are trained on and which, a fraction `holdout` of them, are held out: sorted.
+
+    Raises UserError if either would be empty although there is a hold-out.
+    """
+    num_held_out = round(holdout * num_images)
+    if holdout and not 0 < num_held_out < num_images:
+        raise UserError(
+            f"config.holdout={holdout}: of {num_images} training images that is {num_held_out}; "
+            "choose another fraction"
+        )
+    shuffled = np.random.default_rng((seed, _HOLDOUT)).permutation(num_images)
+    return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])

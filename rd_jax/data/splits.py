@@ -1,0 +1,59 @@
+"""Which splits a config asks for: categories of a folder, or classes of a data set."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rd_jax.config import Config
+from rd_jax.data import Split, mvtec, one_class, synthetic
+from rd_jax.system.errors import UserError
+from rd_jax.system.files import cache_folder
+
+
+def chosen_name(config: Config) -> str:
+    """The one category or class that the config names; "" for all."""
+    if config.dataset:
+        return "" if config.normal_class < 0 else str(config.normal_class)
+    return config.category
+
+
+def load_splits(config: Config) -> Iterator[Split]:
+    """The chosen split, or each in turn. Raises UserError for what cannot be found or read."""
+    name = chosen_name(config)
+    if config.dataset:
+        classes = _classes(config)
+        for label in [int(name)] if name else range(classes.num_classes):
+            yield one_class.one_class(classes, label)
+    else:
+        data_dir = _data_dir(config)
+        for category in [name] if name else mvtec.find_categories(data_dir):
+            yield mvtec.load_category(data_dir, category, config.image_size)
+
+
+def check_splits(config: Config) -> None:
+    """Lists the files of what is chosen. Raises UserError for what is missing, in no time."""
+    name = chosen_name(config)
+    if not config.dataset:
+        data_dir = _data_dir(config)
+        for category in [name] if name else mvtec.find_categories(data_dir):
+            mvtec.read_category(data_dir, category)
+
+
+def load_split(config: Config, name: str) -> Split:
+    """The split of this name."""
+    if not config.dataset:
+        return mvtec.load_category(_data_dir(config), name, config.image_size)
+    if not name.isdecimal():
+        raise UserError(f"{name!r} is not a class of dataset {config.dataset!r}: it is no number")
+    return one_class.one_class(_classes(config), int(name))
+
+
+def _classes(config: Config) -> one_class.Classes:
+    data_dir = Path(os.path.expanduser(config.data_dir))
+    return one_class.load_classes(config.dataset, data_dir, config.image_size)
+
+
+def _data_dir(config: Config) -> Path:
+    if config.data_dir == "synthetic":
+        return synthetic.cached_data_dir(cache_folder())
+    return Path(os.path.expanduser(config.data_dir))

@@ -1,0 +1,94 @@
+"""Writes a trained scorer as one file that runs without rd_jax.
+
+python -m rd_jax.export --workdir DIR[/CATEGORY] --output FILE.{stablehlo,onnx}
+    [--teacher_weights=FILE]
+
+The file takes uint8 RGB images [B, S, S, 3], any number B of the size S trained with, and gives
+map [B, S, S] and score [B] (float32) and, if the training held images out to set a threshold
+with, anomalous [B] (bool). FILE.stablehlo is read by jax.export.deserialize, on CPU, GPU and TPU;
+FILE.onnx by ONNX Runtime.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rd_jax.export.onnx_graph import to_onnx
+from rd_jax.export.stablehlo import to_stablehlo
+from rd_jax.run.trained import load_trained, warn_of_other_dtype
+from rd_jax.system.console import Parser, log_to_stderr, path
+from rd_jax.system.errors import EXPECTED, UserError, explained
+from rd_jax.system.files import write_whole
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags, exports, says what the file takes and gives; returns the exit code."""
+    log_to_stderr()
+    try:
+        flags = _parse(argv)
+        print(export(flags.workdir, flags.output, flags.teacher_weights))
+    except EXPECTED as error:
+        print(f"error: {explained(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def export(training: Path, output: Path, teacher_weights: str | None = None) -> str:
+    """Writes what the one training in this folder learnt to `output`; returns a description.
+
+    The suffix of `output` says how. `teacher_weights`, as of `load_teacher`, says where the
+    teacher's weights are by now, if not where they were. Raises UserError if there is no
+    checkpoint, if the teacher is not the one trained with, or if `output` cannot be written.
+    """
+    if output.suffix not in FORMATS:
+        raise UserError(f"--output {output}: its suffix must be one of {', '.join(FORMATS)}")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    trained = load_trained(training, teacher_weights)
+    step, last_step = trained.checkpoint.step, trained.checkpoint.metadata["last_step"]
+    if step < last_step:
+        logger.warning("UNFINISHED training: exported is step %d of %d", step, last_step)
+    warn_of_other_dtype(trained, "float32")
+    config, threshold = trained.config, trained.calibration and trained.calibration.image_threshold
+    content = FORMATS[output.suffix](
+        trained.model,
+        trained.teacher.variables,
+        trained.checkpoint.student_variables,
+        size=config.image_size,
+        sigma=config.blur_sigma,
+        reduction=config.image_score,
+        threshold=threshold,
+    )
+    write_whole(output, content)
+    size = config.image_size
+    verdict = (
+        f"anomalous [B] (score > {threshold:.6g})"
+        if threshold is not None
+        else "no verdict, as there is no threshold (train with --config.holdout=0.1)"
+    )
+    return (
+        f"{output}: images uint8 [B, {size}, {size}, 3] -> map [B, {size}, {size}], score [B], "
+        f"{verdict}"
+    )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("python -m rd_jax.export", __doc__)
+    add = parser.add_argument
+    add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
+    add("--output", required=True, type=path, help="the file to write")
+    add("--teacher_weights", help="where they are, if not where they were in training")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""The scorer as one StableHLO file for CPU, GPU and TPU, which needs JAX and none of this."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export, lax
+
+from rd_jax.method.models import Model
+from rd_jax.method.score import make_scorer
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def to_stablehlo(
+    model: Model,
+    teacher_variables: Any,
+    student_variables: Any,
+    *,
+    size: int,
+    sigma: float = 4.0,
+    reduction: str = "max",
+    threshold: float | None = None,
+) -> bytes:
+    """The scorer of `make_scorer` in float32, with its variables, for `jax.export.deserialize`.
+
+    It takes uint8 images [B, size, size, 3], any B, and returns a dict of "map" float32
+    [B, size, size], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
+    above it. JAX's releases of the next six months read the file, at least; needs flatbuffers.
+    """
+    scorer = make_scorer(dataclasses.replace(model, dtype=jnp.float32), sigma, reduction)
+    variables = jax.device_get((teacher_variables, student_variables))
+
+    def scored(images: jax.Array) -> dict[str, jax.Array]:
+        # Constants invite XLA to compute with them while it compiles; not those behind a barrier.
+        teacher, student = lax.optimization_barrier(variables)
+        maps, scores = scorer(teacher, student, images)
+        outputs = {"map": maps, "score": scores}
+        return outputs if threshold is None else outputs | {"anomalous": scores > threshold}
+
+    (batch,) = export.symbolic_shape("batch")
+    # By default GPUs and TPUs round what they multiply: a threshold would mean something else.
+    with jax.default_matmul_precision("highest"), _without_source_lines():
+        exported = export.export(jax.jit(scored), platforms=PLATFORMS)(
+            jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+        )
+        return bytes(exported.serialize())
+
+
+@contextmanager
+def _without_source_lines() -> Iterator[None]:
+    """Keeps this machine's paths out: the same scorer gives the same file everywhere."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

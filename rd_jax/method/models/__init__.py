@@ -1,0 +1,17 @@
+"""The three networks of Reverse Distillation, as Flax Linen modules."""
+
+from rd_jax.method.models.bottleneck import Bottleneck
+from rd_jax.method.models.model import Model
+from rd_jax.method.models.student import Reconstruction, Student
+from rd_jax.method.models.teacher import BACKBONES, Features, Teacher, normalize
+
+__all__ = [
+    "BACKBONES",
+    "Bottleneck",
+    "Features",
+    "Model",
+    "Reconstruction",
+    "Student",
+    "Teacher",
+    "normalize",
+]

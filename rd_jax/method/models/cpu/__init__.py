@@ -1,0 +1,109 @@
+"""Convolutions on CPU as matrix products, where XLA's own lose to them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rd_jax.method.models.cpu.winograd import gradient_of_input, winograd
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **keywords: Any,
+) -> jax.Array:
+    """`lax.conv_general_dilated` of [B, H, W, I] with [h, w, I, O], for `flax.linen.Conv`.
+
+    Elsewhere than on CPU, with dilation, groups or a symbolic batch, it is that function.
+    """
+    height, width, channels, features = kernel.shape
+    is_plain = (
+        channels == x.shape[-1]
+        and all(isinstance(size, int) for size in x.shape)  # else exported, for any platform
+        and _is_default(keywords)
+    )
+    if jax.default_backend() != "cpu" or not is_plain:
+        return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
+    num_positions = x.shape[0] * (x.shape[1] // strides[0]) * (x.shape[2] // strides[1])
+    is_tiled = (
+        (height, width) == (3, 3)
+        and tuple(padding) == ((1, 1), (1, 1))
+        and strides[0] == strides[1] <= 2
+        and x.shape[1] % (2 * strides[0]) == x.shape[2] % (2 * strides[1]) == 0
+    )
+    if (height, width) == (1, 1) or num_positions <= features:
+        return _product_of_patches(x, kernel, strides, padding)
+    if is_tiled:
+        return (_tiled if strides[0] == 1 else _tiled_strided)(x, kernel)
+    if tuple(strides) != (1, 1):
+        return _product_of_patches(x, kernel, strides, padding)
+    return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
+
+
+def _is_default(keywords: dict[str, Any]) -> bool:
+    """Whether these arguments of `lax.conv_general_dilated` ask for a plain convolution."""
+    dilations = [keywords.get(f"{side}_dilation") for side in ("lhs", "rhs")]
+    numbers = keywords.get("dimension_numbers", NUMBERS)
+    return (
+        all(dilation is None or set(dilation) == {1} for dilation in dilations)
+        and keywords.get("batch_group_count", 1) == 1
+        and lax.conv_dimension_numbers((1,) * 4, (1,) * 4, numbers)
+        == lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NUMBERS)
+    )
+
+
+def _product_of_patches(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]
+) -> jax.Array:
+    kernel_height, kernel_width, _, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows = (x.shape[1] - kernel_height) // strides[0] + 1
+    columns = (x.shape[2] - kernel_width) // strides[1] + 1
+
+    def seen_by(i: int, j: int) -> jax.Array:
+        """[B, rows, columns, I]: what the kernel's element i, j is multiplied with."""
+        last = (strides[0] * (rows - 1) + i, strides[1] * (columns - 1) + j)
+        return x[:, i : last[0] + 1 : strides[0], j : last[1] + 1 : strides[1]]
+
+    patches = [seen_by(i, j) for i in range(kernel_height) for j in range(kernel_width)]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, features)
+
+
+@jax.custom_jvp
+def _tiled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return winograd(x, kernel, stride=1)
+
+
+@_tiled.defjvp
+def _tiled_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """Backpropagation to x is `gradient_of_input`, to the kernel XLA's own."""
+    (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+    y = winograd(x, kernel, stride=1)
+    # The transpose of a transpose: backpropagation transposes it once more.
+    (of_x,) = jax.linear_transpose(lambda y: gradient_of_input(y, kernel), y)(x_tangent)
+    of_kernel = lax.conv_general_dilated(
+        x, kernel_tangent, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS
+    )
+    return y, of_x + of_kernel
+
+
+@jax.custom_jvp
+def _tiled_strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return winograd(x, kernel, stride=2)
+
+
+@_tiled_strided.defjvp
+def _tiled_strided_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """Where it is differentiated, the product of patches is faster in all."""
+    return jax.jvp(
+        lambda x, kernel: _product_of_patches(x, kernel, (2, 2), ((1, 1), (1, 1))),
+        primals,
+        tangents,
+    )

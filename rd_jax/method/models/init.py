@@ -1,0 +1,58 @@
+"""Initialisation without running, or compiling, a forward pass."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rd_jax.method.models.bottleneck import Bottleneck
+from rd_jax.method.models.teacher import Teacher
+
+
+def variable_shapes(module: nn.Module, *inputs: Any) -> Any:
+    """The variables of `module` as ShapeDtypeStructs."""
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)
+
+
+def example_shapes(backbone: str) -> tuple[Any, Any]:
+    """ShapeDtypeStructs of one 32x32 image and its features."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    features, _ = jax.eval_shape(Teacher(backbone).init_with_output, jax.random.key(0), image)
+    return image, features
+
+
+def teacher_shapes(backbone: str, layer4: bool = False) -> Any:
+    """The variables of the teacher as ShapeDtypeStructs; with its fourth stage if `layer4`."""
+    image, features = example_shapes(backbone)
+    shapes = variable_shapes(Teacher(backbone), image)
+    if not layer4:
+        return shapes
+    stage = variable_shapes(Bottleneck(backbone, "pre"), features)
+    return {collection: tree | stage[collection] for collection, tree in shapes.items()}
+
+
+def init_variables(shapes: Any, rng: jax.Array) -> dict[str, Any]:
+    """Variables of these shapes as float32 numpy arrays, a pure function of the key `rng`.
+
+    The same distributions as a module's `init` (kernels: normal, variance 2 / fan_out; BatchNorm:
+    the identity), drawn with NumPy: a jitted `init` compiles for half a minute, this takes a
+    second.
+    """
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)))
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name == "kernel":
+            # Transposed kernels [I, 2, 2, O] are drawn as [2, 2, O, I]: seeds and measured figures
+            # go back to that order.
+            is_transposed = shape[1:3] == (2, 2)
+            drawn = (*shape[1:], shape[0]) if is_transposed else shape
+            fan_out = drawn[0] * drawn[1] * drawn[3]
+            values = generator.standard_normal(drawn, np.float32) * np.float32(np.sqrt(2 / fan_out))
+            return np.ascontiguousarray(np.moveaxis(values, 3, 0)) if is_transposed else values
+        return np.full(shape, {"scale": 1, "bias": 0, "mean": 0, "var": 1}[name], np.float32)
+
+    leaves = flatten_dict(shapes).items()
+    return unflatten_dict({path: draw(path[-1], leaf.shape) for path, leaf in leaves})

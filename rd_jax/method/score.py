@@ -1,0 +1,83 @@
+"""Anomaly maps and image scores (paper, section 3.4)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rd_jax.method.loss import cosine_distance
+from rd_jax.method.models import Features, Model
+
+
+def upsampling_matrix(size: int, length: int) -> np.ndarray:
+    """[size, length]: linear interpolation along one axis, PyTorch's align_corners=True."""
+    positions = np.linspace(0, length - 1, size)
+    return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(length)))
+
+
+def blur_matrix(size: int, sigma: float) -> np.ndarray:
+    """[size, size]: scipy.ndimage.gaussian_filter1d(sigma, mode="reflect", truncate=4)."""
+    if sigma == 0:
+        return np.eye(size)
+    radius = int(4 * sigma + 0.5)
+    weights = np.exp(-0.5 * np.square(np.arange(-radius, radius + 1) / sigma))
+    padded = np.pad(np.eye(size), ((radius, radius), (0, 0)), mode="symmetric")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1, axis=0)
+    return windows @ (weights / weights.sum())
+
+
+def anomaly_map(
+    teacher_features: Features, student_features: Features, size: int, sigma: float = 4.0
+) -> jax.Array:
+    """Anomaly maps [B, size, size], float32, higher is more anomalous (paper, equation 3).
+
+    The cosine distance at each position of each scale given, bilinearly upsampled to the image
+    size, summed over scales, blurred with a Gaussian of `sigma` pixels (0: not blurred). Each
+    scale contributes 0 to 2.
+    """
+    blur = blur_matrix(size, sigma)
+    maps = jnp.float32(0)
+    for t, s in zip(teacher_features, student_features, strict=True):
+        # Both are linear, so upsampling and blur are one product per axis.
+        rows, columns = (
+            jnp.asarray(blur @ upsampling_matrix(size, length), jnp.float32)
+            for length in t.shape[1:3]
+        )
+        maps = maps + jnp.einsum(
+            "yh,bhw,xw->byx", rows, cosine_distance(t, s), columns, precision=lax.Precision.HIGHEST
+        )
+    return maps
+
+
+def image_score(maps: jax.Array, reduction: str = "max") -> jax.Array:
+    """One score per map: [B, H, W] -> [B]; the maximum (the paper's) or the "sum"."""
+    if reduction not in ("max", "sum"):
+        raise ValueError(f"reduction={reduction!r}: must be 'max' or 'sum'")
+    return jnp.max(maps, axis=(1, 2)) if reduction == "max" else jnp.sum(maps, axis=(1, 2))
+
+
+def make_scorer(model: Model, sigma: float = 4.0, reduction: str = "max") -> jax.stages.Wrapped:
+    """A jitted function (teacher_variables, student_variables, images) -> (maps, scores).
+
+    `images` is uint8 [B, H, W, 3] with H = W, a multiple of 32; maps are float32 [B, H, W] and
+    scores float32 [B] (paper, section 3.4), of `anomaly_map` with `sigma` and `image_score` with
+    `reduction`. Variables may be in inference form: see `models.folding`. Each shape of images
+    compiles once.
+    """
+
+    @jax.jit
+    def scorer(
+        teacher_variables: Any, student_variables: Any, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        teacher_features = model.teacher_features(teacher_variables, images)
+        student_features = model.student_features(
+            teacher_variables, student_variables, teacher_features
+        )
+        maps = anomaly_map(
+            model.select(teacher_features), model.select(student_features), images.shape[1], sigma
+        )
+        return maps, image_score(maps, reduction)
+
+    return scorer

@@ -1,0 +1,144 @@
+"""Training: the state, one step as a pure function, several steps as one dispatch."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from rd_jax.method.loss import LossFunction, per_position_cosine_loss
+from rd_jax.method.models import Model, Reconstruction
+from rd_jax.method.models.init import example_shapes, init_variables, variable_shapes
+
+Metrics = dict[str, jax.Array]
+AXIS = "batch"
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes; all float32 but the counters."""
+
+    params: Any  # {"bottleneck": ..., "student": ...}, without the first for bottleneck "pre"
+    batch_stats: Any  # likewise
+    opt_state: Any
+    step: jax.Array  # [] int32, steps done
+
+    @property
+    def student_variables(self) -> dict[str, Any]:
+        """What the scorer needs."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_train_state(
+    model: Model, optimizer: optax.GradientTransformation, rng: jax.Array
+) -> TrainState:
+    """The state before the first step, a pure function of the key `rng`; nothing is compiled."""
+    return _first_state(model, optimizer, init_variables(_all_shapes(model), rng))
+
+
+def train_state_shapes(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state's arrays as ShapeDtypeStructs."""
+    return jax.eval_shape(partial(_first_state, model, optimizer), _all_shapes(model))
+
+
+def _all_shapes(model: Model) -> Any:
+    _, features = example_shapes(model.backbone)
+    return variable_shapes(Reconstruction(model.backbone, model.bottleneck), features)
+
+
+def _first_state(
+    model: Model, optimizer: optax.GradientTransformation, variables: dict[str, Any]
+) -> TrainState:
+    if model.bottleneck == "pre":
+        variables = {name: {"student": tree["student"]} for name, tree in variables.items()}
+    params = variables["params"]
+    return TrainState(params, variables["batch_stats"], optimizer.init(params), jnp.int32(0))
+
+
+def make_train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    loss: LossFunction = per_position_cosine_loss,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
+    """A pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
+
+    `images` is uint8 [B, H, W, 3]; `loss` takes the teacher's and the student's `Features` of the
+    model's scales and gives a scalar, a mean over images. One step of the optimiser on it (paper,
+    section 3.2). Wrap the function in `jax.jit`; or give `axis_name` and wrap it in a `jax.pmap`
+    or `jax.shard_map` over that axis, which splits the images: gradients and BatchNorm statistics
+    are then those of the batch over all devices.
+    """
+
+    def train_step(
+        state: TrainState, teacher_variables: Any, images: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        teacher_features = model.teacher_features(teacher_variables, images)
+
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            student_features, batch_stats = model.train_features(
+                teacher_variables,
+                {"params": params, "batch_stats": state.batch_stats},
+                teacher_features,
+                axis_name,
+            )
+            value = loss(model.select(teacher_features), model.select(student_features))
+            return value, batch_stats
+
+        params = state.params
+        if axis_name is not None:
+            # Each device's own, else shard_map sums the gradients of what devices have in common.
+            params = lax.pcast(params, axis_name, to="varying")
+        (value, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        if axis_name is not None:
+            value, gradients = lax.pmean((value, gradients), axis_name)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, batch_stats, opt_state, state.step + 1), {"loss": value}
+
+    return train_step
+
+
+def make_parallel_train_steps(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    loss: LossFunction,
+    max_steps: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> jax.stages.Wrapped:
+    """Up to `max_steps` train steps as one dispatch, each batch split over `devices`.
+
+    Takes the state, which it consumes, the teacher's variables, uint8 images
+    [devices, max_steps, B / devices, H, W, 3] and the number of steps to do; returns the state
+    and metrics [max_steps], of which as many are meant. State and metrics have no device axis.
+    """
+    train_step = make_train_step(model, optimizer, loss, AXIS)
+
+    def steps(
+        state: TrainState, teacher_variables: Any, images: jax.Array, num_steps: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        # Once a dispatch: XLA leaves a conversion that every step would do alike in the loop.
+        teacher_variables = jax.tree.map(
+            lambda x: x.astype(model.dtype) if x.ndim == 4 else x, teacher_variables
+        )
+
+        def body(i: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = carry
+            state, new = train_step(state, teacher_variables, images[i])
+            return state, jax.tree.map(lambda all_, value: all_.at[i].set(value), metrics, new)
+
+        start = (state, {"loss": jnp.zeros(max_steps)})
+        if max_steps == 1:  # XLA runs convolutions inside a loop many times slower on CPU.
+            return body(0, start)
+        return lax.fori_loop(0, num_steps, body, start)
+
+    return jax.pmap(
+        steps,
+        AXIS,
+        in_axes=(None, None, 0, None),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0,
+    )

@@ -1,0 +1,1 @@
+"""A trained model on image files: `python -m rd_jax.predict`."""

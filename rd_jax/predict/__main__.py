@@ -1,0 +1,146 @@
+"""Scores image files with a trained checkpoint.
+
+python -m rd_jax.predict --workdir DIR[/CATEGORY] IMAGES_OR_FOLDERS... --output OUT
+    [--maps=npy|png16] [--masks] [--batch_size=N] [--threshold=X] [--teacher_weights=FILE]
+
+OUT/predictions.csv and OUT/predictions.jsonl get a row for each image: file, score, threshold,
+verdict, and where in OUT its heatmap, map and mask are. These are named after the image: x/1.jpg
+below the folder given becomes heatmaps/x/1.jpg.png; of several folders, below the one that holds
+them all. The exit code is 0 if all images were scored, 1 if some could not be read, 2 for a
+mistake.
+"""
+
+import argparse
+import logging
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rd_jax.predict.inputs import Input, find_inputs
+from rd_jax.predict.outputs import FOLDERS, Outputs, Row, tables, write_images, write_scale
+from rd_jax.predict.predictor import Predictor, load_predictor, score_files
+from rd_jax.system.compilation import keep_compiled_programs
+from rd_jax.system.console import Parser, log_to_stderr, path
+from rd_jax.system.errors import EXPECTED, UserError, explained
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY = 100  # images, where there is no terminal
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parses the flags, scores, says what came out; returns the exit code."""
+    log_to_stderr()
+    counts: Counter[str] = Counter()
+    try:
+        flags = _parse(argv)
+        inputs = find_inputs(flags.images, flags.output, FOLDERS)
+        counts["images"] = len(inputs)
+        keep_compiled_programs()
+        predictor = load_predictor(flags.workdir, flags.teacher_weights)
+        _follow(predict(predictor, inputs, _outputs(flags, predictor), flags.batch_size), counts)
+    except EXPECTED as error:
+        kept = f" ({_summary(counts)})" if counts["scored"] else ""
+        print(f"error: {explained(error)}{kept}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: {_summary(counts)}", file=sys.stderr)
+        return 130
+    print(f"{_summary(counts)}. Results are in {flags.output}: predictions.csv, predictions.jsonl")
+    return 1 if counts["failed"] else 0
+
+
+def predict(
+    predictor: Predictor, inputs: Sequence[Input], outputs: Outputs, batch_size: int
+) -> Iterator[Row]:
+    """Scores images and writes what came out; yields each row when it is on disk, in order.
+
+    All rows of a batch are on disk before the next one is scored. Raises UserError if a score is
+    not finite or something cannot be written.
+    """
+    results = score_files(predictor, (image.path for image in inputs), batch_size)
+    names = iter([image.name for image in inputs])
+    with tables(outputs.folder) as append, ThreadPoolExecutor(os.cpu_count()) as pool:
+        write_scale(outputs)
+        while batch := list(islice(results, batch_size)):
+            written = pool.map(partial(write_images, outputs), batch, islice(names, len(batch)))
+            for row in written:
+                append(row)
+                yield row
+
+
+def _follow(rows: Iterator[Row], counts: Counter[str]) -> None:
+    """Counts the rows and shows progress: a bar on a terminal, log lines elsewhere."""
+    on_terminal = sys.stderr.isatty()
+    with tqdm(total=counts["images"], unit="image", disable=not on_terminal) as bar:
+        for row in rows:
+            if row["error"]:
+                tqdm.write(f"cannot read {row['file']}: {row['error']}", file=sys.stderr)
+            counts["failed" if row["error"] else "scored"] += 1
+            counts["anomalous"] += row["verdict"] == "anomalous"
+            bar.update()
+            done = counts["failed"] + counts["scored"]
+            if done % _LOG_EVERY == 0 and not on_terminal:
+                logger.info("%d of %d images", done, counts["images"])
+
+
+def _summary(counts: Counter[str]) -> str:
+    text = f"{counts['scored']} of {counts['images']} images scored"
+    if counts["anomalous"]:
+        text += f", {counts['anomalous']} of them anomalous"
+    return text + (f"; {counts['failed']} could not be read" if counts["failed"] else "")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("python -m rd_jax.predict", __doc__)
+
+    def batch_size(text: str) -> int:
+        if int(text) < 1:
+            raise ValueError
+        return int(text)
+
+    def number(text: str) -> float:
+        if not math.isfinite(float(text)):
+            raise ValueError
+        return float(text)
+
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, help="image files, or folders that are searched for them")
+    add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
+    add("--output", required=True, type=path, help="the folder to write to")
+    add("--maps", choices=["npy", "png16"], help="write anomaly maps, as float32 or on 16 bits")
+    add("--masks", action="store_true", help="write which pixels are above their threshold")
+    add("--batch_size", type=batch_size, default=16, help="images scored at a time (default: 16)")
+    add("--threshold", type=number, help="of the image score (default: the checkpoint's)")
+    add("--teacher_weights", help="where they are, if not where they were in training")
+    return parser.parse_intermixed_args(argv)
+
+
+def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
+    """What the flags ask for. Raises UserError for masks without a threshold."""
+    calibration = predictor.calibration
+    if flags.masks and calibration.pixel_threshold is None:
+        raise UserError(
+            "--masks needs a threshold for pixels, and the training held no images out to set one "
+            "with: train with --config.holdout=0.1"
+        )
+    threshold = calibration.image_threshold if flags.threshold is None else flags.threshold
+    if threshold is None:
+        logger.warning(
+            "no verdicts: the training held no images out to set a threshold with; set one with "
+            "--threshold, or train with --config.holdout=0.1"
+        )
+    limit = 2.0 * len(predictor.config.scales)  # of a sum of cosine distances
+    return Outputs(flags.output, calibration, threshold, flags.maps, limit, flags.masks)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

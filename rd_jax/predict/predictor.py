@@ -1,0 +1,144 @@
+"""Scores and anomaly maps of arrays and of image files, by what a training left."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from rd_jax.config import Config
+from rd_jax.data.images import decode_image
+from rd_jax.method.calibration import Calibration
+from rd_jax.run.build import compute_dtype, scorer_of
+from rd_jax.run.scoring import Scorer, on_devices, score_images
+from rd_jax.run.trained import load_trained, warn_of_other_dtype
+from rd_jax.system.errors import UserError, first_line
+
+A = TypeVar("A")
+B = TypeVar("B")
+_BATCHES_AHEAD = 2  # decoded while one is scored
+
+
+class Predictor(NamedTuple):
+    """A trained category, ready to score."""
+
+    config: Config
+    scorer: Scorer
+    variables: tuple[Any, Any]  # the teacher's and the student's
+    calibration: Calibration
+
+    def is_anomalous(self, score: float) -> bool | None:
+        """Whether a score is above the threshold; None if the training held no images out."""
+        threshold = self.calibration.image_threshold
+        return None if threshold is None else bool(score > threshold)
+
+
+class Prediction(NamedTuple):
+    """What one image scored."""
+
+    path: Path
+    score: float
+    is_anomalous: bool | None  # None without a threshold
+    anomaly_map: np.ndarray  # [size, size] float32, size of config.image_size
+
+
+class Unreadable(NamedTuple):
+    """An image file that could not be decoded, and why, in one line."""
+
+    path: Path
+    reason: str
+
+
+def load_predictor(workdir: str | Path, teacher_weights: str | None = None) -> Predictor:
+    """What the one training in this folder, of a run, a category or a seed, learnt.
+
+    It is on all local devices. `teacher_weights`, as of `load_teacher`, says where the teacher's
+    weights are by now, if not where they were. Raises UserError if there is no checkpoint, or
+    several trainings, if the training is not finished, or if the teacher is not the one trained
+    with.
+    """
+    trained = load_trained(workdir, teacher_weights)
+    if trained.calibration is None:
+        raise UserError(
+            f"{workdir} has no calibration, after step {trained.checkpoint.step} of "
+            f"{trained.checkpoint.metadata['last_step']}: finish the training with the command "
+            "that began it"
+        )
+    warn_of_other_dtype(trained, compute_dtype(trained.config))
+    variables = on_devices(trained.teacher.variables, trained.checkpoint.student_variables)
+    return Predictor(trained.config, scorer_of(trained.config), variables, trained.calibration)
+
+
+def score_arrays(
+    predictor: Predictor, images: np.ndarray, batch_size: int = 16
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Maps [N, H, W], scores [N], and which are anomalous [N] bool, of uint8 RGB [N, H, W, 3].
+
+    H and W are the image_size of the predictor's config. The last one is None if the training
+    held no images out to set a threshold with. Raises UserError if a score is not finite.
+    """
+    maps, scores = score_images(predictor.scorer, *predictor.variables, images, batch_size)
+    threshold = predictor.calibration.image_threshold
+    return maps, scores, None if threshold is None else scores > threshold
+
+
+def score_files(
+    predictor: Predictor, paths: Iterable[str | Path], batch_size: int = 16
+) -> Iterator[Prediction | Unreadable]:
+    """Scores image files on all local devices; yields one result for each, in order.
+
+    Files are decoded as for training, in parallel and a few batches ahead, and what was yielded
+    is not held: any number of files takes the memory of a few batches. Raises UserError if a
+    score is not finite.
+
+        predictor = load_predictor("runs/bottle")
+        for result in score_files(predictor, sorted(Path("photos").glob("*.png"))):
+            print(result.path, getattr(result, "score", "unreadable"))
+    """
+
+    def decode(path: str | Path) -> tuple[Path, np.ndarray | Unreadable]:
+        read = partial(decode_image, size=predictor.config.image_size)
+        return Path(path), attempt(read, Path(path))
+
+    decoded = _in_parallel(decode, paths, _BATCHES_AHEAD * batch_size)
+    while batch := list(islice(decoded, batch_size)):
+        images = [image for _, image in batch if not isinstance(image, Unreadable)]
+        scored = score_arrays(predictor, np.stack(images), batch_size)[:2] if images else ((), ())
+        results = zip(*scored, strict=True)
+        for path, image in batch:
+            if isinstance(image, Unreadable):
+                yield image
+            else:
+                anomaly_map, score = next(results)
+                yield Prediction(path, float(score), predictor.is_anomalous(score), anomaly_map)
+
+
+def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
+    """`read` of a file, or why it cannot be read."""
+    try:
+        return read(path)
+    except UnidentifiedImageError:
+        return Unreadable(path, "not an image")
+    except Exception as error:  # decoders raise all kinds of errors for broken files
+        return Unreadable(path, " ".join(str(error).split()) or first_line(error))
+
+
+def _in_parallel(function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
+    """`function` of each item, in order, in threads, at most `ahead` items early."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    pending: deque[Future[B]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,149 @@
+"""What the report page needs of one evaluation, kept as a file beside its results."""
+
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from rd_jax.data import Split
+from rd_jax.data.images import resized
+from rd_jax.method.calibration import Calibration
+from rd_jax.method.metrics import (
+    curve_points,
+    labelled_roc,
+    pixel_roc,
+    region_weights,
+    thinned,
+    up_to,
+)
+from rd_jax.report.heatmap import resized_map, strength
+from rd_jax.system.files import write_whole
+
+MAX_FPR = 0.3  # of the PRO curve, as of the metric
+_MAX_SHOWN = 120
+_MAX_SIZE = 192  # pixels
+_MAX_POINTS = 300
+
+
+class Evaluation(NamedTuple):
+    """Scores of M test images, curves [., 2] (none where undefined), and G images to look at."""
+
+    names: np.ndarray  # [M] str
+    labels: np.ndarray  # [M] bool, true: anomalous
+    scores: np.ndarray  # [M] float32
+    image_roc: np.ndarray
+    pixel_roc: np.ndarray
+    pro: np.ndarray  # to a false-positive rate of MAX_FPR
+    map_range: np.ndarray  # [2] values of the map shown as calm and at full strength
+    calibration: np.ndarray  # [] str: JSON of a Calibration, or null
+    shown: np.ndarray  # [G] which of the M images
+    images: np.ndarray  # [G, size, size, 3] uint8
+    strengths: np.ndarray  # [G, size, size] uint8: the map, from calm to full strength
+    masks: np.ndarray  # [G, size, size] uint8, or [0] without masks
+
+
+def read_evaluation(path: Path) -> Evaluation | None:
+    """What `write_evaluation` wrote, or None."""
+    if not path.exists():
+        return None
+    with np.load(path) as file:
+        return Evaluation(**file)
+
+
+def write_evaluation(
+    path: Path,
+    split: Split,
+    maps: np.ndarray,
+    scores: np.ndarray,
+    calibration: Calibration | None,
+) -> None:
+    """Writes an .npz file, whole or not at all.
+
+    `maps` [M, size, size] and `scores` [M] are finite float32 values of the split's test images.
+    Without a calibration, heatmaps reach from the median to the maximum of these maps.
+    """
+    labels, masks, count = split.labels, split.masks, len(scores)
+    image_roc = pixels = pro = np.empty((0, 2), np.float32)
+    if count:
+        image_roc = curve_points(labelled_roc(scores, labels))
+    if count and masks is not None:
+        curve = pixel_roc(maps, masks)
+        pixels, pro = curve_points(curve), curve_points(curve, region_weights(masks))
+    if calibration:
+        low, high = calibration.map_low, calibration.map_high
+    else:
+        low, high = (float(np.median(maps)), float(maps.max())) if count else (0.0, 1.0)
+    shown = informative(wrongness(scores, labels, calibration), scores, _MAX_SHOWN)
+    size = min(split.test.shape[1], _MAX_SIZE)
+    evaluation = Evaluation(
+        np.array(split.test_names, str),
+        labels,
+        scores,
+        thinned(image_roc, _MAX_POINTS),
+        thinned(pixels, _MAX_POINTS),
+        thinned(up_to(pro, MAX_FPR), _MAX_POINTS),
+        np.array([low, high]),
+        np.array(json.dumps(calibration and calibration._asdict())),
+        shown,
+        _stacked([resized(Image.fromarray(split.test[i]), size) for i in shown]),
+        _stacked(
+            [np.round(255 * strength(resized_map(maps[i], size, size), low, high)) for i in shown]
+        ),
+        _stacked(
+            [] if masks is None else [resized_map(255.0 * masks[i], size, size) for i in shown]
+        ),
+    )
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **evaluation._asdict())
+    write_whole(path, file.getvalue())
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.array(arrays, np.uint8)
+
+
+def calibration_of(evaluation: Evaluation) -> Calibration | None:
+    """The calibration that was written."""
+    values = json.loads(str(evaluation.calibration))
+    return values and Calibration(**values)
+
+
+def wrongness(
+    scores: np.ndarray, labels: np.ndarray, calibration: Calibration | None
+) -> np.ndarray:
+    """How far each score [M] lies on the wrong side of the threshold; negative on the right one.
+
+    Without a threshold in the calibration, of the one with the best F1 on these labels [M].
+    """
+    threshold = calibration.image_threshold if calibration else None
+    if threshold is None:
+        threshold = _best_f1_threshold(scores, labels)
+    return np.where(labels, threshold - scores, scores - threshold)
+
+
+def _best_f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
+    if not labels.any():
+        return 0.0
+    curve = labelled_roc(scores, labels)
+    called = np.asarray(curve.true_positives + curve.false_positives)
+    f1 = 2 * np.asarray(curve.true_positives) / (called + labels.sum())
+    return float(scores[np.argmax(np.where(labels, f1, 0))])
+
+
+def informative(wrongness: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
+    """Which images to show, at most `limit`, worst first.
+
+    If there are more, half of them are the worst, the others evenly spaced by score.
+    """
+    worst_first = np.argsort(-wrongness, kind="stable")
+    if len(scores) <= limit:
+        return worst_first
+    num_worst = limit // 2
+    rest = worst_first[num_worst:]
+    rest = rest[np.argsort(scores[rest], kind="stable")]
+    spaced = rest[np.linspace(0, len(rest) - 1, limit - num_worst).round().astype(int)]
+    chosen = np.concatenate([worst_first[:num_worst], spaced])
+    return worst_first[np.isin(worst_first, chosen)]

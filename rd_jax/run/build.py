@@ -1,0 +1,39 @@
+"""From a config to what the method takes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rd_jax.config import Config
+from rd_jax.method.models import Model
+from rd_jax.method.score import make_scorer
+
+
+def compute_dtype(config: Config) -> Any:
+    """The networks' dtype of computation; "auto" is float32 on CPU, else bfloat16."""
+    if config.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.dtype)
+
+
+def model_of(config: Config) -> Model:
+    """The networks."""
+    return Model(
+        config.backbone,
+        config.bottleneck,
+        tuple(config.scales),
+        config.normalize,
+        compute_dtype(config),
+    )
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformation:
+    """Adam with the config's rate and betas; the paper's have no schedule."""
+    return optax.adam(config.learning_rate, config.adam_b1, config.adam_b2)
+
+
+def scorer_of(config: Config) -> jax.stages.Wrapped:
+    """`make_scorer` of the config's model, blur and score."""
+    return make_scorer(model_of(config), config.blur_sigma, config.image_score)

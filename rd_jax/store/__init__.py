@@ -1,0 +1,1 @@
+"""What a run leaves on disk: the workdir's layout, checkpoints, rows of results."""

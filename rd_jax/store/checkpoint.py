@@ -1,0 +1,184 @@
+"""Orbax checkpoints of what learns, with the config and the teacher's name and hash."""
+
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rd_jax.store.storage import naming, quiet_about_what_is_given_up, reason_of
+from rd_jax.system import hosts
+from rd_jax.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint that was complete once cannot be read, or holds other values than written."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint of a folder, without the optimiser."""
+
+    step: int
+    student_variables: dict[str, Any]  # {"params", "batch_stats"}, numpy arrays
+    metadata: dict[str, Any]  # "config", "teacher_weights", "teacher_sha256", ...
+
+
+def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder.absolute(), options=ocp.CheckpointManagerOptions(create=False, **options)
+    )
+
+
+def _reader(folder: Path) -> ocp.CheckpointManager:
+    """Of several processes, each reads for itself, when it likes."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader-{own}"
+    )
+    several = jax.process_count() > 1
+    options = {"multiprocessing_options": alone} if several else {}
+    return _manager(folder, read_only=True, **options)
+
+
+@contextmanager
+def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]], None]]:
+    """A function save(step, student_variables, opt_state, metadata) for trees of numpy arrays.
+
+    It returns while the checkpoint is still being written, once the one before is complete; all
+    are complete when the context ends. The two latest are kept. Several processes save together.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    hosts.wait_for_all("checkpoints read")
+    with quiet_about_what_is_given_up():
+        manager = _manager(folder, max_to_keep=2, cleanup_tmp_directories=True)
+
+        def save(
+            step: int, student_variables: Any, opt_state: Any, metadata: Mapping[str, Any]
+        ) -> None:
+            described = dict(metadata) | {
+                "checksums": {
+                    "student": checksum(student_variables),
+                    "optimizer": checksum(opt_state),
+                    "metadata": _checksum_of_metadata(metadata),
+                }
+            }
+            args = ocp.args.Composite(
+                student=ocp.args.StandardSave(student_variables),
+                optimizer=ocp.args.StandardSave({"opt_state": opt_state}),
+                metadata=ocp.args.JsonSave(described),
+            )
+            with naming(folder):
+                manager.save(step, args=args)
+
+        try:
+            yield save
+        finally:
+            with naming(folder):
+                manager.close()
+
+
+def save(
+    folder: Path,
+    step: int,
+    student_variables: Mapping[str, Any],
+    opt_state: Any,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes one checkpoint of numpy arrays and returns when it is complete on disk."""
+    with writer(folder) as write:
+        write(step, student_variables, opt_state, metadata)
+
+
+def checksum(tree: Any) -> int:
+    """A number that any damage to the values of a tree of arrays changes, at memory's speed."""
+    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(tree)]
+    sums = [
+        (leaf.shape, str(leaf.dtype), int(np.sum(leaf.ravel().view(np.uint32), dtype=np.uint64)))
+        for leaf in leaves
+    ]
+    return zlib.crc32(repr(sums).encode())
+
+
+def _checksum_of_metadata(metadata: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in `folder`, latest first."""
+    if not folder.is_dir():
+        return []
+    with _reader(folder) as manager:
+        return sorted(manager.all_steps(), reverse=True)
+
+
+def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any]:
+    """The metadata and the items of one checkpoint. Raises DamagedCheckpointError."""
+    args = ocp.args.Composite(metadata=ocp.args.JsonRestore(), **items)
+    try:
+        with _reader(folder) as manager, quiet_about_what_is_given_up():
+            restored = manager.restore(step, args=args)
+        metadata = dict(restored.metadata)
+        checksums = metadata.pop("checksums")
+    except Exception as error:  # the storage libraries raise all kinds of errors
+        raise DamagedCheckpointError(_damaged(folder, step, reason_of(error))) from error
+    if checksums["metadata"] != _checksum_of_metadata(metadata):
+        raise DamagedCheckpointError(_damaged(folder, step, "metadata differs from its checksum"))
+    for name in items:
+        value = restored[name]["opt_state"] if name == "optimizer" else restored[name]
+        if checksum(value) != checksums[name]:
+            reason = f"{name} differs from its checksum"
+            raise DamagedCheckpointError(_damaged(folder, step, reason))
+    return metadata, restored
+
+
+def _damaged(folder: Path, step: int, reason: str) -> str:
+    return (
+        f"checkpoint {folder / str(step)} is damaged ({reason}): train again with the same "
+        "command, which goes on from the checkpoint before it"
+    )
+
+
+def load_metadata(folder: Path, step: int) -> dict[str, Any]:
+    """The metadata of a checkpoint. Raises DamagedCheckpointError."""
+    return _restore(folder, step)[0]
+
+
+def latest_metadata(folder: Path) -> dict[str, Any] | None:
+    """The metadata of the latest checkpoint in `folder` in which it can be read, if any."""
+    for step in steps(folder):
+        try:
+            return load_metadata(folder, step)
+        except DamagedCheckpointError as error:
+            logger.warning("%s", error)
+    return None
+
+
+def load(folder: Path, step: int) -> Checkpoint:
+    """A checkpoint as it was written. Raises DamagedCheckpointError."""
+    metadata, items = _restore(folder, step, student=ocp.args.StandardRestore())
+    return Checkpoint(step, items.student, metadata)
+
+
+def load_opt_state(folder: Path, step: int, like: Any) -> Any:
+    """The optimiser's state of a checkpoint, as numpy arrays in the structure of `like`.
+
+    Raises DamagedCheckpointError.
+    """
+    _, items = _restore(folder, step, optimizer=ocp.args.StandardRestore({"opt_state": like}))
+    return items.optimizer["opt_state"]
+
+
+def load_latest(folder: Path) -> Checkpoint:
+    """The latest checkpoint in `folder`. Raises UserError if it is absent or damaged."""
+    found = steps(folder)
+    if not found:
+        raise UserError(f"no checkpoint in {folder}: train first, with --mode train")
+    return load(folder, found[0])

@@ -1,0 +1,111 @@
+"""Results as rows: one for each training, summarised over seeds and over categories."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rd_jax.config import FIELDS
+from rd_jax.method.metrics import METRICS
+from rd_jax.store.rows import Row, read_json
+from rd_jax.store.workdir import Training, find_trainings
+from rd_jax.system.errors import UserError
+
+AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
+TIMING = ("train_seconds", "eval_seconds", "images_per_second")
+_EVALUATED_ALIKE = ("image_size", "scales", "dtype", "blur_sigma", "image_score")
+_RECORDED = (
+    *("dataset", "backbone", "teacher_weights", "rd4ad_checkpoint", "bottleneck", "loss", "seed"),
+    *("num_epochs", "holdout", *_EVALUATED_ALIKE),
+)
+
+
+class Result(NamedTuple):
+    """A training and its results.json."""
+
+    training: Training
+    row: Row
+
+
+def read_results(workdir: Path) -> dict[str, list[Result]]:
+    """The results of each category of `workdir`, one for each seed.
+
+    What an older version did not write yet has its default, and a metric is None.
+    """
+    defaults = {name: FIELDS[name].default for name in _RECORDED}
+    defaults |= dict.fromkeys((*METRICS, *TIMING, "num_steps", "last_step", "num_held_out"))
+    found: dict[str, list[Result]] = {}
+    for training in find_trainings(workdir):
+        row = read_json(training.results)
+        # Other runs' tables, one folder down, have the same name.
+        if row.get("category") == training.category:
+            missing = {name: value for name, value in defaults.items() if name not in row}
+            found.setdefault(training.category, []).append(Result(training, row | missing))
+    return found
+
+
+def rows_of_categories(found: dict[str, list[Result]]) -> list[Row]:
+    """One row for each category; `over_seeds` where it has seeds."""
+    return [
+        over_seeds([result.row for result in results])
+        if results[0].training.seed is not None
+        else results[0].row
+        for results in found.values()
+    ]
+
+
+def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
+    """One row of rows that differ in their seeds: means, and NAME_std for each metric.
+
+    The standard deviation is that of a sample (n - 1), and None for a single seed. A fact in
+    which the rows differ becomes the list of its values; `seed` becomes the list `seeds`. Raises
+    UserError if the rows were evaluated differently.
+    """
+    for name in _EVALUATED_ALIKE:
+        if any(row[name] != rows[0][name] for row in rows):
+            raise UserError(
+                f"the seeds of {rows[0]['category']} were evaluated with different {name}: "
+                "evaluate all of them alike, without --config.seeds"
+            )
+    summary: dict[str, Any] = {}
+    for name in rows[0]:
+        values = [row.get(name) for row in rows]
+        if name == "seed":
+            summary["seeds"] = values
+        elif name == "num_steps":
+            summary[name] = min(row[name] for row in rows)
+        elif name in METRICS or name in TIMING:
+            summary[name] = _mean(values)
+        else:
+            summary[name] = values[0] if all(v == values[0] for v in values) else values
+    return summary | _deviations(rows)
+
+
+def mean_row(found: dict[str, list[Result]]) -> dict[str, Any]:
+    """The mean of each metric over the categories that define it.
+
+    With the same seeds in each, also the standard deviation, over the seeds, of that mean.
+    """
+    seed_rows = [[result.row for result in results] for results in found.values()]
+
+    def mean_over(rows: Sequence[Row]) -> dict[str, Any]:
+        return {name: _mean([row[name] for row in rows]) for name in METRICS}
+
+    row = mean_over([over_seeds(rows) for rows in seed_rows])
+    seeds = {tuple(row["seed"] for row in rows) for rows in seed_rows}
+    if len(seeds) == 1 and len(seed_rows[0]) > 1:
+        row |= _deviations([mean_over(rows) for rows in zip(*seed_rows, strict=True)])
+    return {"category": "mean", **row}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return statistics.fmean(defined) if defined else None
+
+
+def _deviations(rows: Sequence[Row]) -> dict[str, float | None]:
+    deviations = {}
+    for name in METRICS:
+        values = [row[name] for row in rows if row[name] is not None]
+        deviations[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return deviations

@@ -1,0 +1,64 @@
+"""Files of rows: JSON, JSON lines, CSV; a row is a mapping of names to JSON-compatible values."""
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rd_jax.system.files import write_whole, writing
+
+Row = Mapping[str, Any]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing, as UTF-8."""
+    write_whole(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON; NaN is not allowed."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; nothing if there is no file that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Appends one JSON line; NaN is not allowed."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The whole lines of a file of JSON lines; none if there is no file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        # Half a line is of a run that was killed.
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Keeps of a file of JSON lines the whole ones up to `step`, where a training goes on."""
+    if path.exists():
+        kept = (row for row in read_rows(path) if row["step"] <= step)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """Rows as CSV, with all their fields; empty where a row lacks one."""
+    fields = list(dict.fromkeys(name for row in rows for name in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()

@@ -1,0 +1,1 @@
+"""What the machine needs: processes, signals, whole files, one-line errors."""

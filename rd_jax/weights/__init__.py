@@ -1,0 +1,1 @@
+"""Where a teacher comes from: the hub, files, PyTorch's names, the authors' checkpoints."""

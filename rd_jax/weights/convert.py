@@ -1,0 +1,89 @@
+"""PyTorch names and layouts to Flax variables."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rd_jax.method.models import Reconstruction
+from rd_jax.method.models.init import example_shapes, teacher_shapes, variable_shapes
+from rd_jax.system.errors import UserError
+
+
+def convert_teacher(
+    state_dict: Mapping[str, np.ndarray], backbone: str, layer4: bool = False
+) -> dict[str, Any]:
+    """A torchvision (or timm) state dict of numpy arrays to the variables of `Teacher(backbone)`.
+
+    Returns {'params', 'batch_stats'} of float32 arrays, with those of the fourth stage if
+    `layer4`; other tensors are ignored. Raises UserError that lists the tensors that are missing,
+    have another shape or hold what no such tensor holds.
+    """
+    what = f"{backbone} with its fourth stage, for bottleneck 'pre'" if layer4 else backbone
+    return _convert(state_dict, teacher_shapes(backbone, layer4), what)
+
+
+def convert_rd4ad(
+    bottleneck: Mapping[str, np.ndarray], student: Mapping[str, np.ndarray], backbone: str
+) -> dict[str, Any]:
+    """The authors' two state dicts of numpy arrays ("bn" and "decoder") to student variables.
+
+    Returns {'params', 'batch_stats'}, each with 'bottleneck' and 'student', float32, as
+    `make_scorer` takes them. Tensors that the method does not use are ignored. Raises UserError
+    as `convert_teacher`.
+    """
+    _, features = example_shapes(backbone)
+    both = {f"bottleneck.{name}": value for name, value in bottleneck.items()}
+    both |= {f"student.{name}": value for name, value in student.items()}
+    return _convert(both, variable_shapes(Reconstruction(backbone), features), backbone)
+
+
+_TORCH_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    """('params', 'layer1_0', 'conv1', 'kernel') -> 'layer1.0.conv1.weight'."""
+    modules = [re.sub(r"_(\d+)$", r".\1", module) for module in path[1:-1]]
+    return ".".join([*modules, _TORCH_LEAVES[path[-1]]])
+
+
+def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> dict[str, Any]:
+    converted: dict[tuple[str, ...], np.ndarray] = {}
+    problems: dict[str, list[str]] = {}
+    for path, expected in flatten_dict(shapes).items():
+        name = _torch_name(path)
+        if name not in state_dict:
+            problems.setdefault("missing", []).append(name)
+            continue
+        value = np.asarray(state_dict[name])
+        if not np.can_cast(value.dtype, np.float32, "same_kind"):
+            problems.setdefault("not of real numbers", []).append(f"{name} {value.dtype}")
+            continue
+        with np.errstate(over="ignore"):  # to infinity, which is found below
+            value = value.astype(np.float32)
+        if value.ndim == 4:
+            # To (h, w, in, out); transposed kernels from (in, out, h, w) to (in, h, w, out).
+            is_transposed = value.shape[2:] == (2, 2)
+            value = value.transpose(0, 2, 3, 1) if is_transposed else value.transpose(2, 3, 1, 0)
+        if value.shape != expected.shape:
+            problems.setdefault("of another shape", []).append(f"{name} {state_dict[name].shape}")
+        elif not np.isfinite(value).all():
+            problems.setdefault("not finite", []).append(name)
+        elif path[-1] == "var" and value.min() < 0:
+            problems.setdefault("negative", []).append(name)
+        converted[path] = np.ascontiguousarray(value)
+    if problems:
+        texts = [
+            f"{kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)})"
+            for kind, names in problems.items()
+        ]
+        raise UserError(f"these weights do not fit {what}: {'; '.join(texts)}")
+    return unflatten_dict(converted)

@@ -1,0 +1,99 @@
+"""The teacher's variables, and those of the authors' checkpoints."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from rd_jax.config import Config
+from rd_jax.method.models.folding import fold_batch_norm
+from rd_jax.method.models.init import init_variables, teacher_shapes
+from rd_jax.system.errors import UserError
+from rd_jax.weights import hub
+from rd_jax.weights.convert import convert_rd4ad, convert_teacher
+from rd_jax.weights.files import as_numpy, load_pth, read_file, read_safetensors
+
+logger = logging.getLogger(__name__)
+
+
+def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False) -> dict[str, Any]:
+    """The teacher's variables {'params', 'batch_stats'}, float32, for `Teacher(backbone)`.
+
+    `weights` is "imagenet" (torchvision's IMAGENET1K_V1, downloaded once, verified, cached),
+    "random" (always the same), "auto" ("imagenet" where it is cached or can be reached, else
+    "random") or a .safetensors, .npz or .pth file with torchvision's names. Only the stem and
+    the first three stages are loaded; with `layer4` the fourth too, for bottleneck "pre". Raises
+    UserError if the file cannot be had or read, or as `convert_teacher`.
+    """
+    weights = resolve_weights(backbone, weights)
+    if weights == "random":
+        logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
+        return init_variables(teacher_shapes(backbone, layer4), jax.random.key(0))
+    if weights == "imagenet":
+        return convert_teacher(read_safetensors(hub.download(backbone)), backbone, layer4)
+    return convert_teacher(read_file(Path(os.path.expanduser(weights))), backbone, layer4)
+
+
+def resolve_weights(backbone: str, weights: str) -> str:
+    """`weights` with "auto" replaced by what it stands for here and now."""
+    if weights != "auto":
+        return weights
+    try:
+        hub.download(backbone)
+        return "imagenet"
+    except UserError as error:
+        logger.warning("teacher_weights='auto': %s", error)
+        return "random"
+
+
+class LoadedTeacher(NamedTuple):
+    """A teacher's variables and where they came from."""
+
+    weights: str  # "imagenet", "random" or a file
+    sha256: str
+    variables: dict[str, Any]
+
+
+def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTeacher:
+    """`load_teacher`, with what "auto" came to and the hash of what was loaded.
+
+    The variables are in inference form, and on the device, so that a run of many categories sends
+    them once.
+    """
+    weights = resolve_weights(backbone, weights)
+    variables = load_teacher(backbone, weights, layer4)
+    folded = jax.device_put(fold_batch_norm(variables))
+    return LoadedTeacher(weights, teacher_sha256(variables), folded)
+
+
+def teacher_of(config: Config) -> LoadedTeacher:
+    """The teacher that the config names, with the stages that its bottleneck needs."""
+    return find_teacher(config.backbone, config.teacher_weights, layer4=config.bottleneck == "pre")
+
+
+def teacher_sha256(variables: dict[str, Any]) -> str:
+    """A hash of names and values: the same for the same weights, whatever file held them."""
+    digest = hashlib.sha256()
+    for path, value in sorted(flatten_dict(variables, sep="/").items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(value, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def load_rd4ad(path: Path, backbone: str) -> dict[str, Any]:
+    """The student's variables in a .pth file of the authors' code, as `convert_rd4ad` gives them.
+
+    Raises UserError if the file cannot be read or does not fit.
+    """
+    state_dicts = load_pth(path)
+    missing = [key for key in ("bn", "decoder") if not isinstance(state_dicts.get(key), Mapping)]
+    if missing:
+        raise UserError(f"rd4ad_checkpoint {path} has no state dict {' and no '.join(missing)}")
+    bottleneck, student = (as_numpy(state_dicts[key], path) for key in ("bn", "decoder"))
+    return convert_rd4ad(bottleneck, student, backbone)

@@ -1,0 +1,111 @@
+"""Commands and code of every page run, as printed, in a folder like a user's.
+
+The networks are replaced by tiny ones, and trainings are short: fields are added to the commands
+where the page does not set them.
+"""
+
+import re
+import runpy
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from rd_jax import config, main
+from rd_jax.data.synthetic import write_category
+from rd_jax.export import __main__ as export
+from rd_jax.method.models import BACKBONES
+from rd_jax.predict import __main__ as predict
+from rd_jax.weights import teacher
+from tests.command import ROOT, captured
+from tests.reference_weights import draw_images
+from tests.trained import CALIBRATION, save_training
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "rd_jax.main": lambda arguments: main.main(["rd_jax.main", *arguments]),
+    "rd_jax.predict": predict.main,
+    "rd_jax.export": export.main,
+}
+QUICK = {"num_epochs": 1, "image_size": 32, "batch_size": 16}
+# What makes environments and what calls this suite: .ci/run runs it, in a clean checkout.
+ELSEWHERE = re.compile(
+    r"make (install|demo|novelty|test|lint|docs)\b.*|pip install .+|python -m (pytest|tests)\b.*"
+    r"|source .+|git clone .+|cd .+"
+)
+
+
+def blocks(page: Path, languages: str) -> list[tuple[str, str]]:
+    """Language and text of the page's blocks in these languages."""
+    return re.findall(rf"```({languages})\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder: data, new images, trainings, and arrays of images."""
+    write_category(tmp_path / "data", num_train=8, num_test=1, size=32)
+    for name in ("mvtec/bottle", "mvtec/cable", "parts/bracket"):
+        shutil.copytree(tmp_path / "data" / "weave", tmp_path / "data" / name)
+    for name in ("mine/bracket", "demo/weave"):
+        save_training(tmp_path / "prepared" / name, CALIBRATION)
+    (tmp_path / "new_images").mkdir()
+    images = draw_images(4, 32)
+    np.save(tmp_path / "images.npy", images)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "new_images" / f"{i}.png")
+    for name in [name for name in BACKBONES if "resnet" in name]:
+        monkeypatch.setitem(BACKBONES, name, BACKBONES["tiny50" if "50" in name else "tiny"])
+    load_teacher = teacher.load_teacher
+    monkeypatch.setattr(
+        teacher,
+        "load_teacher",
+        lambda backbone, _, layer4: load_teacher(backbone, "random", layer4),
+    )
+    get_config = config.get_config
+
+    def quick_config(**fields: object) -> ConfigDict:
+        return get_config(**fields | QUICK)
+
+    monkeypatch.setattr(config, "get_config", quick_config)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_commands(text: str) -> None:
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or ELSEWHERE.fullmatch(" ".join(words)):
+            continue
+        assert words[:2] == ["python", "-m"], line
+        done = captured(COMMANDS[words[2]], words[3:])
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_runs_as_printed(page: Path, folder: Path) -> None:
+    for name in ("mine", "demo"):
+        if not re.search(rf"main .*--workdir runs/{name}\b", page.read_text()):
+            shutil.copytree(folder / "prepared" / name, folder / "runs" / name)
+    for i, (language, text) in enumerate(blocks(page, "bash|python")):
+        if language == "bash":
+            run_commands(text)
+        else:
+            script = folder / f"block_{i}.py"
+            script.write_text(text)
+            runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(PAGES[0].read_text().splitlines()) <= 200

@@ -1,0 +1,64 @@
+"""Convolutions as products equal XLA's own."""
+
+import jax
+import numpy as np
+import pytest
+from jax import lax
+
+from rd_jax.method.models.blocks import convolve_transposed
+from rd_jax.method.models.cpu import convolve
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "features", "kernel_size", "stride"),
+    [
+        ((8, 12), 5, 7, 3, 1),  # Winograd's
+        ((8, 12), 5, 7, 3, 2),  # likewise
+        ((6, 12), 5, 7, 3, 2),  # an odd output: a product of patches
+        ((7, 8), 5, 7, 3, 1),  # odd height: XLA's
+        ((4, 4), 3, 40, 3, 1),  # few positions: a product of patches
+        ((4, 6), 3, 40, 3, 2),
+        ((6, 4), 5, 7, 1, 1),
+        ((6, 4), 5, 7, 1, 2),
+    ],
+)
+def test_values_and_gradients_equal_xla(
+    size: tuple[int, int], channels: int, features: int, kernel_size: int, stride: int
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, *size, channels), np.float32)
+    kernel = rng.standard_normal((kernel_size, kernel_size, channels, features), np.float32)
+    strides, padding = (stride, stride), 2 * ((kernel_size // 2, kernel_size // 2),)
+
+    def own(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return convolve(x, kernel, strides, padding, dimension_numbers=NUMBERS)
+
+    def reference(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=NUMBERS)
+
+    expected, pull_back = jax.vjp(reference, x, kernel)
+    np.testing.assert_allclose(own(x, kernel), expected, atol=2e-5)
+    cotangent = rng.standard_normal(expected.shape, np.float32)
+    own_value, own_pull_back = jax.vjp(own, x, kernel)
+    np.testing.assert_allclose(own_value, expected, atol=2e-5)
+    for actual, gradient in zip(own_pull_back(cotangent), pull_back(cotangent), strict=True):
+        np.testing.assert_allclose(actual, gradient, atol=1e-4)
+
+
+def test_transposed_convolution_equals_xla() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 4, 5), np.float32)
+    kernel = rng.standard_normal((5, 2, 2, 7), np.float32)
+
+    def reference(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        of_outputs = kernel.transpose(1, 2, 3, 0)
+        return lax.conv_transpose(x, of_outputs, (2, 2), "VALID", transpose_kernel=True)
+
+    expected, pull_back = jax.vjp(reference, x, kernel)
+    actual, own_pull_back = jax.vjp(convolve_transposed, x, kernel)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+    cotangent = rng.standard_normal(expected.shape, np.float32)
+    for own, gradient in zip(own_pull_back(cotangent), pull_back(cotangent), strict=True):
+        np.testing.assert_allclose(own, gradient, atol=1e-4)

@@ -1,0 +1,56 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from rd_jax import anomaly_map, image_score
+from rd_jax.method.score import blur_matrix, upsampling_matrix
+
+
+@pytest.mark.parametrize("size", [8, 32, 256])
+@pytest.mark.parametrize("sigma", [0.5, 4.0, 6.0])
+def test_blur_equals_scipy(size: int, sigma: float) -> None:
+    x = np.random.default_rng(0).normal(size=(size, size))
+    blur = blur_matrix(size, sigma)
+    np.testing.assert_allclose(blur @ x @ blur.T, ndimage.gaussian_filter(x, sigma), atol=1e-12)
+
+
+def test_upsampling_keeps_corners_and_linear_functions() -> None:
+    matrix = upsampling_matrix(17, 5)
+    np.testing.assert_allclose(matrix @ np.arange(5), np.linspace(0, 4, 17), atol=1e-12)
+    np.testing.assert_array_equal(upsampling_matrix(4, 1), np.ones((4, 1)))
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, 64])
+def test_upsampling_equals_pytorch_align_corners(length: int) -> None:
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    x = np.random.default_rng(0).normal(size=(length, length))
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(x)[None, None], 256, mode="bilinear", align_corners=True
+    )[0, 0].numpy()
+    matrix = upsampling_matrix(256, length)
+    np.testing.assert_allclose(matrix @ x @ matrix.T, expected, atol=1e-9)
+
+
+def test_map_is_the_blurred_sum_over_scales() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(2, 16, 16, 4), (2, 8, 8, 8)]
+    teacher, student = (
+        tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes) for _ in range(2)
+    )
+    expected = np.zeros((2, 64, 64))
+    for t, s in zip(teacher, student, strict=True):
+        t64, s64 = np.asarray(t, np.float64), np.asarray(s, np.float64)
+        norms = np.linalg.norm(t64, axis=-1) * np.linalg.norm(s64, axis=-1)
+        distance = 1 - (t64 * s64).sum(-1) / norms
+        matrix = upsampling_matrix(64, t.shape[1])
+        expected += np.stack([ndimage.gaussian_filter(matrix @ d @ matrix.T, 4) for d in distance])
+    np.testing.assert_allclose(anomaly_map(teacher, student, 64), expected, atol=1e-5)
+
+
+def test_image_score_is_the_maximum_or_the_sum() -> None:
+    maps = jnp.arange(2 * 3 * 3, dtype=jnp.float32).reshape(2, 3, 3)
+    np.testing.assert_array_equal(image_score(maps), [8, 17])
+    np.testing.assert_array_equal(image_score(maps, "sum"), [36, 117])
+    with pytest.raises(ValueError, match="reduction='mean'"):
+        image_score(maps, "mean")

@@ -1,0 +1,92 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from rd_jax.predict.inputs import find_inputs
+from rd_jax.system.errors import UserError
+
+WRITTEN = ("heatmaps", "maps", "masks")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory; arguments are relative to it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+def found(*arguments: str, output: str = "out") -> dict[str, str]:
+    """Names by path."""
+    inputs = find_inputs([Path(a) for a in arguments], Path(output), WRITTEN)
+    assert len({image.name for image in inputs}) == len(inputs)
+    return {str(image.path): image.name for image in inputs}
+
+
+@pytest.mark.usefixtures("root")
+def test_a_folder_gives_the_images_below_it_sorted_and_nothing_hidden() -> None:
+    touch("a/z.png", "a/sub/deep/x.JPG", "a/b.tiff", "a/notes.txt", "a/.hidden.png", "a/.git/y.png")
+    expected = {"a/b.tiff": "b.tiff", "a/sub/deep/x.JPG": "sub/deep/x.JPG", "a/z.png": "z.png"}
+    assert list(found("a").items()) == list(expected.items())
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["a/1.png"], ["1.png"]),
+        (["a/1.png", "b/1.png"], ["a/1.png", "b/1.png"]),
+        (["b", "a"], ["b/1.png", "a/1.jpg", "a/1.png", "a/c/1.png"]),
+        (["a/c", "a"], ["c/1.png", "1.jpg", "1.png"]),
+        (["a/1.png", "./a/../a/1.png"], ["1.png"]),
+        (["b/../a/c"], ["1.png"]),
+        (["a/odd"], ["odd"]),
+    ],
+)
+def test_names_are_the_paths_below_the_folder_that_holds_all_inputs(
+    arguments: list[str], names: list[str]
+) -> None:
+    touch("a/1.png", "a/1.jpg", "a/c/1.png", "b/1.png", "a/odd")
+    assert list(found(*arguments).values()) == names
+
+
+@pytest.mark.usefixtures("root")
+def test_links_are_followed_but_not_in_circles() -> None:
+    touch("elsewhere/1.png", "a/2.png")
+    os.symlink("../elsewhere", "a/linked")
+    os.symlink("../a", "elsewhere/back")
+    os.symlink(".", "a/itself")
+    assert list(found("a")) == ["a/2.png", "a/linked/1.png"]
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("output", ["a/out", "a", "."])
+def test_what_was_written_before_is_no_input(output: str) -> None:
+    touch("a/1.png", *(f"{output}/{folder}/1.png.png" for folder in WRITTEN))
+    assert list(found("a", output=output)) == ["a/1.png"]
+    if output == "a/out":
+        touch("a/out/stray.png")
+        assert list(found("a", output=output)) == ["a/1.png"]
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("absent", "absent does not exist"),
+        ("absent.png", "absent.png does not exist"),
+        ("empty", "empty holds no images: expected .bmp, .jpeg, "),
+        ("out/heatmaps", "out/heatmaps is where outputs are written: choose another --output"),
+        ("out/masks/x/1.png", "is where outputs are written"),
+    ],
+)
+def test_an_argument_without_images_is_an_error(argument: str, message: str) -> None:
+    touch("a/1.png", "empty/notes.txt", "out/heatmaps/1.png", "out/masks/x/1.png")
+    with pytest.raises(UserError, match=message):
+        found("a", argument)

@@ -1,0 +1,183 @@
+import csv
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rd_jax.predict.outputs import COLUMNS, Outputs, tables, write_images, write_scale
+from rd_jax.predict.predictor import Prediction, Unreadable
+from rd_jax.report.heatmap import overlay, resized_map
+from rd_jax.system.errors import UserError
+from tests.reference_weights import draw_images
+from tests.trained import CALIBRATION, SIZE
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Outputs:
+    return Outputs(tmp_path / "out", CALIBRATION, 0.5, maps=None, map_limit=6.0, masks=False)
+
+
+@pytest.fixture
+def prediction(tmp_path: Path) -> Prediction:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(draw_images(1, 90)[0][:50]).save(path)
+    anomaly_map = np.random.default_rng(0).gamma(2, 0.2, (SIZE, SIZE)).astype(np.float32)
+    return Prediction(path, float(anomaly_map.max()), None, anomaly_map)
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def read_tables(folder: Path) -> list[dict]:
+    """The rows of predictions.jsonl, after comparison with those of predictions.csv."""
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    with open(folder / "predictions.csv", newline="", errors="surrogateescape") as file:
+        table = list(csv.DictReader(file))
+    as_text = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    assert table == as_text
+    assert all(tuple(row) == COLUMNS for row in rows)
+    return rows
+
+
+def test_a_row_is_on_disk_when_it_was_appended(tmp_path: Path) -> None:
+    empty = dict.fromkeys(COLUMNS)
+    names = ["a.png", 'comma, "quotes".png', "zwölf.png", os.fsdecode(b"\xff.png")]
+    with tables(tmp_path / "new" / "out") as append:
+        for i, name in enumerate(names):
+            append(empty | {"file": name, "score": i / 3})
+            rows = read_tables(tmp_path / "new" / "out")
+            assert [row["file"] for row in rows] == names[: i + 1]
+            assert rows[i]["score"] == i / 3
+    with tables(tmp_path / "new" / "out"):
+        assert read_tables(tmp_path / "new" / "out") == []
+
+
+def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "predictions.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*: Is a directory"), tables(tmp_path):
+        pass
+
+
+def test_an_overlay_has_the_resolution_of_the_image(
+    outputs: Outputs, prediction: Prediction
+) -> None:
+    row = write_images(outputs, prediction, "x/photo.jpg")
+    assert row["heatmap"] == "heatmaps/x/photo.jpg.png"
+    written, image = read(outputs.folder / row["heatmap"]), read(prediction.path)
+    assert written.shape == (50, 90, 3)
+    expected = overlay(image, prediction.anomaly_map, CALIBRATION.map_low, CALIBRATION.map_high)
+    np.testing.assert_array_equal(written, expected)
+    assert [path.name for path in outputs.folder.iterdir()] == ["heatmaps"]
+
+
+def test_an_overlay_is_upright_where_the_camera_was_not(
+    outputs: Outputs, prediction: Prediction
+) -> None:
+    with Image.open(prediction.path) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6  # orientation: rotated by a quarter
+        image.save(prediction.path, exif=exif)
+    row = write_images(outputs, prediction, "photo.jpg")
+    assert read(outputs.folder / row["heatmap"]).shape == (90, 50, 3)
+
+
+def test_maps_give_their_values_back(outputs: Outputs, prediction: Prediction) -> None:
+    row = write_images(outputs._replace(maps="npy"), prediction, "photo.jpg")
+    assert row["map"] == "maps/photo.jpg.npy"
+    written = np.load(outputs.folder / row["map"])
+    assert written.dtype == np.float32
+    np.testing.assert_array_equal(written, prediction.anomaly_map)
+    outputs = outputs._replace(maps="png16")
+    row = write_images(outputs, prediction, "photo.jpg")
+    write_scale(outputs)
+    assert row["map"] == "maps/photo.jpg.png"
+    pixels = read(outputs.folder / row["map"])
+    assert pixels.dtype == np.uint16
+    scale = json.loads((outputs.folder / "maps" / "scale.json").read_text())["scale"]
+    np.testing.assert_allclose(pixels * scale, prediction.anomaly_map, atol=6 / 65535)
+
+
+def test_a_mask_shows_the_pixels_above_their_threshold(
+    outputs: Outputs, prediction: Prediction
+) -> None:
+    row = write_images(outputs._replace(masks=True), prediction, "photo.jpg")
+    assert row["mask"] == "masks/photo.jpg.png"
+    written = read(outputs.folder / row["mask"])
+    expected = resized_map(prediction.anomaly_map, 90, 50) > CALIBRATION.pixel_threshold
+    assert 0 < expected.mean() < 1
+    np.testing.assert_array_equal(written, 255 * expected)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "verdict"), [(0.5, "normal"), (0.49, "anomalous"), (None, None)]
+)
+def test_only_scores_above_the_threshold_are_anomalous(
+    outputs: Outputs, prediction: Prediction, threshold: float | None, verdict: str | None
+) -> None:
+    result = prediction._replace(score=0.5)
+    row = write_images(outputs._replace(threshold=threshold), result, "photo.jpg")
+    assert (row["score"], row["threshold"], row["verdict"]) == (0.5, threshold, verdict)
+    assert row["error"] is None
+
+
+def test_an_image_that_is_gone_by_now_is_one_that_cannot_be_read(
+    outputs: Outputs, prediction: Prediction
+) -> None:
+    prediction.path.unlink()
+    row = write_images(outputs, prediction, "photo.jpg")
+    assert row["heatmap"] is None
+    assert "No such file" in row["error"]
+    unreadable = Unreadable(prediction.path, "not an image")
+    row = write_images(outputs, unreadable, "photo.jpg")
+    expected = {"file": str(prediction.path), "error": "not an image"}
+    assert row == dict.fromkeys(COLUMNS) | expected
+
+
+def test_a_link_where_an_output_belongs_is_replaced_not_followed(
+    outputs: Outputs, prediction: Prediction
+) -> None:
+    before = prediction.path.read_bytes()
+    (outputs.folder / "heatmaps").mkdir(parents=True)
+    os.symlink(prediction.path, outputs.folder / "heatmaps" / "photo.jpg.png")
+    write_images(outputs, prediction, "photo.jpg")
+    assert prediction.path.read_bytes() == before
+    assert not (outputs.folder / "heatmaps" / "photo.jpg.png").is_symlink()
+
+
+@pytest.fixture
+def limit_files_to() -> Iterator[Callable[[int], None]]:
+    """Lets no file grow beyond so many bytes: what a full disk is like."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_whole_rows(
+    tmp_path: Path, limit_files_to: Callable[[int], None]
+) -> None:
+    row = dict.fromkeys(COLUMNS) | {"file": "x" * 100}
+    with tables(tmp_path) as append:
+        append(row)
+        limit_files_to(300)
+        with pytest.raises(UserError, match=r"cannot write .*predictions.jsonl: File too large"):
+            append(row)
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [row]
+    assert (tmp_path / "predictions.csv").read_text().count("\n") == 3
+
+
+def test_a_full_disk_leaves_no_half_image(
+    outputs: Outputs, prediction: Prediction, limit_files_to: Callable[[int], None]
+) -> None:
+    limit_files_to(1000)
+    with pytest.raises(UserError, match=r"cannot write .*photo.jpg.png: File too large"):
+        write_images(outputs, prediction, "photo.jpg")
+    assert list((outputs.folder / "heatmaps").iterdir()) == []

@@ -1,0 +1,152 @@
+import itertools
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rd_jax.data.images import decode_image
+from rd_jax.predict import predictor as predictor_module
+from rd_jax.predict.predictor import (
+    Prediction,
+    Predictor,
+    Unreadable,
+    load_predictor,
+    score_files,
+)
+from rd_jax.run.build import scorer_of
+from rd_jax.run.trained import find_training
+from rd_jax.system.errors import UserError
+from tests.reference_weights import draw_images
+from tests.trained import CALIBRATION, NO_HOLDOUT, SIZE, save_training
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_training(tmp_path_factory.mktemp("run") / "weave", CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def predictor(training: Path) -> Predictor:
+    return load_predictor(training)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """13 images of different sizes."""
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / f"{i:02}.png" for i in range(13)]
+    for i, (path, image) in enumerate(zip(paths, draw_images(13, 60), strict=True)):
+        Image.fromarray(image[: 40 + i, : 60 - i]).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 16])
+def test_results_equal_the_scorers_on_the_same_decoded_images(
+    predictor: Predictor, paths: list[Path], batch_size: int
+) -> None:
+    results = list(score_files(predictor, paths, batch_size))
+    images = np.stack([decode_image(path, SIZE) for path in paths])
+    scorer = scorer_of(predictor.config)
+    maps, scores = scorer(*predictor.variables, images)
+    assert [result.path for result in results] == paths
+    np.testing.assert_allclose([result.score for result in results], scores, atol=1e-5)
+    np.testing.assert_allclose([result.anomaly_map for result in results], maps, atol=1e-5)
+
+
+def test_files_that_cannot_be_read_keep_their_place(
+    predictor: Predictor, paths: list[Path], tmp_path: Path
+) -> None:
+    text, cut, absent = tmp_path / "text.png", tmp_path / "cut.png", tmp_path / "absent.png"
+    text.write_text("no image")
+    cut.write_bytes(paths[0].read_bytes()[:300])
+    given = [text, *paths[:3], cut, absent, *paths[3:]]
+    results = list(score_files(predictor, given, 3))
+    assert [result.path for result in results] == given
+    failures = {r.path: r.reason for r in results if isinstance(r, Unreadable)}
+    assert list(failures) == [text, cut, absent]
+    assert failures[text] == "not an image"
+    assert "\n" not in "".join(failures.values())
+    whole = {r.path: r.score for r in results if isinstance(r, Prediction)}
+    expected = {r.path: r.score for r in score_files(predictor, paths, 3)}
+    assert whole == pytest.approx(expected, abs=1e-5)
+    assert list(score_files(predictor, [text] * 5, 2)) == [(text, "not an image")] * 5
+    assert list(score_files(predictor, [], 2)) == []
+
+
+def test_images_without_end_take_the_memory_of_four_batches(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, alive, most = threading.Lock(), 0, 0
+
+    def count(change: int) -> None:
+        nonlocal alive, most
+        with lock:
+            alive += change
+            most = max(most, alive)
+
+    def decode(path: Path, size: int) -> np.ndarray:
+        image = np.full((size, size, 3), int(path.stem) % 256, np.uint8)
+        count(1)
+        weakref.finalize(image, count, -1)
+        return image
+
+    monkeypatch.setattr(predictor_module, "decode_image", decode)
+    results = score_files(predictor, (Path(f"{i}.png") for i in itertools.count()), batch_size=8)
+    names = [result.path.stem for result in itertools.islice(results, 200)]
+    assert names == [str(i) for i in range(200)]
+    results.close()
+    assert most <= 4 * 8 + 1
+
+
+def test_a_training_that_diverged_scores_nothing(predictor: Predictor, paths: list[Path]) -> None:
+    broken = predictor._replace(scorer=lambda *_: (np.zeros((8, SIZE, SIZE)), np.full(8, np.nan)))
+    with pytest.raises(UserError, match="diverged"):
+        list(score_files(broken, paths, 8))
+
+
+def test_scores_in_another_dtype_than_the_thresholds_are_warned_of(
+    training: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_predictor(training)
+    load_predictor(save_training(tmp_path / "a", NO_HOLDOUT, dtype="bfloat16"))
+    assert "computed in" not in caplog.text
+    load_predictor(save_training(tmp_path / "b", CALIBRATION, dtype="bfloat16"))
+    assert "computed in bfloat16, and these are computed in float32" in caplog.text
+
+
+def test_the_one_training_is_found_from_any_folder_above(training: Path, tmp_path: Path) -> None:
+    assert find_training(training).folder == training
+    assert find_training(training.parent).folder == training
+    seed = save_training(tmp_path / "run" / "cloth" / "seed_1", CALIBRATION)
+    for folder in (seed, seed.parent, seed.parent.parent):
+        assert find_training(folder).folder == seed
+    (tmp_path / "run" / "killed" / "checkpoints").mkdir(parents=True)
+    assert find_training(tmp_path / "run").folder == seed
+    save_training(tmp_path / "run" / "weave", CALIBRATION)
+    with pytest.raises(UserError, match="several trainings: add one of cloth/seed_1, weave to --w"):
+        find_training(tmp_path / "run")
+
+
+@pytest.mark.parametrize("folder", ["", "absent"])
+def test_a_folder_without_a_training_is_an_error(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(UserError, match="no checkpoint in "):
+        find_training(tmp_path / folder)
+
+
+def test_a_predictor_keeps_what_the_checkpoint_says(predictor: Predictor, tmp_path: Path) -> None:
+    assert predictor.calibration == CALIBRATION
+    assert load_predictor(save_training(tmp_path, NO_HOLDOUT)).calibration == NO_HOLDOUT
+
+
+def test_an_unfinished_training_or_another_teacher_is_an_error(tmp_path: Path) -> None:
+    unfinished = save_training(tmp_path / "a", None, last_step=53)
+    with pytest.raises(UserError, match="no calibration, after step 7 of 53: finish the training"):
+        load_predictor(unfinished)
+    other = save_training(tmp_path / "b", CALIBRATION, teacher_sha256="0" * 64)
+    with pytest.raises(UserError, match="was trained with the teacher weights random"):
+        load_predictor(other)
+    with pytest.raises(UserError, match=r"w\.npz is not a file"):
+        load_predictor(other, "w.npz")

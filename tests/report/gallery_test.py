@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rd_jax.data import Split
+from rd_jax.data.synthetic import DEFECTS, weave
+from rd_jax.method.calibration import Calibration
+from rd_jax.report.gallery import (
+    calibration_of,
+    informative,
+    read_evaluation,
+    write_evaluation,
+    wrongness,
+)
+
+FILE = "evaluation.npz"
+CALIBRATION = Calibration("holdout", 12, 0.05, 1.5, 0.9, 0.1, 2.1)
+
+
+def weave_split(count: int, size: int = 32) -> tuple[Split, np.ndarray]:
+    """Every other image of the generated category is defective; its maps are drawn, not learnt."""
+    rng = np.random.default_rng(0)
+    kinds = [None, *DEFECTS]
+    drawn = [weave(rng, size, kinds[i % len(kinds)]) for i in range(count)]
+    images = np.array([image for image, _ in drawn], np.uint8).reshape(-1, size, size, 3)
+    masks = np.array([mask for _, mask in drawn], bool).reshape(-1, size, size)
+    labels = np.array([i % len(kinds) > 0 for i in range(count)], bool)
+    names = [f"{kinds[i % len(kinds)] or 'good'}/{i:03}.png" for i in range(count)]
+    maps = (0.5 * masks + rng.gamma(2, 0.2, masks.shape)).astype(np.float32)
+    return Split("weave", images[:0], [], "", images, names, "", labels, masks), maps
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    split, maps = weave_split(10)
+    scores = maps.max((1, 2))
+    write_evaluation(tmp_path / FILE, split, maps, scores, CALIBRATION)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    read = read_evaluation(tmp_path / FILE)
+    assert read is not None
+    assert list(read.names) == split.test_names
+    np.testing.assert_array_equal(read.scores, scores)
+    np.testing.assert_array_equal(read.labels, split.labels)
+    assert calibration_of(read) == CALIBRATION
+    np.testing.assert_array_equal(read.images, split.test[read.shown])
+    np.testing.assert_array_equal(read.masks, 255 * split.masks[read.shown])
+    expected = np.clip((maps[read.shown] - 0.1) / 2, 0, 1) * 255
+    np.testing.assert_allclose(read.strengths, expected, atol=0.51)
+    assert read.pro[-1, 0] == pytest.approx(0.3)
+
+
+def test_a_folder_without_an_evaluation_has_none(tmp_path: Path) -> None:
+    assert read_evaluation(tmp_path / FILE) is None
+
+
+def test_without_a_calibration_the_maps_set_the_scale(tmp_path: Path) -> None:
+    split, maps = weave_split(4)
+    write_evaluation(tmp_path / FILE, split, maps, maps.max((1, 2)), None)
+    read = read_evaluation(tmp_path / FILE)
+    assert read is not None
+    assert calibration_of(read) is None
+    np.testing.assert_allclose(read.map_range, [np.median(maps), maps.max()])
+    assert read.strengths.max() == 255
+
+
+def test_large_images_become_thumbnails(tmp_path: Path) -> None:
+    split, maps = weave_split(2, size=224)
+    write_evaluation(tmp_path / FILE, split, maps, maps.max((1, 2)), CALIBRATION)
+    read = read_evaluation(tmp_path / FILE)
+    assert read is not None
+    assert read.images.shape == (2, 192, 192, 3)
+    assert read.strengths.shape == read.masks.shape == (2, 192, 192)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_without_both_classes_there_are_no_curves(tmp_path: Path, count: int) -> None:
+    split, maps = weave_split(count)
+    split = split._replace(masks=None)
+    write_evaluation(tmp_path / FILE, split, maps, maps.sum((1, 2)), None)
+    read = read_evaluation(tmp_path / FILE)
+    assert read is not None
+    assert len(read.shown) == len(read.images) == count
+    assert len(read.image_roc) == len(read.pixel_roc) == len(read.pro) == len(read.masks) == 0
+
+
+def test_of_many_images_the_worst_and_some_of_all_scores_are_kept(tmp_path: Path) -> None:
+    split, maps = weave_split(200)
+    scores = np.random.default_rng(1).normal(1.5, 1, 200).astype(np.float32)
+    write_evaluation(tmp_path / FILE, split, maps, scores, CALIBRATION)
+    read = read_evaluation(tmp_path / FILE)
+    assert read is not None
+    assert len(set(read.shown)) == 120
+    wrong = wrongness(scores, split.labels, CALIBRATION)
+    worst_first = np.argsort(-wrong)
+    np.testing.assert_array_equal(read.shown[:60], worst_first[:60])
+    rest = np.sort(scores[worst_first[60:]])
+    kept = np.sort(scores[read.shown[60:]])
+    assert (kept[0], kept[-1]) == (rest[0], rest[-1])
+    assert np.diff(np.searchsorted(rest, kept)).max() <= 3
+
+
+def test_errors_are_measured_from_the_threshold_of_the_calibration() -> None:
+    scores, labels = np.array([1.0, 2.0, 1.0, 2.0]), np.array([True, True, False, False])
+    np.testing.assert_allclose(wrongness(scores, labels, CALIBRATION), [0.5, -0.5, -0.5, 0.5])
+
+
+def test_without_a_threshold_errors_are_measured_from_that_of_the_best_f1() -> None:
+    scores = np.array([0.1, 0.2, 0.9, 0.3, 0.6, 0.8], np.float32)
+    labels = np.array([False, False, False, False, True, True])
+    uncalibrated = CALIBRATION._replace(source="train", image_threshold=None)
+    for calibration in (None, uncalibrated):
+        wrong = wrongness(scores, labels, calibration)
+        np.testing.assert_allclose(wrong, [-0.5, -0.4, 0.3, -0.3, 0.0, -0.2], atol=1e-6)
+
+
+@pytest.mark.parametrize("label", [False, True])
+def test_a_single_class_is_ordered_by_score(label: bool) -> None:
+    scores = np.array([0.1, 0.9, 0.5], np.float32)
+    order = informative(wrongness(scores, np.full(3, label), None), scores, 10)
+    np.testing.assert_array_equal(order, [0, 2, 1] if label else [1, 2, 0])

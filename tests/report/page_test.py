@@ -1,0 +1,256 @@
+import re
+import shutil
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from rd_jax.report import page
+from rd_jax.report.gallery import write_evaluation
+from rd_jax.report.page import write_page
+from rd_jax.store import checkpoint
+from rd_jax.store.rows import append_row, write_json
+from rd_jax.store.workdir import Training
+from tests.report.gallery_test import CALIBRATION, FILE, weave_split
+from tests.report.tables_test import row
+
+SCRIPT = "</script><script>document.title = 'broken'</script>"
+CATEGORY = "<script>alert(1)<!--_and_a_name_that_is_longer_than_a_phone_is_wide"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update"
+)
+
+
+def add_results(folder: Path, category: str, value: float | None = 0.9, **facts: object) -> None:
+    """The results that an evaluation leaves."""
+    speed = {"eval_seconds": 1.0, "images_per_second": 3.0, "device": "1 x cpu"}
+    write_json(folder / "results.json", row(category, value, **speed | facts))
+
+
+def add_training(folder: Path, category: str = "weave") -> None:
+    """What an evaluated training leaves, with drawn maps."""
+    add_results(folder, category)
+    split, maps = weave_split(10)
+    split = split._replace(test_names=[f"{name}{SCRIPT}" for name in split.test_names])
+    write_evaluation(
+        Training(folder, category).evaluation, split, maps, maps.max((1, 2)), CALIBRATION
+    )
+    for step in (1, 2, 3):
+        append_row(folder / "metrics.jsonl", {"step": step, "loss": 1 / step})
+
+
+def text_of(workdir: Path) -> str:
+    write_page(workdir)
+    no_text = re.compile(r"<(svg|style|script).*?</\1>|<[^>]+>", re.DOTALL)
+    return " ".join(unescape(no_text.sub(" ", page_of(workdir))).split())
+
+
+def page_of(workdir: Path) -> str:
+    return (workdir / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
+    add_training(tmp_path / "weave")
+    write_page(tmp_path)
+    references = re.findall(r'(?:\bsrc|href|action|data|poster)="([^"]*)"', page_of(tmp_path))
+    assert len(references) > 30
+    assert all(reference.startswith(("data:", "#")) for reference in references)
+    assert set(re.findall(r"url\((.)", page_of(tmp_path))) == {"#"}
+    assert "@import" not in page_of(tmp_path)
+    ids = re.findall(r'\bid="([^"]+)"', page_of(tmp_path))
+    assert len(ids) == len(set(ids))
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"weave-{name}.{kind}"
+        for name in ("roc", "pro", "scores", "loss")
+        for kind in ("png", "pdf")
+    }
+
+
+def test_seeds_and_categories_have_rows_and_sections_of_their_own(tmp_path: Path) -> None:
+    for seed, value in enumerate([0.5, 0.7]):
+        add_results(tmp_path / "a" / f"seed_{seed}", "a", value, seed=seed, aupro=None)
+        add_results(tmp_path / "b" / f"seed_{seed}", "b", seed=seed, aupro=None)
+    append_row(tmp_path / "b" / "seed_1" / "metrics.jsonl", {"step": 1, "loss": 1.0})
+    assert "mean ± standard deviation over the seeds" in text_of(tmp_path)
+    lines = re.findall(r"<tr.*?</tr>", page_of(tmp_path), re.DOTALL)
+    cells = [
+        [re.sub("<.*?>", "", c) for c in re.findall(r"<t[hd].*?</t[hd]>", line)] for line in lines
+    ]
+    assert cells[0][:3] == ["category", "image AUROC", "pixel AUROC"]
+    assert "AUPRO" not in cells[0]
+    assert [line[:2] for line in cells[1:8]] == [
+        ["a-seed_0", "50.00"], ["a-seed_1", "70.00"], ["a, 2 seeds", "60.00 ± 14.14"],
+        ["b-seed_0", "90.00"], ["b-seed_1", "90.00"], ["b, 2 seeds", "90.00 ± 0.00"],
+        ["mean", "75.00 ± 7.07"],
+    ]  # fmt: skip
+    targets = re.findall(r'<a href="#([^"]+)">', page_of(tmp_path))
+    headings = re.findall(r'<h2 id="([^"]+)">([^<]+)</h2>', page_of(tmp_path))
+    assert [anchor for anchor, _ in headings] == targets
+    assert [name for _, name in headings] == ["a-seed_0", "a-seed_1", "b-seed_0", "b-seed_1"]
+    assert (tmp_path / "figures" / "b-seed_1-loss.pdf").exists()
+
+
+def test_what_was_configured_and_what_differed_is_said(tmp_path: Path) -> None:
+    config = {"learning_rate": 0.005, "blur_sigma": 2.0}
+    for name, seed in (("a", 0), ("b", 1)):
+        add_results(tmp_path / name, name, seed=seed)
+        metadata = {"config": config | {"seed": seed}}
+        leaf = {"x": np.zeros(1)}
+        checkpoint.save(Training(tmp_path / name, name).checkpoints, 1, leaf, leaf, metadata)
+    text = text_of(tmp_path)
+    assert "of the last step (not the best on the test set)" in text
+    assert "learning_rate 0.005 blur_sigma 4.0 seed 0, 1 " in text
+    assert re.search(r"jax [\d.]+ ", text)
+
+
+def test_decisions_at_the_threshold_are_counted(tmp_path: Path) -> None:
+    add_results(tmp_path / "weave", "weave")
+    split, maps = weave_split(10)
+    scores = np.linspace(1.02, 1.92, 10, dtype=np.float32)  # images 0 and 5 are normal
+    write_evaluation(tmp_path / "weave" / FILE, split, maps, scores, CALIBRATION)
+    text = text_of(tmp_path)
+    assert "4 of 8 anomalous images are missed, 1 of 2 normal images are false alarms" in text
+    shown = re.findall(r"(\w+/\d+\.png) [\d.]+ \w+ (missed|false alarm)", text)
+    assert shown == [
+        ("scratch/001.png", "missed"), ("stain/002.png", "missed"),
+        ("missing_thread/003.png", "missed"), ("distortion/004.png", "missed"),
+        ("good/005.png", "false alarm"),
+    ]  # fmt: skip
+
+
+def test_a_folder_without_an_evaluation_says_how_to_get_one(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("num_steps", "last_step", "train_seconds", "images_per_second"))
+    nothing |= {"rd4ad_checkpoint": "x.pth", "seed": None}
+    add_results(tmp_path / "a", "a", **nothing)
+    text = text_of(tmp_path)
+    assert "run once with --mode eval" in text
+    assert "authors' checkpoint x.pth" in text
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize(("count", "says"), [(0, "no test images"), (1, "an order by score")])
+def test_without_both_classes_there_is_a_page(tmp_path: Path, count: int, says: str) -> None:
+    add_results(tmp_path / "weave", "weave", None)
+    split, maps = weave_split(count)
+    write_evaluation(tmp_path / "weave" / FILE, split, maps, maps.max((1, 2), initial=0), None)
+    assert says in text_of(tmp_path)
+
+
+def test_of_too_many_images_a_part_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "_MAX_IMAGES", 8)
+    for name in ("a", "b"):
+        add_training(tmp_path / name, name)
+    text = text_of(tmp_path)
+    assert text.count("Test images: 4 of 10") == 2
+    assert text.count("Shown are the 2 worst, and others evenly spaced by score.") == 2
+
+
+def test_names_that_are_no_text_do_not_break_the_page(tmp_path: Path) -> None:
+    add_results(tmp_path / "weave", "weave")
+    split, maps = weave_split(10)
+    names = [f"good/\udcff{i}.png" for i in range(10)]
+    split = split._replace(test_names=names)
+    write_evaluation(tmp_path / "weave" / FILE, split, maps, maps.max((1, 2)), None)
+    assert "good/?3.png" in text_of(tmp_path)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colours_of_texts_stand_out(theme: int) -> None:
+    source = (Path(page.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    colours = dict(
+        re.findall(r"--(\w+): (#\w+);", re.findall(r":root \{(.*?)\}", source, re.S)[theme])
+    )
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        x = np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+        linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for text in ("ink", "muted", "normal", "anomalous"):
+        for background in ("paper", "card"):
+            pair = sorted([luminance(colours[text]), luminance(colours[background])])
+            assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5  # WCAG 2, level AA
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """Chromium, with a page of a category and images whose names are scripts."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver (Debian: chromium, chromium-driver)")
+    workdir = tmp_path_factory.mktemp("run")
+    add_training(workdir / CATEGORY, CATEGORY)
+    write_page(workdir)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, Service(driver)) as browser:
+        browser.get((workdir / "report.html").as_uri())
+        yield browser
+
+
+def test_the_page_opens_without_an_error_and_shows_names_as_they_are(
+    browser: webdriver.Chrome,
+) -> None:
+    assert browser.get_log("browser") == []
+    assert browser.title == "Reverse Distillation: run0"
+    assert browser.find_element(By.CSS_SELECTOR, "h2").text == CATEGORY
+    captions = browser.find_elements(By.CSS_SELECTOR, ".gallery figcaption")
+    assert len(captions) == 10
+    assert all(SCRIPT in caption.text for caption in captions)
+    loaded = "return [...document.images].every(image => image.complete && image.naturalWidth)"
+    assert browser.execute_script(loaded)
+
+
+def test_buttons_sort_the_gallery(browser: webdriver.Chrome) -> None:
+    def shown(attribute: str) -> list[str]:
+        figures = browser.find_elements(By.CSS_SELECTOR, ".gallery figure")
+        return [figure.get_attribute(f"data-{attribute}") for figure in figures]
+
+    def press(key: str) -> None:
+        browser.find_element(By.CSS_SELECTOR, f"button[data-key={key}]").click()
+        pressed = browser.find_elements(By.CSS_SELECTOR, "button[aria-pressed=true]")
+        assert [button.get_attribute("data-key") for button in pressed] == [key]
+
+    worst_first = shown("name")
+    assert shown("rank") == [str(i) for i in range(10)]
+    press("descending")
+    scores = [float(score) for score in shown("score")]
+    assert scores == sorted(scores, reverse=True)
+    press("ascending")
+    assert [float(score) for score in shown("score")] == scores[::-1]
+    press("name")
+    assert shown("name") == sorted(worst_first) != worst_first
+    press("worst")
+    assert shown("name") == worst_first
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 400, 1400])
+def test_nothing_overflows_sideways(browser: webdriver.Chrome, width: int, theme: str) -> None:
+    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert browser.execute_script("return innerWidth") == width
+    assert browser.execute_script("return document.scrollingElement.scrollWidth") <= width
+    first_figure = browser.find_element(By.CSS_SELECTOR, "tbody td").rect
+    assert first_figure["x"] + first_figure["width"] <= width
+    assert first_figure["height"] < 200
+    background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 30)"}[theme]
+    ink = browser.execute_script("return getComputedStyle(document.querySelector('svg text')).fill")
+    assert ink == {"light": "rgb(28, 36, 48)", "dark": "rgb(230, 233, 238)"}[theme]

@@ -1,0 +1,139 @@
+"""Each switch of the ablations changes exactly what it names, and the grids become tables."""
+
+import csv
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import ablations
+from rd_jax import convert_teacher, load_teacher, make_train_step
+from rd_jax.config import Config
+from rd_jax.data.synthetic import write_category
+from rd_jax.method.loss import LOSSES
+from rd_jax.method.models import BACKBONES, Bottleneck, Teacher
+from rd_jax.method.models.bottleneck import join_variables
+from rd_jax.run.build import model_of, optimizer_of, scorer_of
+from rd_jax.system.errors import UserError
+from tests.reference_weights import draw_images, draw_state_dict
+from tests.trained import first_state
+
+
+def num_parameters(tree: dict) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_the_pretrained_bottleneck_is_frozen_and_all_else_is_trained(
+    config: Config,
+) -> None:
+    full = first_state(config)
+    config.bottleneck = "pre"
+    before = first_state(config)
+    assert set(before.params) == set(before.batch_stats) == {"student"}
+    assert num_parameters(before.params) == num_parameters(full.params["student"])
+    teacher = load_teacher("tiny", "random", layer4=True)
+    images = draw_images(4, 32)
+    after, _ = jax.jit(
+        make_train_step(model_of(config), optimizer_of(config), LOSSES[config.loss])
+    )(before, teacher, images)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    for name in ("params", "batch_stats"):
+        changed = jax.tree.map(np.array_equal, getattr(before, name), getattr(after, name))
+        assert not any(jax.tree.leaves(changed))
+    scores = scorer_of(config)(teacher, after.student_variables, images)[1]
+    stage = teacher["params"]["layer4_0"]
+    stage["conv1"] = {"kernel": -stage["conv1"]["kernel"]}
+    other = scorer_of(config)(teacher, after.student_variables, images)[1]
+    assert np.abs(scores - other).min() > 0
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_the_pretrained_bottleneck_is_the_teachers_fourth_stage(backbone: str) -> None:
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    from benchmarks import torch_reference as reference
+    from tests.make_golden import channels_last
+
+    module = reference.Teacher(backbone)
+    module.layer4 = module.stage(256 * module.expansion, 512, module.blocks[3], 2)
+    module.eval()
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in module.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    drawn = draw_state_dict(shapes)
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in drawn.items()}, strict=False)
+    x = np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
+    with torch.no_grad():
+        expected = channels_last(module.layer4(module(torch.from_numpy(x))[2]))
+
+    teacher = convert_teacher(drawn, backbone, layer4=True)
+    features = Teacher(backbone).apply(teacher, jnp.asarray(x.transpose(0, 2, 3, 1)))
+    student = {"params": {}, "batch_stats": {}}
+    variables = join_variables("pre", teacher, student)
+    own = {collection: tree["bottleneck"] for collection, tree in variables.items()}
+    embedding = Bottleneck(backbone, "pre").apply(own, features)
+    assert np.abs(embedding - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_the_pretrained_bottleneck_needs_weights_of_the_fourth_stage(resnet18_npz: Path) -> None:
+    with pytest.raises(UserError, match=r"fourth stage, for bottleneck 'pre'.*missing: layer4\.0"):
+        load_teacher("resnet18", str(resnet18_npz), layer4=True)
+
+
+def test_oce_alone_leaves_the_fusion_out(config: Config) -> None:
+    full = first_state(config).params
+    config.bottleneck = "oce"
+    alone = first_state(config).params
+    fusion = {"conv1", "conv2", "conv3", "bn1", "bn2", "bn3"}
+    assert set(full["bottleneck"]) - set(alone["bottleneck"]) == fusion
+    assert num_parameters(full["student"]) == num_parameters(alone["student"])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "wide_resnet50_2"])
+def test_the_backbone_is_that_of_both_trained_networks(config: Config, backbone: str) -> None:
+    pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    from benchmarks import torch_reference as reference
+
+    config.backbone = backbone
+    params = first_state(config).params
+    for name, module in (("bottleneck", reference.Bottleneck), ("student", reference.Student)):
+        expected = sum(parameter.numel() for parameter in module(backbone).parameters())
+        assert num_parameters(params[name]) == expected
+
+
+def test_scales_are_all_subsets() -> None:
+    grid = ablations.grid("scales", "resnet18")
+    assert len({variant.scales for variant in grid}) == 7
+    assert {v.bottleneck for v in ablations.grid("bottleneck", "x")} == {"pre", "oce", "mff_oce"}
+    assert {v.backbone for v in ablations.grid("backbone", "x")} == set(BACKBONES)
+
+
+def test_a_grid_becomes_a_table_and_keeps_what_failed(tmp_path: Path) -> None:
+    write_category(tmp_path / "data", num_train=8, num_test=2, size=32)
+    fields = {
+        "data_dir": str(tmp_path / "data"), "teacher_weights": "random", "image_size": 32,
+        "batch_size": 8, "num_epochs": 1, "seeds": (0, 1), "dtype": "float32",
+    }  # fmt: skip
+    good = ablations.Variant("resnet18", "oce")
+    bad = ablations.Variant("resnet18", "mff_oce")
+    outcomes = {
+        good: ablations.train(good, tmp_path / "work", **fields),
+        bad: ablations.train(bad, tmp_path / "work", **fields | {"teacher_weights": "absent.npz"}),
+    }
+    text = ablations.write_table("bottleneck", outcomes, tmp_path / "work")
+    assert "mff_oce failed: teacher_weights absent.npz is not a file" in text
+    assert "seed 0, 1" in text
+    mean = outcomes[good]
+    assert isinstance(mean, dict)
+    row = f"| oce | {100 * mean['image_auroc']:.2f} ± {100 * mean['image_auroc_std']:.2f} |"
+    assert row in text
+    with (tmp_path / "work" / "bottleneck.csv").open() as file:
+        line, failed = csv.DictReader(file)
+    assert (failed["bottleneck"], failed["aupro"]) == ("mff_oce", "")
+    assert float(line["aupro_std"]) == mean["aupro_std"]
+    again = ablations.train(good, tmp_path / "work", **fields)
+    assert isinstance(again, dict)
+    assert again["image_auroc"] == mean["image_auroc"]

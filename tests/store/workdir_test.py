@@ -1,0 +1,37 @@
+"""What lies where in the folder of a run."""
+
+from pathlib import Path
+
+from rd_jax.store.rows import write_json
+from rd_jax.store.workdir import find_trainings, set_aside, training_of, trainings_at
+
+
+def test_trainings_are_found_by_category_and_seed_in_order(tmp_path: Path) -> None:
+    expected = [
+        *(training_of(tmp_path, "2"), training_of(tmp_path, "10")),
+        *(training_of(tmp_path, "a[b]", 2), training_of(tmp_path, "a[b]", 11)),
+        training_of(tmp_path, "weave"),
+    ]
+    for training in reversed(expected[:-1]):
+        training.checkpoints.mkdir(parents=True)
+    write_json(expected[-1].results, {"category": "weave"})  # checkpoints were removed
+    write_json(tmp_path / "a[b]" / "results.json", {"category": "a[b]"})  # over its seeds
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "a[b]" / "seed_x").mkdir()
+    assert find_trainings(tmp_path) == expected
+    assert [training.name for training in expected[2:4]] == ["a[b]-seed_2", "a[b]-seed_11"]
+    (found,) = trainings_at(tmp_path / "10")
+    assert found.folder == expected[1].folder
+    assert len(trainings_at(tmp_path / "a[b]")) == 2
+    assert find_trainings(tmp_path / "absent") == []
+
+
+def test_what_is_set_aside_is_no_training_any_more(tmp_path: Path) -> None:
+    training = training_of(tmp_path, "weave")
+    training.checkpoints.mkdir(parents=True)
+    assert set_aside(tmp_path, "cloth") is None
+    kept = set_aside(tmp_path, "weave")
+    assert kept is not None
+    assert kept.name == "weave"
+    assert kept.parent.name.startswith("replaced-")
+    assert find_trainings(tmp_path) == []

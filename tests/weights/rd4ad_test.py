@@ -1,0 +1,85 @@
+"""Checkpoints of the authors' code."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from rd_jax import load_teacher
+from rd_jax.config import Config
+from rd_jax.data.images import load_images
+from rd_jax.run.build import scorer_of
+from rd_jax.system.errors import UserError
+from rd_jax.weights.teacher import load_rd4ad
+from tests.reference_weights import draw_state_dict
+
+torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+
+
+def draw_tensors(module: torch.nn.Module) -> dict:
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in module.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    return {name: torch.from_numpy(v) for name, v in draw_state_dict(shapes).items()}
+
+
+def write_checkpoint(path: Path, backbone: str) -> dict:
+    """A .pth as the authors' code writes it, and what it holds."""
+    from benchmarks import torch_reference as reference
+
+    bottleneck, student = reference.Bottleneck(backbone), reference.Student(backbone)
+    bottleneck.load_state_dict(draw_tensors(bottleneck), strict=False)
+    student.load_state_dict(draw_tensors(student), strict=False)
+    unused = {"conv4.weight": torch.ones(3, 3, 1, 1), "bn4.weight": torch.ones(3)}
+    saved = {
+        "bn": bottleneck.state_dict() | unused | {"memory0.keys": torch.ones(2, 5)},
+        "decoder": student.state_dict(),
+    }
+    torch.save(saved, path)
+    return saved
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "wide_resnet50_2"])
+def test_maps_of_real_images_equal_pytorch(
+    config: Config, tmp_path: Path, bottle_dir: Path, backbone: str
+) -> None:
+    from benchmarks import torch_reference as reference
+
+    saved = write_checkpoint(tmp_path / "rd4ad.pth", backbone)
+    modules = (
+        reference.Teacher(backbone).eval(),
+        reference.Bottleneck(backbone).eval(),
+        reference.Student(backbone).eval(),
+    )
+    teacher, bottleneck, student = modules
+    teacher.load_state_dict(draw_tensors(teacher), strict=False)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    bottleneck.load_state_dict(saved["bn"], strict=False)
+    student.load_state_dict(saved["decoder"])
+    images = np.array(load_images(sorted(bottle_dir.glob("bottle/test/*/00[01].png")), 256))
+    assert len(images) == 8
+    with torch.no_grad():
+        features = teacher(reference.normalize(torch.from_numpy(images)))
+        upsampled = reference.upsampled_map(features, student(bottleneck(features)), 256)
+    expected = np.stack([gaussian_filter(image, sigma=4) for image in upsampled.numpy()])
+
+    config.backbone = backbone
+    variables = load_rd4ad(tmp_path / "rd4ad.pth", backbone)
+    teacher_variables = load_teacher(backbone, str(tmp_path / "teacher.pth"))
+    maps, _ = scorer_of(config)(teacher_variables, variables, images)
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose(maps, expected, atol=1e-4)
+
+
+def test_a_file_of_another_kind_or_backbone_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "resnet18.pth", "resnet18")
+    with pytest.raises(UserError, match="resnet34"):
+        load_rd4ad(tmp_path / "resnet18.pth", "resnet34")
+    torch.save({"bn": {}, "model": {}}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other\.pth has no state dict decoder"):
+        load_rd4ad(tmp_path / "other.pth", "resnet18")
+    with pytest.raises(UserError, match=r"absent\.pth"):
+        load_rd4ad(tmp_path / "absent.pth", "resnet18")
