@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Flag, auto
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -186,14 +187,11 @@ def located(argv: Sequence[str]) -> list[str]:
     Raises UserError if the package has none of that name.
     """
     arguments = list(argv)
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag not in ("--config", "-config"):
-            continue
-        where = i if equals else i + 1
-        name, colon, rest = (value if equals else "".join(arguments[where : i + 2])).partition(":")
-        if name.isidentifier():
-            arguments[where] = f"{flag}=" * bool(equals) + f"{_shipped(name)}{colon}{rest}"
+    for i, (before, argument) in enumerate(pairwise(["", *argv])):
+        flag = "--config=" if argument.startswith("--config=") else ""
+        name, colon, rest = argument.removeprefix(flag).partition(":")
+        if (flag or before == "--config") and name.isidentifier():
+            arguments[i] = f"{flag}{_shipped(name)}{colon}{rest}"
     return arguments
 
 

@@ -6,7 +6,8 @@ lie above it and how many lie level with it. Areas, precision and F1 follow in c
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from scipy import ndimage
 class Roc(NamedTuple):
     """A ROC curve at the scores of the anomalous samples [P]; -inf scores are padding."""
 
-    is_sample: jax.Array  # [P] bool, False for padding
+    weights: jax.Array  # [P] share of each sample in the true-positive rate; sum 1, padding 0
     true_positives: jax.Array  # [P] anomalous samples that score at least as high
     false_positives: jax.Array  # [P] normal samples that score at least as high
     false_positives_above: jax.Array  # [P] normal samples that score higher
@@ -34,7 +35,7 @@ def _sortable(scores: jax.Array) -> jax.Array:
 
 @jax.jit
 def roc(anomalous: jax.Array, normal: jax.Array) -> Roc:
-    """The curve of anomalous scores [P] against normal scores [N], float32."""
+    """The curve of anomalous scores [P] against normal scores [N], float32; all weigh alike."""
     is_sample = anomalous > -jnp.inf
     num_normal = jnp.sum(normal > -jnp.inf)
     anomalous, normal = _sortable(anomalous), jnp.sort(_sortable(normal))
@@ -43,51 +44,12 @@ def roc(anomalous: jax.Array, normal: jax.Array) -> Roc:
         return ascending.size - jnp.searchsorted(ascending, anomalous, side="left")
 
     return Roc(
-        is_sample,
+        is_sample / jnp.maximum(jnp.sum(is_sample), 1),
         num_at_least(jnp.sort(anomalous)),
         num_at_least(normal),
         normal.size - jnp.searchsorted(normal, anomalous, side="right"),
         num_normal,
     )
-
-
-@jax.jit
-def area_under_roc(curve: Roc, weights: jax.Array | None = None, max_fpr: float = 1.0) -> jax.Array:
-    """Area up to the false-positive rate `max_fpr`, divided by `max_fpr`; NaN for an empty class.
-
-    `weights` [P] sum to 1 (default: all alike) and say how much of the true-positive rate each
-    anomalous sample stands for. Its share is detected from the rate `above` on where no normal
-    sample ties with it, and linearly between `above` and `level` where some do.
-    """
-    if weights is None:
-        weights = curve.is_sample / jnp.sum(curve.is_sample)
-    above = curve.false_positives_above / curve.num_normal
-    level = curve.false_positives / curve.num_normal
-    tie = level - above
-    partial_tie = jnp.square(max_fpr - above) / (2 * jnp.where(tie > 0, tie, 1))
-    area = jnp.where(level <= max_fpr, max_fpr - above - tie / 2, partial_tie)
-    area = jnp.where(curve.is_sample & (above < max_fpr), area, 0)
-    return _nan_if_empty(curve, jnp.sum(weights * area) / max_fpr)
-
-
-@jax.jit
-def area_under_precision_recall(curve: Roc) -> jax.Array:
-    """Average precision: mean over anomalous samples of the precision at their score."""
-    precision = curve.true_positives / (curve.true_positives + curve.false_positives)
-    precision = jnp.where(curve.is_sample, precision, 0)
-    return _nan_if_empty(curve, jnp.sum(precision) / jnp.sum(curve.is_sample))
-
-
-@jax.jit
-def max_f1(curve: Roc) -> jax.Array:
-    """The largest F1 over all thresholds; it is always reached at an anomalous sample's score."""
-    num_anomalous = jnp.sum(curve.is_sample)
-    f1 = 2 * curve.true_positives / (curve.true_positives + curve.false_positives + num_anomalous)
-    return _nan_if_empty(curve, jnp.max(jnp.where(curve.is_sample, f1, 0), initial=0))
-
-
-def _nan_if_empty(curve: Roc, value: jax.Array) -> jax.Array:
-    return jnp.where(jnp.any(curve.is_sample) & (curve.num_normal > 0), value, jnp.nan)
 
 
 def labelled_roc(scores: ArrayLike, labels: ArrayLike) -> Roc:
@@ -97,6 +59,75 @@ def labelled_roc(scores: ArrayLike, labels: ArrayLike) -> Roc:
         raise ValueError(f"{scores.size} scores for {labels.size} labels")
     scores = jnp.where(jnp.all(jnp.isfinite(scores)), scores, -jnp.inf)
     return roc(jnp.where(labels, scores, -jnp.inf), jnp.where(labels, -jnp.inf, scores))
+
+
+def _padded(values: np.ndarray, padding: float = -np.inf) -> np.ndarray:
+    """Padded to one of a few sizes per octave, so that few programs are compiled."""
+    step = max(1024, 2 ** (values.size.bit_length() - 4))
+    return np.pad(values, (0, -values.size % step), constant_values=padding)
+
+
+def pixel_roc(maps: np.ndarray, masks: np.ndarray) -> Roc:
+    """The curve of the pixels of finite maps [N, H, W], those of masks [N, H, W] first."""
+    if maps.shape != masks.shape:
+        raise ValueError(f"maps {maps.shape} and masks {masks.shape} differ in shape")
+    if not np.isfinite(maps).all():
+        raise ValueError("the anomaly maps hold values that are not finite")
+    return roc(_padded(maps[masks]), _padded(maps[~masks]))
+
+
+def per_region(curve: Roc, masks: np.ndarray) -> Roc:
+    """A `pixel_roc` in which every 8-connected region of masks [N, H, W] weighs the same.
+
+    So does every pixel within a region: its true-positive rate is the per-region overlap.
+    """
+    eight_connected = np.ones((3, 3), bool)
+    weights, num_regions = [np.empty(0)], 0
+    for mask in masks:
+        labels, count = ndimage.label(mask, eight_connected)
+        weights.append(1 / np.bincount(labels.ravel())[labels[mask]])
+        num_regions += count
+    per_pixel = np.concatenate(weights) / max(num_regions, 1)
+    return curve._replace(weights=_padded(per_pixel.astype(np.float32), 0))
+
+
+@jax.jit
+def area_under_roc(curve: Roc, max_fpr: float = 1.0) -> jax.Array:
+    """Area up to the false-positive rate `max_fpr`, divided by `max_fpr`; NaN for an empty class.
+
+    The share of a sample is detected from the rate `above` on where no normal sample ties with
+    it, and linearly between `above` and `level` where some do.
+    """
+    above = curve.false_positives_above / curve.num_normal
+    level = curve.false_positives / curve.num_normal
+    tie = level - above
+    partial_tie = jnp.square(max_fpr - above) / (2 * jnp.where(tie > 0, tie, 1))
+    area = jnp.where(level <= max_fpr, max_fpr - above - tie / 2, partial_tie)
+    return _mean(curve, jnp.where(above < max_fpr, area, 0)) / max_fpr
+
+
+@jax.jit
+def area_under_precision_recall(curve: Roc) -> jax.Array:
+    """Average precision: mean over anomalous samples of the precision at their score."""
+    return _mean(curve, curve.true_positives / (curve.true_positives + curve.false_positives))
+
+
+@jax.jit
+def max_f1(curve: Roc) -> jax.Array:
+    """The largest F1 over all thresholds; it is always reached at an anomalous sample's score."""
+    num_anomalous = jnp.sum(curve.weights > 0)
+    f1 = 2 * curve.true_positives / (curve.true_positives + curve.false_positives + num_anomalous)
+    return _nan_if_empty(curve, jnp.max(jnp.where(curve.weights > 0, f1, 0), initial=0))
+
+
+def _mean(curve: Roc, values: jax.Array) -> jax.Array:
+    """The weighted mean over the anomalous samples."""
+    mean = jnp.sum(jnp.where(curve.weights > 0, curve.weights * values, 0))
+    return _nan_if_empty(curve, mean)
+
+
+def _nan_if_empty(curve: Roc, value: jax.Array) -> jax.Array:
+    return jnp.where(jnp.any(curve.weights > 0) & (curve.num_normal > 0), value, jnp.nan)
 
 
 @jax.jit
@@ -121,42 +152,6 @@ def f1_max(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
     return max_f1(labelled_roc(scores, labels))
 
 
-def region_weights(masks: np.ndarray) -> np.ndarray:
-    """One weight per anomalous pixel of masks [N, H, W] in C order, float32, sum 1.
-
-    Every 8-connected region weighs the same, and so does every pixel within a region.
-    """
-    eight_connected = np.ones((3, 3), bool)
-    weights = [np.empty(0)]
-    num_regions = 0
-    for mask in masks:
-        labels, count = ndimage.label(mask, eight_connected)
-        weights.append(1 / np.bincount(labels.ravel())[labels[mask]])
-        num_regions += count
-    return (np.concatenate(weights) / max(num_regions, 1)).astype(np.float32)
-
-
-def _padded(scores: np.ndarray) -> np.ndarray:
-    """Padded with -inf to one of a few sizes per octave, so that few programs are compiled."""
-    step = max(1024, 2 ** (scores.size.bit_length() - 4))
-    return np.pad(scores, (0, -scores.size % step), constant_values=-np.inf)
-
-
-def pixel_roc(maps: np.ndarray, masks: np.ndarray) -> Roc:
-    """The curve of the pixels of finite maps [N, H, W], those of masks [N, H, W] first."""
-    if maps.shape != masks.shape:
-        raise ValueError(f"maps {maps.shape} and masks {masks.shape} differ in shape")
-    if not np.isfinite(maps).all():
-        raise ValueError("the anomaly maps hold values that are not finite")
-    return roc(_padded(maps[masks]), _padded(maps[~masks]))
-
-
-def _region_area(curve: Roc, masks: np.ndarray, max_fpr: float) -> jax.Array:
-    weights = region_weights(masks)
-    weights = np.pad(weights, (0, curve.is_sample.size - weights.size))
-    return area_under_roc(curve, weights, max_fpr)
-
-
 def aupro(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> jax.Array:
     """Area under the per-region-overlap curve of maps [N, H, W] with masks [N, H, W].
 
@@ -167,29 +162,27 @@ def aupro(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> jax.Array:
     not finite. The regions are found on the host, so this does not trace under jit.
     """
     maps, masks = np.asarray(maps, np.float32), np.asarray(masks, bool)
-    return _region_area(pixel_roc(maps, masks), masks, max_fpr)
+    return area_under_roc(per_region(pixel_roc(maps, masks), masks), max_fpr)
 
 
 class Metric(NamedTuple):
-    """What a metric is called where people read it, what it is of, and how it is computed."""
+    """What a metric is called where people read it, and what it is of which curve."""
 
     label: str
-    over: Literal["scores", "sums", "maxima", "pixels"]  # one for each image, or of the maps
-    of: Callable[[Roc, Any], jax.Array]  # of the curve over these, and the masks
+    over: Literal["scores", "sums", "maxima", "pixels", "regions"]  # the first three: of images
+    of: Callable[[Roc], jax.Array]
 
 
 METRICS = {
-    "image_auroc": Metric("image AUROC", "scores", lambda curve, _: area_under_roc(curve)),
-    "pixel_auroc": Metric("pixel AUROC", "pixels", lambda curve, _: area_under_roc(curve)),
-    "aupro": Metric("AUPRO", "pixels", lambda curve, masks: _region_area(curve, masks, 0.3)),
-    "image_ap": Metric("image AP", "scores", lambda curve, _: area_under_precision_recall(curve)),
-    "image_f1max": Metric("image F1 max", "scores", lambda curve, _: max_f1(curve)),
-    "pixel_ap": Metric("pixel AP", "pixels", lambda curve, _: area_under_precision_recall(curve)),
-    "pixel_f1max": Metric("pixel F1 max", "pixels", lambda curve, _: max_f1(curve)),
-    "image_auroc_sum": Metric("image AUROC (sum)", "sums", lambda curve, _: area_under_roc(curve)),
-    "image_auroc_max": Metric(
-        "image AUROC (maximum)", "maxima", lambda curve, _: area_under_roc(curve)
-    ),
+    "image_auroc": Metric("image AUROC", "scores", area_under_roc),
+    "pixel_auroc": Metric("pixel AUROC", "pixels", area_under_roc),
+    "aupro": Metric("AUPRO", "regions", partial(area_under_roc, max_fpr=0.3)),
+    "image_ap": Metric("image AP", "scores", area_under_precision_recall),
+    "image_f1max": Metric("image F1 max", "scores", max_f1),
+    "pixel_ap": Metric("pixel AP", "pixels", area_under_precision_recall),
+    "pixel_f1max": Metric("pixel F1 max", "pixels", max_f1),
+    "image_auroc_sum": Metric("image AUROC (sum)", "sums", area_under_roc),
+    "image_auroc_max": Metric("image AUROC (maximum)", "maxima", area_under_roc),
 }
 
 
@@ -207,30 +200,25 @@ def metrics_of(
         curves = {over: labelled_roc(values, labels) for over, values in per_image.items()}
         if masks is not None:
             curves["pixels"] = pixel_roc(maps, masks)
+            curves["regions"] = per_region(curves["pixels"], masks)
     values = {
-        name: float(metric.of(curves[metric.over], masks)) if metric.over in curves else math.nan
+        name: float(metric.of(curves[metric.over])) if metric.over in curves else math.nan
         for name, metric in METRICS.items()
     }
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-def curve_points(curve: Roc, weights: np.ndarray | None = None) -> np.ndarray:
+def curve_points(curve: Roc) -> np.ndarray:
     """All vertices [K, 2] of a curve: false-positive rate, true-positive rate; none if undefined.
 
-    `weights` [P], one for each anomalous sample, sum to 1 (default: all alike). The trapezoids
-    under the points are `metrics.area_under_roc`.
+    The trapezoids under the points are `area_under_roc`.
     """
-    is_sample, num_normal = np.asarray(curve.is_sample), int(curve.num_normal)
+    is_sample, num_normal = np.asarray(curve.weights) > 0, int(curve.num_normal)
     if not is_sample.any() or not num_normal:
         return np.empty((0, 2), np.float32)
-    order, above, level = (
-        np.asarray(values)[is_sample]
-        for values in (curve.true_positives, curve.false_positives_above, curve.false_positives)
-    )
+    weights, order, level, above = (np.asarray(values)[is_sample] for values in curve[:4])
     # Samples of one score are one step of the curve: aslant where normal samples tie with them.
     _, first, step = np.unique(order, return_index=True, return_inverse=True)
-    if weights is None:
-        weights = np.full(order.size, 1 / order.size)
     rates = np.cumsum(np.bincount(step, weights))
     before_and_after = (np.concatenate([[0], rates[:-1]]), rates)
     x = np.stack([above[first], level[first]], 1).ravel() / num_normal

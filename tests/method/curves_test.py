@@ -7,8 +7,8 @@ from rd_jax.method.metrics import (
     auroc,
     curve_points,
     labelled_roc,
+    per_region,
     pixel_roc,
-    region_weights,
     thinned,
     up_to,
 )
@@ -53,7 +53,7 @@ def test_the_curve_is_that_of_scikit_learn(levels: int | None) -> None:
 @pytest.mark.parametrize("max_fpr", [0.05, 0.3, 1.0])
 def test_the_area_under_the_pro_curve_is_the_aupro(levels: int | None, max_fpr: float) -> None:
     maps, masks = draw_maps(levels)
-    x, y = up_to(curve_points(pixel_roc(maps, masks), region_weights(masks)), max_fpr).T
+    x, y = up_to(curve_points(per_region(pixel_roc(maps, masks), masks)), max_fpr).T
     assert x[-1] == pytest.approx(max_fpr)
     area = np.trapezoid(y, x) / max_fpr
     assert area == pytest.approx(float(aupro(maps, masks, max_fpr)), abs=1e-5)

@@ -171,13 +171,20 @@ def test_the_library_imports_where_there_is_only_what_its_functions_need() -> No
 
 
 def test_a_checkpoint_scores_images_from_python(trained: Path, data_dir: Path) -> None:
-    config, student_variables = rd_jax.restore(trained, "weave")
-    scorer = rd_jax.scorer_of(config)
-    teacher = rd_jax.load_teacher(config.backbone, config.teacher_weights)
-    image = decode_image(data_dir / "weave" / "test" / "good" / "000.png", config.image_size)
-    maps, scores = scorer(teacher, student_variables, image[None])
+    model, student_variables, known = rd_jax.restore(trained, "weave")
+    config = known["config"]
+    assert (known["step"], known["last_step"], config["blur_sigma"]) == (3, 3, 4.0)
+    teacher = rd_jax.load_teacher(model.backbone, config["teacher_weights"])
+    path = data_dir / "weave" / "test" / "good" / "000.png"
+    image = decode_image(path, config["image_size"])
+    maps, scores = rd_jax.make_scorer(model)(teacher, student_variables, image[None])
     assert maps.shape == (1, 32, 32)
     assert float(scores[0]) == float(maps.max())
+    predictor = rd_jax.load_predictor(trained / "weave")
+    (result,) = rd_jax.score_files(predictor, [path])
+    assert result.score == pytest.approx(float(scores[0]), abs=1e-5)
+    assert result.is_anomalous is None  # no hold-out
+    assert rd_jax.score_arrays(predictor, image[None])[1] == pytest.approx(result.score, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
