@@ -59,26 +59,22 @@ def export(training: Path, output: Path, teacher_weights: str | None = None) -> 
         logger.warning("UNFINISHED training: exported is step %d of %d", step, last_step)
     warn_of_other_dtype(trained, "float32")
     config, threshold = trained.config, trained.calibration and trained.calibration.image_threshold
+    size = config.image_size
     content = FORMATS[output.suffix](
         trained.model,
         trained.teacher.variables,
         trained.checkpoint.student_variables,
-        size=config.image_size,
+        size=size,
         sigma=config.blur_sigma,
         reduction=config.image_score,
         threshold=threshold,
     )
     write_whole(output, content)
-    size = config.image_size
-    verdict = (
-        f"anomalous [B] (score > {threshold:.6g})"
-        if threshold is not None
-        else "no verdict, as there is no threshold (train with --config.holdout=0.1)"
-    )
-    return (
-        f"{output}: images uint8 [B, {size}, {size}, 3] -> map [B, {size}, {size}], score [B], "
-        f"{verdict}"
-    )
+    verdict = "no verdict, as there is no threshold (train with --config.holdout=0.1)"
+    if threshold is not None:
+        verdict = f"anomalous [B] (score > {threshold:.6g})"
+    images, maps = f"uint8 [B, {size}, {size}, 3]", f"[B, {size}, {size}]"
+    return f"{output}: images {images} -> map {maps}, score [B], {verdict}"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
