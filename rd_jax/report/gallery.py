@@ -65,19 +65,23 @@ def write_evaluation(
     `maps` [M, size, size] and `scores` [M] are finite float32 values of the split's test images.
     Without a calibration, heatmaps reach from the median to the maximum of these maps.
     """
-    labels, masks, count = split.labels, split.masks, len(scores)
+    labels, masks = split.labels, split.masks
     image_roc = pixels = pro = np.empty((0, 2), np.float32)
-    if count:
-        image_roc = curve_points(labelled_roc(scores, labels))
-    if count and masks is not None:
-        curve = pixel_roc(maps, masks)
-        pixels, pro = curve_points(curve), curve_points(curve, region_weights(masks))
+    low, high = 0.0, 1.0
     if calibration:
         low, high = calibration.map_low, calibration.map_high
-    else:
-        low, high = (float(np.median(maps)), float(maps.max())) if count else (0.0, 1.0)
+    elif len(scores):
+        low, high = float(np.median(maps)), float(maps.max())
+    if len(scores):
+        image_roc = curve_points(labelled_roc(scores, labels))
+    if len(scores) and masks is not None:
+        curve = pixel_roc(maps, masks)
+        pixels, pro = curve_points(curve), curve_points(curve, region_weights(masks))
     shown = informative(wrongness(scores, labels, calibration), scores, _MAX_SHOWN)
     size = min(split.test.shape[1], _MAX_SIZE)
+    images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
+    strengths = [255 * strength(resized_map(maps[i], size, size), low, high) for i in shown]
+    shown_masks = [] if masks is None else [resized_map(255 * masks[i], size, size) for i in shown]
     evaluation = Evaluation(
         np.array(split.test_names, str),
         labels,
@@ -88,21 +92,13 @@ def write_evaluation(
         np.array([low, high]),
         np.array(json.dumps(calibration and calibration._asdict())),
         shown,
-        _stacked([resized(Image.fromarray(split.test[i]), size) for i in shown]),
-        _stacked(
-            [np.round(255 * strength(resized_map(maps[i], size, size), low, high)) for i in shown]
-        ),
-        _stacked(
-            [] if masks is None else [resized_map(255.0 * masks[i], size, size) for i in shown]
-        ),
+        np.array(images, np.uint8),
+        np.array(np.round(strengths), np.uint8),
+        np.array(shown_masks, np.uint8),
     )
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **evaluation._asdict())
     write_whole(path, file.getvalue())
-
-
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.array(arrays, np.uint8)
 
 
 def calibration_of(evaluation: Evaluation) -> Calibration | None:
@@ -128,8 +124,8 @@ def _best_f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     if not labels.any():
         return 0.0
     curve = labelled_roc(scores, labels)
-    called = np.asarray(curve.true_positives + curve.false_positives)
-    f1 = 2 * np.asarray(curve.true_positives) / (called + labels.sum())
+    hits, false_alarms = np.asarray(curve.true_positives), np.asarray(curve.false_positives)
+    f1 = 2 * hits / (hits + false_alarms + labels.sum())
     return float(scores[np.argmax(np.where(labels, f1, 0))])
 
 
@@ -141,9 +137,7 @@ def informative(wrongness: np.ndarray, scores: np.ndarray, limit: int) -> np.nda
     worst_first = np.argsort(-wrongness, kind="stable")
     if len(scores) <= limit:
         return worst_first
-    num_worst = limit // 2
-    rest = worst_first[num_worst:]
-    rest = rest[np.argsort(scores[rest], kind="stable")]
-    spaced = rest[np.linspace(0, len(rest) - 1, limit - num_worst).round().astype(int)]
-    chosen = np.concatenate([worst_first[:num_worst], spaced])
-    return worst_first[np.isin(worst_first, chosen)]
+    worst, rest = np.split(worst_first, [limit // 2])
+    by_score = rest[np.argsort(scores[rest], kind="stable")]
+    spaced = by_score[np.linspace(0, len(rest) - 1, limit - len(worst)).round().astype(int)]
+    return np.concatenate([worst, rest[np.isin(rest, spaced)]])
