@@ -146,8 +146,8 @@ def _teacher(graph: Graph, normalize: bool) -> dict[int, str]:
     x = graph.conv_relu(x, "teacher/conv1", "down")
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     features = {}
-    resizes: dict[int, Resize] = {1: "same", 2: "down", 3: "down"}
-    for scale, resize in resizes.items():
+    for scale in (1, 2, 3):
+        resize: Resize = "same" if scale == 1 else "down"
         features[scale] = x = _stage(graph, x, f"teacher/layer{scale}", resize)
     return features
 

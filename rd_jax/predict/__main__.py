@@ -16,7 +16,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rd_jax.predict.inputs import Input, find_inputs
+from rd_jax.predict.inputs import find_inputs
 from rd_jax.predict.outputs import FOLDERS, Outputs, tables, write_images, write_scale
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
 from rd_jax.store.rows import Row
@@ -60,15 +60,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def predict(
-    predictor: Predictor, inputs: Sequence[Input], outputs: Outputs, batch_size: int
+    predictor: Predictor, inputs: Mapping[Path, str], outputs: Outputs, batch_size: int
 ) -> Iterator[Row]:
     """Scores images and writes what came out; yields each row when it is on disk, in order.
 
-    All rows of a batch are on disk before the next one is scored. Raises UserError if a score is
-    not finite or something cannot be written.
+    `inputs` are paths and what their outputs are named after. All rows of a batch are on disk
+    before the next one is scored. Raises UserError if a score is not finite or something cannot
+    be written.
     """
-    scored = score_files(predictor, (image.path for image in inputs), batch_size)
-    results = zip(scored, (image.name for image in inputs), strict=True)
+    results = zip(score_files(predictor, inputs, batch_size), inputs.values(), strict=True)
     with tables(outputs.folder) as append, ThreadPoolExecutor(os.cpu_count()) as pool:
         write_scale(outputs)
         while batch := list(islice(results, batch_size)):

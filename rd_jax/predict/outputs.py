@@ -16,7 +16,7 @@ from rd_jax.data.images import read_image
 from rd_jax.method.calibration import Calibration
 from rd_jax.predict.predictor import Prediction, Unreadable, attempt
 from rd_jax.report.heatmap import overlay, resized_map
-from rd_jax.store.rows import Row
+from rd_jax.store.rows import Row, write_json
 from rd_jax.system.files import write_whole, writing
 
 FOLDERS = ("heatmaps", "maps", "masks")
@@ -61,7 +61,7 @@ def write_scale(outputs: Outputs) -> None:
     """Says beside maps of 16 bits how to get their values back."""
     if outputs.maps == "png16":
         scale = {"value": "pixel * scale", "scale": outputs.map_limit / 65535}
-        write_whole(outputs.folder / "maps" / "scale.json", json.dumps(scale).encode() + b"\n")
+        write_json(outputs.folder / "maps" / "scale.json", scale)
 
 
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:

@@ -130,8 +130,8 @@ def _in_parallel(function: Callable[[A], B], items: Iterable[A], ahead: int) -> 
     """`function` of each item, in order, in threads, at most `ahead` items early."""
     pool = ThreadPoolExecutor(os.cpu_count())
     submitted = (pool.submit(function, item) for item in items)
-    pending = deque(islice(submitted, ahead))
     try:
+        pending = deque(islice(submitted, ahead))
         while pending:
             pending.extend(islice(submitted, 1))
             yield pending.popleft().result()

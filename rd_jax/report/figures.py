@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rd_jax.report.gallery import MAX_FPR, Evaluation, calibration_of
+from rd_jax.report.gallery import MAX_FPR, Evaluation
 from rd_jax.report.tables import per_cent
 from rd_jax.store.rows import Row
 from rd_jax.system.files import write_whole
@@ -101,7 +101,7 @@ def _scores(evaluation: Evaluation) -> _Drawn:
             shares, label = 100 * counts / chosen.sum(), f"{name} ({chosen.sum()})"
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35)
             axes.stairs(shares, edges, color=colour, linewidth=1.2, label=label)
-    calibration = calibration_of(evaluation)
+    calibration = evaluation.calibration
     if calibration and calibration.image_threshold is not None:
         label = f"threshold at {calibration.image_threshold:.4g}"
         axes.axvline(calibration.image_threshold, color=INK, linestyle="--", label=label)

@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
     pixel_roc: np.ndarray
     pro: np.ndarray  # to a false-positive rate of MAX_FPR
     map_range: np.ndarray  # [2] values of the map shown as calm and at full strength
-    calibration: np.ndarray  # [] str: JSON of a Calibration, or null
+    calibration: Calibration | None  # JSON in the file
     shown: np.ndarray  # [G] which of the M images
     images: np.ndarray  # [G, size, size, 3] uint8
     strengths: np.ndarray  # [G, size, size] uint8: the map, from calm to full strength
@@ -50,7 +50,8 @@ def read_evaluation(path: Path) -> Evaluation | None:
     if not path.exists():
         return None
     with np.load(path) as file:
-        return Evaluation(**file)
+        values = json.loads(str(file["calibration"]))
+        return Evaluation(**{**file, "calibration": values and Calibration(**values)})
 
 
 def write_evaluation(
@@ -66,15 +67,13 @@ def write_evaluation(
     Without a calibration, heatmaps reach from the median to the maximum of these maps.
     """
     labels, masks = split.labels, split.masks
-    image_roc = pixels = pro = np.empty((0, 2), np.float32)
+    pixels = pro = np.empty((0, 2), np.float32)
     low, high = 0.0, 1.0
     if calibration:
         low, high = calibration.map_low, calibration.map_high
     elif len(scores):
         low, high = float(np.median(maps)), float(maps.max())
-    if len(scores):
-        image_roc = curve_points(labelled_roc(scores, labels))
-    if len(scores) and masks is not None:
+    if masks is not None:
         curve = pixel_roc(maps, masks)
         pixels, pro = curve_points(curve), curve_points(curve, region_weights(masks))
     shown = informative(wrongness(scores, labels, calibration), scores, _MAX_SHOWN)
@@ -86,25 +85,22 @@ def write_evaluation(
         np.array(split.test_names, str),
         labels,
         scores,
-        thinned(image_roc, _MAX_POINTS),
+        thinned(curve_points(labelled_roc(scores, labels)), _MAX_POINTS),
         thinned(pixels, _MAX_POINTS),
         thinned(up_to(pro, MAX_FPR), _MAX_POINTS),
         np.array([low, high]),
-        np.array(json.dumps(calibration and calibration._asdict())),
+        calibration,
         shown,
         np.array(images, np.uint8),
         np.array(np.round(strengths), np.uint8),
         np.array(shown_masks, np.uint8),
     )
     file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **evaluation._asdict())
+    text = json.dumps(calibration and calibration._asdict())
+    np.savez_compressed(
+        file, allow_pickle=False, **evaluation._asdict() | {"calibration": np.array(text)}
+    )
     write_whole(path, file.getvalue())
-
-
-def calibration_of(evaluation: Evaluation) -> Calibration | None:
-    """The calibration that was written."""
-    values = json.loads(str(evaluation.calibration))
-    return values and Calibration(**values)
 
 
 def wrongness(

@@ -1,6 +1,8 @@
 """The report of a run as one page that needs nothing else: WORKDIR/report.html."""
 
+import base64
 import importlib.metadata
+import io
 import itertools
 import json
 import platform
@@ -8,11 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from rd_jax.method.metrics import METRICS
-from rd_jax.report import cards, figures, gallery
+from rd_jax.report import figures
+from rd_jax.report.gallery import Evaluation, informative, read_evaluation, wrongness
+from rd_jax.report.heatmap import overlay
 from rd_jax.report.tables import per_cent, protocol
 from rd_jax.store import checkpoint
 from rd_jax.store.results import (
@@ -82,12 +88,9 @@ def _table(found: dict[str, list[Result]]) -> Iterator[tuple[str, int | None, Ro
 def _section(result: Result, run: Workdir, max_images: int) -> dict[str, Any]:
     """Figures and gallery of one training."""
     training, row = result
-    evaluation = gallery.read_evaluation(training.evaluation)
+    evaluation = read_evaluation(training.evaluation)
     drawn = figures.draw(evaluation, row, read_rows(training.metrics))
     figures.write_figures(drawn, run.figure(training))
-    shown = None
-    if evaluation is not None and len(evaluation.scores):
-        shown = cards.gallery(evaluation, max(max_images, 1))
     return {
         "name": training.name,
         "speed": [text.format_map(row) for name, text in _SPEED.items() if row[name] is not None],
@@ -95,9 +98,46 @@ def _section(result: Result, run: Workdir, max_images: int) -> dict[str, Any]:
             (says, Markup(figures.inline_svg(figure, f"{training.name}-{name}")))
             for name, (figure, says) in drawn.items()
         ],
-        "is_evaluated": evaluation is not None,
-        "gallery": shown,
+        "evaluation": evaluation,
+        "gallery": evaluation and _gallery(evaluation, max(max_images, 1)),
     }
+
+
+def _gallery(evaluation: Evaluation, limit: int) -> dict[str, Any]:
+    """What the template shows of at most `limit` of the M test images, worst errors first."""
+    calibration, stored = evaluation.calibration, evaluation.shown
+    scores, labels, masks = evaluation.scores, evaluation.labels, evaluation.masks
+    threshold = calibration.image_threshold if calibration else None
+    called = labels if threshold is None else scores > threshold  # no decision, no error
+    missed, false_alarms = labels & ~called, called & ~labels
+    errors = wrongness(scores, labels, calibration)[stored]
+
+    def card(k: int) -> dict[str, Any]:
+        """One image of those stored, with its map and its mask."""
+        i, image = stored[k], evaluation.images[k]
+        return {
+            "name": str(evaluation.names[i]),
+            "score": str(scores[i]),
+            "label": "anomalous" if labels[i] else "normal",
+            "error": "missed" if missed[i] else "false alarm" if false_alarms[i] else "",
+            "image": _uri(image, "JPEG"),
+            "heat": _uri(overlay(image, evaluation.strengths[k], 0, 255), "JPEG"),
+            "mask": _uri(masks[k], "PNG") if len(masks) else "",
+        }
+
+    grey, ramp = np.full((8, 128, 3), 128, np.uint8), np.tile(np.linspace(0, 1, 128), (8, 1))
+    return {
+        "num_missed": missed.sum(),
+        "num_false_alarms": false_alarms.sum(),
+        "scale": _uri(overlay(grey, ramp, 0, 1), "PNG"),  # what the colours mean
+        "cards": [card(k) for k in informative(errors, scores[stored], limit)],
+    }
+
+
+def _uri(pixels: np.ndarray, kind: str) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, quality=85)  # which a PNG has not
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _settings(trained: Sequence[Result]) -> dict[str, str]:
