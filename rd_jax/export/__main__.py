@@ -9,7 +9,6 @@ with, anomalous [B] (bool). FILE.stablehlo is read by jax.export.deserialize, on
 FILE.onnx by ONNX Runtime.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -31,7 +30,12 @@ def main(argv: Sequence[str]) -> int:
     """Parses the flags, exports, says what the file takes and gives; returns the exit code."""
     log_to_stderr()
     try:
-        flags = _parse(argv)
+        parser = Parser("python -m rd_jax.export", __doc__)
+        add = parser.add_argument
+        add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
+        add("--output", required=True, type=path, help="the file to write")
+        add("--teacher_weights", help="where they are, if not where they were in training")
+        flags = parser.parse_args(argv)
         print(export(flags.workdir, flags.output, flags.teacher_weights))
     except EXPECTED as error:
         print(f"error: {explained(error)}", file=sys.stderr)
@@ -59,35 +63,22 @@ def export(training: Path, output: Path, teacher_weights: str | None = None) -> 
         logger.warning("UNFINISHED training: exported is step %d of %d", step, last_step)
     warn_of_other_dtype(trained, "float32")
     config, threshold = trained.config, trained.calibration and trained.calibration.image_threshold
+    size = config.image_size
     content = FORMATS[output.suffix](
         trained.model,
         trained.teacher.variables,
         trained.checkpoint.student_variables,
-        size=config.image_size,
+        size=size,
         sigma=config.blur_sigma,
         reduction=config.image_score,
         threshold=threshold,
     )
     write_whole(output, content)
-    size = config.image_size
-    verdict = (
-        f"anomalous [B] (score > {threshold:.6g})"
-        if threshold is not None
-        else "no verdict, as there is no threshold (train with --config.holdout=0.1)"
-    )
-    return (
-        f"{output}: images uint8 [B, {size}, {size}, 3] -> map [B, {size}, {size}], score [B], "
-        f"{verdict}"
-    )
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("python -m rd_jax.export", __doc__)
-    add = parser.add_argument
-    add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
-    add("--output", required=True, type=path, help="the file to write")
-    add("--teacher_weights", help="where they are, if not where they were in training")
-    return parser.parse_args(argv)
+    verdict = "no verdict, as there is no threshold (train with --config.holdout=0.1)"
+    if threshold is not None:
+        verdict = f"anomalous [B] (score > {threshold:.6g})"
+    images, maps = f"uint8 [B, {size}, {size}, 3]", f"[B, {size}, {size}]"
+    return f"{output}: images {images} -> map {maps}, score [B], {verdict}"
 
 
 if __name__ == "__main__":

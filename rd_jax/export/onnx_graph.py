@@ -5,6 +5,8 @@ has it. jax2onnx 0.17, the converter there is, fails at max pooling with explici
 """
 
 from collections.abc import Mapping
+from functools import partial
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,14 @@ from rd_jax.method.models import Model
 from rd_jax.method.models.blocks import Resize
 from rd_jax.method.models.bottleneck import Kind, join_variables
 from rd_jax.method.models.folding import fold_batch_norm
-from rd_jax.method.models.teacher import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from rd_jax.method.models.teacher import IMAGENET_MEAN, IMAGENET_STD
 from rd_jax.method.score import blur_matrix, upsampling_matrix
 from rd_jax.system.errors import UserError
 
 OPSET, IR_VERSION = 18, 8  # of 2022: runtimes need not be new
 FLOAT = 1  # onnx.TensorProto.FLOAT; the package is optional
+
+_float32 = partial(np.asarray, dtype=np.float32)
 
 
 class Graph:
@@ -35,20 +39,16 @@ class Graph:
     ) -> str:
         """Adds a node; arrays become constants. Returns the name of its output."""
         name = name or f"{operator}_{len(self.nodes)}"
-        names = []
-        for i, value in enumerate(inputs):
-            if isinstance(value, str):
-                names.append(value)
-            else:
-                names.append(f"{name}/{i}")
-                self.constants[names[-1]] = value
-        self.nodes.append(
-            dict(op_type=operator, inputs=names, outputs=[name], name=name, **attributes)
-        )
+        arrays = {f"{name}/{i}": x for i, x in enumerate(inputs) if not isinstance(x, str)}
+        names = [x if isinstance(x, str) else f"{name}/{i}" for i, x in enumerate(inputs)]
+        self.constants |= arrays
+        node = dict(op_type=operator, inputs=names, outputs=[name], name=name)
+        self.nodes.append(node | attributes)
         return name
 
-    def conv(self, x: str, name: str, norm: str, resize: Resize = "same") -> str:
+    def conv(self, x: str, name: str, resize: Resize = "same") -> str:
         """A convolution, for "up" a transposed one, and the BatchNorm that is folded into it."""
+        norm = f"{name[:-1]}1" if name.endswith("sample_0") else name.replace("conv", "bn")
         kernel, bias = self.variables[f"{name}/kernel"], self.variables[f"{norm}/bias"]
         if resize == "up":
             kernel = kernel.transpose(0, 3, 1, 2)  # (in, out, h, w)
@@ -56,6 +56,10 @@ class Graph:
         kernel = kernel.transpose(3, 2, 0, 1)  # (out, in, h, w)
         strides, padding = [2, 2] if resize == "down" else [1, 1], kernel.shape[2] // 2
         return self.add("Conv", x, kernel, bias, name=name, strides=strides, pads=4 * [padding])
+
+    def conv_relu(self, x: str, name: str, resize: Resize = "same") -> str:
+        """As `conv`, and what is negative becomes 0."""
+        return self.add("Relu", self.conv(x, name, resize))
 
 
 def to_onnx(
@@ -79,32 +83,24 @@ def to_onnx(
     except ImportError as error:
         raise UserError("ONNX files need the package onnx: pip install onnx") from error
 
-    shapes: dict[str, tuple[int, list[int]]] = {
-        "map": (FLOAT, [size, size]),
-        "score": (FLOAT, []),
-    }
-    teacher, student = map(fold_batch_norm, (teacher_variables, student_variables))
-    joined = join_variables(model.bottleneck, teacher, student)
-    graph = Graph(_by_name("teacher/", teacher) | _by_name("", joined))
-    _score(graph, model, size, sigma, reduction)
-    if threshold is not None:
-        graph.add("Greater", "score", _float32(threshold), name="anomalous")
-        shapes["anomalous"] = (TensorProto.BOOL, [])
-
-    def declared(name: str, dtype: int, shape: list[int]) -> Any:
+    def declared(name: str, dtype: int, *shape: int) -> Any:
         return helper.make_tensor_value_info(name, dtype, ["batch", *shape])
 
+    teacher, student = map(fold_batch_norm, (teacher_variables, student_variables))
+    joined = join_variables(model.bottleneck, teacher, student)
+    # "student/layer1_0/conv1/kernel" and so on
+    leaves = flatten_dict({"teacher": teacher["params"], **joined["params"]}, sep="/")
+    graph = Graph({name: _float32(value) for name, value in leaves.items()})
+    _score(graph, model, size, sigma, reduction)
+    outputs = [declared("map", FLOAT, size, size), declared("score", FLOAT)]
+    if threshold is not None:
+        graph.add("Greater", "score", _float32(threshold), name="anomalous")
+        outputs.append(declared("anomalous", TensorProto.BOOL))
+    nodes = [helper.make_node(**node) for node in graph.nodes]
+    constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items()]
+    images = declared("images", TensorProto.UINT8, size, size, 3)
     file = helper.make_model(
-        helper.make_graph(
-            [helper.make_node(**node) for node in graph.nodes],
-            "rd_jax",
-            [declared("images", TensorProto.UINT8, [size, size, 3])],
-            [declared(name, *shape) for name, shape in shapes.items()],
-            [
-                numpy_helper.from_array(np.ascontiguousarray(v), k)
-                for k, v in graph.constants.items()
-            ],
-        ),
+        helper.make_graph(nodes, "rd_jax", [images], outputs, constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="rd_jax",
@@ -112,18 +108,13 @@ def to_onnx(
     return file.SerializeToString()
 
 
-def _by_name(prefix: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters: "student/layer1_0/conv1/kernel" and so on."""
-    leaves = flatten_dict(variables["params"], sep="/")
-    return {f"{prefix}{name}": _float32(value) for name, value in leaves.items()}
-
-
 def _score(graph: Graph, model: Model, size: int, sigma: float, reduction: str) -> None:
     """From "images" to "map" and "score" (paper, section 3.4), as `make_scorer` does."""
-    backbone = model.backbone
-    teacher = _teacher(graph, _scaled(graph, model.normalize), backbone)
-    embedding = _bottleneck(graph, teacher, backbone, model.bottleneck)
-    student = _student(graph, embedding, backbone, min(model.scales))
+    teacher = _teacher(graph, model.normalize)
+    x = _bottleneck(graph, teacher, model.bottleneck)
+    student = {}
+    for scale in range(3, min(model.scales) - 1, -1):  # no further than is needed
+        student[scale] = x = _stage(graph, x, f"student/layer{4 - scale}", "up")
     maps = []
     for scale in model.scales:
         distance = _cosine_distance(graph, teacher[scale], student[scale])
@@ -133,14 +124,6 @@ def _score(graph: Graph, model: Model, size: int, sigma: float, reduction: str) 
     graph.add("Sum", *maps, name="map")
     operator = {"max": "ReduceMax", "sum": "ReduceSum"}[reduction]
     graph.add(operator, "map", np.array([1, 2]), name="score", keepdims=0)
-
-
-def _scaled(graph: Graph, normalize: bool) -> str:
-    """As `models.normalize` or `rescale`, with the channels brought to the front."""
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,), (1.0,))
-    x = graph.add("Transpose", graph.add("Cast", "images", to=FLOAT), perm=[0, 3, 1, 2])
-    x = graph.add("Sub", x, 255 * _float32(mean).reshape(-1, 1, 1))
-    return graph.add("Div", x, 255 * _float32(std).reshape(-1, 1, 1))
 
 
 def _cosine_distance(graph: Graph, a: str, b: str) -> str:
@@ -154,61 +137,45 @@ def _cosine_distance(graph: Graph, a: str, b: str) -> str:
     return graph.add("Sub", _float32(1), graph.add("Div", dot(a, b), norms))
 
 
-def _teacher(graph: Graph, x: str, backbone: str) -> dict[int, str]:
-    """As `models.Teacher`: the feature of each scale."""
-    x = graph.add("Relu", graph.conv(x, "teacher/conv1", "teacher/bn1", "down"))
+def _teacher(graph: Graph, normalize: bool) -> dict[int, str]:
+    """As `models.normalize` or `rescale`, and `models.Teacher`: the feature of each scale."""
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,), (1.0,))
+    x = graph.add("Transpose", graph.add("Cast", "images", to=FLOAT), perm=[0, 3, 1, 2])
+    x = graph.add("Sub", x, 255 * _float32(mean).reshape(-1, 1, 1))
+    x = graph.add("Div", x, 255 * _float32(std).reshape(-1, 1, 1))
+    x = graph.conv_relu(x, "teacher/conv1", "down")
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     features = {}
     for scale in (1, 2, 3):
-        num_blocks = BACKBONES[backbone].stage_sizes[scale - 1]
         resize: Resize = "same" if scale == 1 else "down"
-        features[scale] = x = _stage(graph, x, f"teacher/layer{scale}", num_blocks, resize)
+        features[scale] = x = _stage(graph, x, f"teacher/layer{scale}", resize)
     return features
 
 
-def _bottleneck(graph: Graph, features: dict[int, str], backbone: str, kind: Kind) -> str:
+def _bottleneck(graph: Graph, features: dict[int, str], kind: Kind) -> str:
     """As `models.Bottleneck`: the embedding."""
-
-    def halve(x: str, i: int) -> str:
-        return graph.add("Relu", graph.conv(x, f"bottleneck/conv{i}", f"bottleneck/bn{i}", "down"))
-
-    fused = features[3]
+    shallow, middle, fused = features.values()
     if kind == "mff_oce":
-        shallow, middle = halve(halve(features[1], 1), 2), halve(features[2], 3)
+        for i in (1, 2):
+            shallow = graph.conv_relu(shallow, f"bottleneck/conv{i}", "down")
+        middle = graph.conv_relu(middle, "bottleneck/conv3", "down")
         fused = graph.add("Concat", shallow, middle, fused, axis=1)
     name = "bottleneck/layer4" if kind == "pre" else "bottleneck/bn_layer"
-    return _stage(graph, fused, name, BACKBONES[backbone].stage_sizes[3], "down")
+    return _stage(graph, fused, name, "down")
 
 
-def _student(graph: Graph, x: str, backbone: str, shallowest: int) -> dict[int, str]:
-    """As `models.Student`: the feature of each scale from the deepest to the last one needed."""
-    features = {}
-    for scale in range(3, shallowest - 1, -1):
-        num_blocks = BACKBONES[backbone].stage_sizes[3 - scale]
-        features[scale] = x = _stage(graph, x, f"student/layer{4 - scale}", num_blocks, "up")
-    return features
-
-
-def _stage(graph: Graph, x: str, name: str, num_blocks: int, resize: Resize) -> str:
-    for i in range(num_blocks):
-        x = _block(graph, x, f"{name}_{i}", resize if i == 0 else "same")
+def _stage(graph: Graph, x: str, name: str, resize: Resize) -> str:
+    """Blocks as `blocks.BasicBlock` or, with three convolutions, `blocks.BottleneckBlock`."""
+    blocks = (f"{name}_{i}" for i in count())
+    for block in takewhile(lambda block: f"{block}/conv1/kernel" in graph.variables, blocks):
+        last = 3 if f"{block}/conv3/kernel" in graph.variables else 2
+        y = x
+        for i in range(1, last):
+            y = graph.conv_relu(y, f"{block}/conv{i}", resize if i == last - 1 else "same")
+        y = graph.conv(y, f"{block}/conv{last}")
+        sample = f"{block}/{'upsample' if resize == 'up' else 'downsample'}_0"
+        if f"{sample}/kernel" in graph.variables:
+            x = graph.conv(x, sample, resize)
+        x = graph.add("Relu", graph.add("Add", y, x))
+        resize = "same"
     return x
-
-
-def _block(graph: Graph, x: str, name: str, resize: Resize) -> str:
-    """As `blocks.BasicBlock` or, with three convolutions, `blocks.BottleneckBlock`."""
-    num_convs = 3 if f"{name}/conv3/kernel" in graph.variables else 2
-    y, shortcut = x, x
-    for i in range(1, num_convs + 1):
-        resize_here = resize if i == num_convs - 1 else "same"
-        y = graph.conv(y, f"{name}/conv{i}", f"{name}/bn{i}", resize_here)
-        if i < num_convs:
-            y = graph.add("Relu", y)
-    sample = f"{name}/upsample" if resize == "up" else f"{name}/downsample"
-    if f"{sample}_0/kernel" in graph.variables:
-        shortcut = graph.conv(x, f"{sample}_0", f"{sample}_1", resize)
-    return graph.add("Relu", graph.add("Add", y, shortcut))
-
-
-def _float32(value: Any) -> np.ndarray:
-    return np.asarray(value, np.float32)

@@ -42,11 +42,10 @@ def to_stablehlo(
         return outputs if threshold is None else outputs | {"anomalous": scores > threshold}
 
     (batch,) = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     # By default GPUs and TPUs round what they multiply: a threshold would mean something else.
     with jax.default_matmul_precision("highest"), _without_source_lines():
-        exported = export.export(jax.jit(scored), platforms=PLATFORMS)(
-            jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-        )
+        exported = export.export(jax.jit(scored), platforms=PLATFORMS)(images)
         return bytes(exported.serialize())
 
 

@@ -16,7 +16,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -24,9 +24,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rd_jax.predict.inputs import Input, find_inputs
-from rd_jax.predict.outputs import FOLDERS, Outputs, Row, tables, write_images, write_scale
+from rd_jax.predict.inputs import find_inputs
+from rd_jax.predict.outputs import FOLDERS, Outputs, tables, write_images, write_scale
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
+from rd_jax.store.rows import Row
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.errors import EXPECTED, UserError, explained
@@ -59,37 +60,34 @@ def main(argv: Sequence[str]) -> int:
 
 
 def predict(
-    predictor: Predictor, inputs: Sequence[Input], outputs: Outputs, batch_size: int
+    predictor: Predictor, inputs: Mapping[Path, str], outputs: Outputs, batch_size: int
 ) -> Iterator[Row]:
     """Scores images and writes what came out; yields each row when it is on disk, in order.
 
-    All rows of a batch are on disk before the next one is scored. Raises UserError if a score is
-    not finite or something cannot be written.
+    `inputs` are paths and what their outputs are named after. All rows of a batch are on disk
+    before the next one is scored. Raises UserError if a score is not finite or something cannot
+    be written.
     """
-    results = score_files(predictor, (image.path for image in inputs), batch_size)
-    names = iter([image.name for image in inputs])
+    results = zip(score_files(predictor, inputs, batch_size), inputs.values(), strict=True)
     with tables(outputs.folder) as append, ThreadPoolExecutor(os.cpu_count()) as pool:
         write_scale(outputs)
         while batch := list(islice(results, batch_size)):
-            written = pool.map(partial(write_images, outputs), batch, islice(names, len(batch)))
-            for row in written:
+            for row in pool.map(partial(write_images, outputs), *zip(*batch, strict=True)):
                 append(row)
                 yield row
 
 
 def _follow(rows: Iterator[Row], counts: Counter[str]) -> None:
     """Counts the rows and shows progress: a bar on a terminal, log lines elsewhere."""
-    on_terminal = sys.stderr.isatty()
-    with tqdm(total=counts["images"], unit="image", disable=not on_terminal) as bar:
-        for row in rows:
-            if row["error"]:
-                tqdm.write(f"cannot read {row['file']}: {row['error']}", file=sys.stderr)
-            counts["failed" if row["error"] else "scored"] += 1
-            counts["anomalous"] += row["verdict"] == "anomalous"
-            bar.update()
-            done = counts["failed"] + counts["scored"]
-            if done % _LOG_EVERY == 0 and not on_terminal:
-                logger.info("%d of %d images", done, counts["images"])
+    total, on_terminal = counts["images"], sys.stderr.isatty()
+    bar = tqdm(rows, total=total, unit="image", disable=not on_terminal)
+    for num_done, row in enumerate(bar, 1):
+        if row["error"]:
+            tqdm.write(f"cannot read {row['file']}: {row['error']}", file=sys.stderr)
+        counts["failed" if row["error"] else "scored"] += 1
+        counts["anomalous"] += row["verdict"] == "anomalous"
+        if num_done % _LOG_EVERY == 0 and not on_terminal:
+            logger.info("%d of %d images", num_done, total)
 
 
 def _summary(counts: Counter[str]) -> str:

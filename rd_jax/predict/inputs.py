@@ -3,22 +3,18 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rd_jax.data.images import IMAGE_SUFFIXES
 from rd_jax.system.errors import UserError
 
 
-class Input(NamedTuple):
-    """An image file, and what its outputs are named after."""
-
-    path: Path  # as the user wrote it
-    name: str  # its path below the deepest folder that holds all inputs; no two are equal
-
-
-def find_inputs(arguments: Sequence[Path], output: Path, subfolders: Iterable[str]) -> list[Input]:
+def find_inputs(
+    arguments: Sequence[Path], output: Path, subfolders: Iterable[str]
+) -> dict[Path, str]:
     """The image files among `arguments` and below the folders among them, each file once.
 
+    Paths are as the user wrote them; with each stands the name of its outputs, its path below the
+    deepest folder that holds all inputs, of which no two are equal.
     Arguments keep their order; a folder's images are sorted, and what is hidden is left out, as
     is the folder `output` where it lies below. Raises UserError if an argument does not exist, is
     a folder without images, or is in one of the `subfolders` of `output` that are written to.
@@ -38,7 +34,7 @@ def find_inputs(arguments: Sequence[Path], output: Path, subfolders: Iterable[st
             found.setdefault(os.path.abspath(path), path)
     folders = [os.path.abspath(a if a.is_dir() else a.parent) for a in arguments]
     common = os.path.commonpath(folders)
-    return [Input(path, os.path.relpath(key, common)) for key, path in found.items()]
+    return {path: os.path.relpath(key, common) for key, path in found.items()}
 
 
 def _images_below(folder: Path, skipped: Iterable[Path | str]) -> list[Path]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
@@ -16,11 +16,11 @@ from rd_jax.data.images import read_image
 from rd_jax.method.calibration import Calibration
 from rd_jax.predict.predictor import Prediction, Unreadable, attempt
 from rd_jax.report.heatmap import overlay, resized_map
+from rd_jax.store.rows import Row, write_json
 from rd_jax.system.files import write_whole, writing
 
 FOLDERS = ("heatmaps", "maps", "masks")
 COLUMNS = ("file", "score", "threshold", "verdict", "heatmap", "map", "mask", "error")
-Row = Mapping[str, Any]
 
 
 class Outputs(NamedTuple):
@@ -61,7 +61,7 @@ def write_scale(outputs: Outputs) -> None:
     """Says beside maps of 16 bits how to get their values back."""
     if outputs.maps == "png16":
         scale = {"value": "pixel * scale", "scale": outputs.map_limit / 65535}
-        write_whole(outputs.folder / "maps" / "scale.json", json.dumps(scale).encode() + b"\n")
+        write_json(outputs.folder / "maps" / "scale.json", scale)
 
 
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:
@@ -72,47 +72,40 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     Raises UserError if something cannot be written.
     """
     row = dict.fromkeys(COLUMNS) | {"file": str(result.path)}
-    if isinstance(result, Prediction):
-        row["score"], row["threshold"] = result.score, outputs.threshold
-        if outputs.threshold is not None:
-            row["verdict"] = "anomalous" if result.score > outputs.threshold else "normal"
-        image = attempt(lambda path: np.asarray(read_image(path)), result.path)
-        if not isinstance(image, Unreadable):
-            return row | _write_images(outputs, image, result.anomaly_map, name)
-        result = image
-    return row | {"error": result.reason}
+    if isinstance(result, Unreadable):
+        return row | {"error": result.reason}
+    row |= {"score": result.score, "threshold": outputs.threshold}
+    if outputs.threshold is not None:
+        row["verdict"] = "anomalous" if result.score > outputs.threshold else "normal"
+    image = attempt(lambda path: np.asarray(read_image(path)), result.path)
+    if isinstance(image, Unreadable):
+        return row | {"error": image.reason}
 
+    def write(column: str, suffix: str, content: bytes) -> None:
+        row[column] = path = f"{column}s/{name}.{suffix}"
+        write_whole(outputs.folder / path, content)
 
-def _write_images(
-    outputs: Outputs, image: np.ndarray, anomaly_map: np.ndarray, name: str
-) -> dict[str, str]:
-    """Writes what shows one image's map; returns the paths by column."""
-    low, high = outputs.calibration.map_low, outputs.calibration.map_high
-    files = {"heatmap": (f"heatmaps/{name}.png", _png(overlay(image, anomaly_map, low, high)))}
+    anomaly_map, calibration = result.anomaly_map, outputs.calibration
+    heatmap = overlay(image, anomaly_map, calibration.map_low, calibration.map_high)
+    write("heatmap", "png", _png(heatmap))
     if outputs.maps == "npy":
-        files["map"] = (f"maps/{name}.npy", _npy(anomaly_map))
+        file = io.BytesIO()
+        np.save(file, anomaly_map)
+        write("map", "npy", file.getvalue())
     elif outputs.maps == "png16":
         pixels = np.round(np.clip(anomaly_map, 0, outputs.map_limit) * 65535 / outputs.map_limit)
-        files["map"] = (f"maps/{name}.png", _png(pixels.astype(np.uint16)))
+        write("map", "png", _png(pixels.astype(np.uint16)))
     if outputs.masks:
         height, width = image.shape[:2]
-        mask = resized_map(anomaly_map, width, height) > outputs.calibration.pixel_threshold
-        files["mask"] = (f"masks/{name}.png", _png(mask.astype(np.uint8) * np.uint8(255)))
-    for path, content in files.values():
-        write_whole(outputs.folder / path, content)
-    return {column: path for column, (path, _) in files.items()}
+        mask = resized_map(anomaly_map, width, height) > calibration.pixel_threshold
+        write("mask", "png", _png(np.uint8(255) * mask))
+    return row
 
 
 def _png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     # Four times as fast as the default for a quarter more bytes; it is what takes longest.
     Image.fromarray(image).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
     return file.getvalue()
 
 

@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,11 +32,6 @@ class Predictor(NamedTuple):
     scorer: Scorer
     variables: tuple[Any, Any]  # the teacher's and the student's
     calibration: Calibration
-
-    def is_anomalous(self, score: float) -> bool | None:
-        """Whether a score is above the threshold; None if the training held no images out."""
-        threshold = self.calibration.image_threshold
-        return None if threshold is None else bool(score > threshold)
 
 
 class Prediction(NamedTuple):
@@ -101,9 +96,10 @@ def score_files(
         for result in score_files(predictor, sorted(Path("photos").glob("*.png"))):
             print(result.path, getattr(result, "score", "unreadable"))
     """
+    read = partial(decode_image, size=predictor.config.image_size)
+    threshold = predictor.calibration.image_threshold
 
     def decode(path: str | Path) -> tuple[Path, np.ndarray | Unreadable]:
-        read = partial(decode_image, size=predictor.config.image_size)
         return Path(path), attempt(read, Path(path))
 
     decoded = _in_parallel(decode, paths, _BATCHES_AHEAD * batch_size)
@@ -116,7 +112,8 @@ def score_files(
                 yield image
             else:
                 anomaly_map, score = next(results)
-                yield Prediction(path, float(score), predictor.is_anomalous(score), anomaly_map)
+                is_anomalous = None if threshold is None else bool(score > threshold)
+                yield Prediction(path, float(score), is_anomalous, anomaly_map)
 
 
 def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
@@ -132,13 +129,11 @@ def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
 def _in_parallel(function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
     """`function` of each item, in order, in threads, at most `ahead` items early."""
     pool = ThreadPoolExecutor(os.cpu_count())
-    pending: deque[Future[B]] = deque()
+    submitted = (pool.submit(function, item) for item in items)
     try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
+        pending = deque(islice(submitted, ahead))
         while pending:
+            pending.extend(islice(submitted, 1))
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

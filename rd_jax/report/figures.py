@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rd_jax.report.gallery import MAX_FPR, Evaluation, calibration_of
+from rd_jax.report.gallery import MAX_FPR, Evaluation
 from rd_jax.report.tables import per_cent
 from rd_jax.store.rows import Row
 from rd_jax.system.files import write_whole
@@ -20,26 +19,23 @@ from rd_jax.system.files import write_whole
 # In a page the colours are its variables, so that they suit its background, light or dark.
 INK, LINE, NORMAL, ANOMALOUS = "#1c2430", "#c9ced6", "#1f6fb2", "#c2410c"
 _VARIABLES = {INK: "ink", LINE: "line", NORMAL: "normal", ANOMALOUS: "anomalous"}
-_STYLE: dict[Any, Any] = {
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+_STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
     "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": LINE,
     "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "legend.frameon": False,
-    "savefig.transparent": True,
     "svg.fonttype": "none",
     "svg.hashsalt": "rd_jax",
 }
+_Drawn = tuple[Figure, str]
 
 
+@rc_context(_STYLE)
 def draw(
     evaluation: Evaluation | None, row: Row, training_rows: Sequence[Row]
 ) -> dict[str, tuple[Figure, str]]:
@@ -48,109 +44,97 @@ def draw(
     `row` are the results, `training_rows` the lines of metrics.jsonl.
     """
     figures = {}
-    with rc_context(_STYLE):
-        if evaluation is not None:
-            figures = {
-                "roc": _roc(evaluation, row),
-                "pro": _pro(evaluation, row),
-                "scores": _scores(evaluation),
-            }
-        figures["loss"] = _loss(training_rows)
-    return {name: drawn for name, drawn in figures.items() if drawn is not None}
+    if evaluation is not None and len(evaluation.image_roc):
+        figures["roc"] = _roc(evaluation, row)
+    if evaluation is not None and len(evaluation.pro):
+        figures["pro"] = _pro(evaluation, row)
+    if evaluation is not None and len(evaluation.scores):
+        figures["scores"] = _scores(evaluation)
+    if losses := [(row["step"], row["loss"]) for row in training_rows if "loss" in row]:
+        figures["loss"] = _loss(np.array(losses))
+    return figures
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure((3.6, 2.7), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
     return figure, axes
 
 
-def _roc(evaluation: Evaluation, row: Row) -> tuple[Figure, str] | None:
-    if not len(evaluation.image_roc):
-        return None
+def _with_legend(figure: Figure, title: str, **place: Any) -> _Drawn:
+    """What the figure shows is its title and what its legend lists."""
+    legend = figure.axes[0].legend(**place)
+    return figure, f"{title}: {', '.join(text.get_text() for text in legend.get_texts())}"
+
+
+def _roc(evaluation: Evaluation, row: Row) -> _Drawn:
     figure, axes = _axes("false-positive rate", "true-positive rate")
     axes.plot([0, 1], [0, 1], color=LINE, linestyle=":")
-    says: list[str] = []
-    for name, points, colour in (
-        ("image", evaluation.image_roc, NORMAL),
-        ("pixel", evaluation.pixel_roc, ANOMALOUS),
+    for name, points, colour, line in (
+        ("image", evaluation.image_roc, NORMAL, "-"),
+        ("pixel", evaluation.pixel_roc, ANOMALOUS, "--"),
     ):
         if len(points):
             label = f"{name} AUROC {per_cent(row, f'{name}_auroc')} %"
-            axes.plot(*points.T, color=colour, label=label, linestyle="--" if says else "-")
-            says.append(label)
-    axes.legend(loc="lower right")
-    return figure, f"ROC curves: {', '.join(says)}"
+            axes.plot(*points.T, color=colour, linestyle=line, label=label)
+    return _with_legend(figure, "ROC curves", loc="lower right")
 
 
-def _pro(evaluation: Evaluation, row: Row) -> tuple[Figure, str] | None:
-    if not len(evaluation.pro):
-        return None
+def _pro(evaluation: Evaluation, row: Row) -> _Drawn:
     figure, axes = _axes("false-positive rate", "per-region overlap")
-    label = f"AUPRO {per_cent(row, 'aupro')} %"
-    axes.plot(*evaluation.pro.T, color=ANOMALOUS, label=label)
+    axes.plot(*evaluation.pro.T, color=ANOMALOUS, label=f"AUPRO {per_cent(row, 'aupro')} %")
     axes.set(xlim=(0, MAX_FPR), ylim=(0, 1.02))
-    axes.legend(loc="lower right")
-    return figure, f"Per-region overlap to a false-positive rate of {MAX_FPR}: {label}"
+    title = f"Per-region overlap to a false-positive rate of {MAX_FPR}"
+    return _with_legend(figure, title, loc="lower right")
 
 
-def _scores(evaluation: Evaluation) -> tuple[Figure, str] | None:
-    if not len(evaluation.scores):
-        return None
+def _scores(evaluation: Evaluation) -> _Drawn:
     figure, axes = _axes("image score", "images of the class, %")
     edges = np.histogram_bin_edges(evaluation.scores, 30)
-    says: list[str] = []
     for name, chosen, colour in (
         ("normal", ~evaluation.labels, NORMAL),
         ("anomalous", evaluation.labels, ANOMALOUS),
     ):
         if chosen.any():
-            label = f"{name} ({chosen.sum()})"
             counts, _ = np.histogram(evaluation.scores[chosen], edges)
-            shares = 100 * counts / chosen.sum()
+            shares, label = 100 * counts / chosen.sum(), f"{name} ({chosen.sum()})"
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35)
             axes.stairs(shares, edges, color=colour, linewidth=1.2, label=label)
-            says.append(label)
-    calibration = calibration_of(evaluation)
+    calibration = evaluation.calibration
     if calibration and calibration.image_threshold is not None:
-        axes.axvline(calibration.image_threshold, color=INK, linestyle="--", label="threshold")
-        says.append(f"threshold at {calibration.image_threshold:.4g}")
-    axes.legend()
-    return figure, f"Image scores: {', '.join(says)}"
+        label = f"threshold at {calibration.image_threshold:.4g}"
+        axes.axvline(calibration.image_threshold, color=INK, linestyle="--", label=label)
+    return _with_legend(figure, "Image scores")
 
 
-def _loss(training_rows: Sequence[Row]) -> tuple[Figure, str] | None:
-    rows = [row for row in training_rows if "loss" in row]
-    if not rows:
-        return None
+def _loss(losses: np.ndarray) -> _Drawn:
+    """Of steps and losses [N, 2]."""
     figure, axes = _axes("step", "loss")
-    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    axes.plot(steps, losses, color=NORMAL, marker="." if len(rows) < 30 else "")
+    axes.plot(*losses.T, color=NORMAL, marker="." if len(losses) < 30 else "")
     axes.set_ylim(bottom=0)
-    return figure, f"Training loss: {losses[0]:.4g} to {losses[-1]:.4g}"
+    return figure, f"Training loss: {losses[0, 1]:.4g} to {losses[-1, 1]:.4g}"
+
+
+@rc_context(_STYLE)
+def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, **options)
+    return file.getvalue()
 
 
 def write_figures(figures: Mapping[str, tuple[Figure, str]], stem: Path) -> None:
     """Writes STEM-NAME.png and .pdf of each."""
     for name, (figure, _) in figures.items():
-        for suffix, options in (
-            ("png", {"dpi": 300}),
-            ("pdf", {"metadata": {"CreationDate": None}}),
-        ):
-            file = io.BytesIO()
-            with rc_context(_STYLE | {"savefig.transparent": False}):
-                figure.savefig(file, format=suffix, **options)
-            write_whole(stem.with_name(f"{stem.name}-{name}.{suffix}"), file.getvalue())
+        path = stem.with_name(f"{stem.name}-{name}")
+        write_whole(Path(f"{path}.png"), _saved(figure, "png", dpi=300))
+        pdf = _saved(figure, "pdf", metadata={"CreationDate": None})
+        write_whole(Path(f"{path}.pdf"), pdf)
 
 
 def inline_svg(figure: Figure, prefix: str) -> str:
     """The figure as an SVG element in the page's colours; its ids begin with `prefix`."""
-    file = io.StringIO()
-    with rc_context(_STYLE):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    svg = file.getvalue()
+    svg = _saved(figure, "svg", transparent=True, metadata={"Date": None}).decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)

@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
     pixel_roc: np.ndarray
     pro: np.ndarray  # to a false-positive rate of MAX_FPR
     map_range: np.ndarray  # [2] values of the map shown as calm and at full strength
-    calibration: np.ndarray  # [] str: JSON of a Calibration, or null
+    calibration: Calibration | None  # JSON in the file
     shown: np.ndarray  # [G] which of the M images
     images: np.ndarray  # [G, size, size, 3] uint8
     strengths: np.ndarray  # [G, size, size] uint8: the map, from calm to full strength
@@ -50,7 +50,8 @@ def read_evaluation(path: Path) -> Evaluation | None:
     if not path.exists():
         return None
     with np.load(path) as file:
-        return Evaluation(**file)
+        values = json.loads(str(file["calibration"]))
+        return Evaluation(**{**file, "calibration": values and Calibration(**values)})
 
 
 def write_evaluation(
@@ -65,50 +66,41 @@ def write_evaluation(
     `maps` [M, size, size] and `scores` [M] are finite float32 values of the split's test images.
     Without a calibration, heatmaps reach from the median to the maximum of these maps.
     """
-    labels, masks, count = split.labels, split.masks, len(scores)
-    image_roc = pixels = pro = np.empty((0, 2), np.float32)
-    if count:
-        image_roc = curve_points(labelled_roc(scores, labels))
-    if count and masks is not None:
-        curve = pixel_roc(maps, masks)
-        pixels, pro = curve_points(curve), curve_points(curve, region_weights(masks))
+    labels, masks = split.labels, split.masks
+    pixels = pro = np.empty((0, 2), np.float32)
+    low, high = 0.0, 1.0
     if calibration:
         low, high = calibration.map_low, calibration.map_high
-    else:
-        low, high = (float(np.median(maps)), float(maps.max())) if count else (0.0, 1.0)
+    elif len(scores):
+        low, high = float(np.median(maps)), float(maps.max())
+    if masks is not None:
+        curve = pixel_roc(maps, masks)
+        pixels, pro = curve_points(curve), curve_points(curve, region_weights(masks))
     shown = informative(wrongness(scores, labels, calibration), scores, _MAX_SHOWN)
     size = min(split.test.shape[1], _MAX_SIZE)
+    images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
+    strengths = [255 * strength(resized_map(maps[i], size, size), low, high) for i in shown]
+    shown_masks = [] if masks is None else [resized_map(255 * masks[i], size, size) for i in shown]
     evaluation = Evaluation(
         np.array(split.test_names, str),
         labels,
         scores,
-        thinned(image_roc, _MAX_POINTS),
+        thinned(curve_points(labelled_roc(scores, labels)), _MAX_POINTS),
         thinned(pixels, _MAX_POINTS),
         thinned(up_to(pro, MAX_FPR), _MAX_POINTS),
         np.array([low, high]),
-        np.array(json.dumps(calibration and calibration._asdict())),
+        calibration,
         shown,
-        _stacked([resized(Image.fromarray(split.test[i]), size) for i in shown]),
-        _stacked(
-            [np.round(255 * strength(resized_map(maps[i], size, size), low, high)) for i in shown]
-        ),
-        _stacked(
-            [] if masks is None else [resized_map(255.0 * masks[i], size, size) for i in shown]
-        ),
+        np.array(images, np.uint8),
+        np.array(np.round(strengths), np.uint8),
+        np.array(shown_masks, np.uint8),
     )
     file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **evaluation._asdict())
+    text = json.dumps(calibration and calibration._asdict())
+    np.savez_compressed(
+        file, allow_pickle=False, **evaluation._asdict() | {"calibration": np.array(text)}
+    )
     write_whole(path, file.getvalue())
-
-
-def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.array(arrays, np.uint8)
-
-
-def calibration_of(evaluation: Evaluation) -> Calibration | None:
-    """The calibration that was written."""
-    values = json.loads(str(evaluation.calibration))
-    return values and Calibration(**values)
 
 
 def wrongness(
@@ -128,8 +120,8 @@ def _best_f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     if not labels.any():
         return 0.0
     curve = labelled_roc(scores, labels)
-    called = np.asarray(curve.true_positives + curve.false_positives)
-    f1 = 2 * np.asarray(curve.true_positives) / (called + labels.sum())
+    hits, false_alarms = np.asarray(curve.true_positives), np.asarray(curve.false_positives)
+    f1 = 2 * hits / (hits + false_alarms + labels.sum())
     return float(scores[np.argmax(np.where(labels, f1, 0))])
 
 
@@ -141,9 +133,7 @@ def informative(wrongness: np.ndarray, scores: np.ndarray, limit: int) -> np.nda
     worst_first = np.argsort(-wrongness, kind="stable")
     if len(scores) <= limit:
         return worst_first
-    num_worst = limit // 2
-    rest = worst_first[num_worst:]
-    rest = rest[np.argsort(scores[rest], kind="stable")]
-    spaced = rest[np.linspace(0, len(rest) - 1, limit - num_worst).round().astype(int)]
-    chosen = np.concatenate([worst_first[:num_worst], spaced])
-    return worst_first[np.isin(worst_first, chosen)]
+    worst, rest = np.split(worst_first, [limit // 2])
+    by_score = rest[np.argsort(scores[rest], kind="stable")]
+    spaced = by_score[np.linspace(0, len(rest) - 1, limit - len(worst)).round().astype(int)]
+    return np.concatenate([worst, rest[np.isin(rest, spaced)]])

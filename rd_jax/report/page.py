@@ -1,17 +1,24 @@
 """The report of a run as one page that needs nothing else: WORKDIR/report.html."""
 
+import base64
 import importlib.metadata
+import io
+import itertools
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from rd_jax.method.metrics import METRICS
-from rd_jax.report import cards, figures, gallery
+from rd_jax.report import figures
+from rd_jax.report.gallery import Evaluation, informative, read_evaluation, wrongness
+from rd_jax.report.heatmap import overlay
 from rd_jax.report.tables import per_cent, protocol
 from rd_jax.store import checkpoint
 from rd_jax.store.results import (
@@ -28,6 +35,12 @@ from rd_jax.system.files import write_whole
 
 _MAX_IMAGES = 1500  # in all; a page with more takes long to open
 _PACKAGES = ("rd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+_SPEED = {
+    "train_seconds": "{num_steps} steps in {train_seconds:.0f} s",
+    "images_per_second": "{images_per_second:.1f} training images/s",
+    "eval_seconds": "evaluated in {eval_seconds:.1f} s",
+    "device": "{device}",
+}
 _TEMPLATES = Environment(
     loader=PackageLoader("rd_jax.report"),
     autoescape=True,
@@ -45,11 +58,14 @@ def write_page(workdir: Path) -> None:
     """
     run, found = Workdir(workdir), read_results(workdir)
     trained = [result for results in found.values() for result in results]
+    defined = {name for name in METRICS if any(row[name] is not None for _, row in trained)}
     page = _TEMPLATES.get_template("page.html").render(
         title=f"Reverse Distillation: {workdir.resolve().name}",
         protocol=protocol(rows_of_categories(found)).splitlines(),
-        table=_table(found, trained),
-        sections=[_section(result, run, len(trained)) for result in trained],
+        metrics={name: metric.label for name, metric in METRICS.items() if name in defined},
+        rows=list(_table(found)),
+        per_cent=per_cent,
+        sections=[_section(result, run, _MAX_IMAGES // len(trained)) for result in trained],
         settings=_settings(trained),
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -58,69 +74,79 @@ def write_page(workdir: Path) -> None:
     write_whole(run.page, page.encode(errors="replace"))
 
 
-def _table(found: dict[str, list[Result]], trained: Sequence[Result]) -> dict[str, Any]:
-    """A row for each training, for each category of several seeds, and for the mean."""
-    names = [name for name in METRICS if any(result.row[name] is not None for result in trained)]
-    rows = []
-
-    def add(label: str, row: Row, link: int | None = None) -> None:
-        rows.append({"label": label, "link": link, "cells": [per_cent(row, n) for n in names]})
-
-    link = 0
+def _table(found: dict[str, list[Result]]) -> Iterator[tuple[str, int | None, Row]]:
+    """Label, number of the section and row of each training, each over seeds, and the mean."""
+    numbers = itertools.count()
     for category, results in found.items():
-        for result in results:
-            add(result.training.name, result.row, link)
-            link += 1
+        for training, row in results:
+            yield training.name, next(numbers), row
         if len(results) > 1:
-            summary = over_seeds([result.row for result in results])
-            add(f"{category}, {len(results)} seeds", summary)
-    add("mean", mean_row(found))
-    return {"header": [METRICS[name].label for name in names], "rows": rows}
+            yield f"{category}, {len(results)} seeds", None, over_seeds([row for _, row in results])
+    yield "mean", None, mean_row(found)
 
 
-def _section(result: Result, run: Workdir, num_trainings: int) -> dict[str, Any]:
+def _section(result: Result, run: Workdir, max_images: int) -> dict[str, Any]:
     """Figures and gallery of one training."""
     training, row = result
-    evaluation = gallery.read_evaluation(training.evaluation)
+    evaluation = read_evaluation(training.evaluation)
     drawn = figures.draw(evaluation, row, read_rows(training.metrics))
     figures.write_figures(drawn, run.figure(training))
-    svgs = [
-        (says, Markup(figures.inline_svg(figure, f"{training.name}-{name}")))
-        for name, (figure, says) in drawn.items()
-    ]
-    limit = max(_MAX_IMAGES // num_trainings, 1)
     return {
         "name": training.name,
-        "speed": _speed(row),
-        "figures": svgs,
-        "is_evaluated": evaluation is not None,
-        "gallery": cards.gallery(evaluation, limit)
-        if evaluation is not None and len(evaluation.scores)
-        else None,
-        "is_open": num_trainings == 1,
+        "speed": [text.format_map(row) for name, text in _SPEED.items() if row[name] is not None],
+        "figures": [
+            (says, Markup(figures.inline_svg(figure, f"{training.name}-{name}")))
+            for name, (figure, says) in drawn.items()
+        ],
+        "evaluation": evaluation,
+        "gallery": evaluation and _gallery(evaluation, max(max_images, 1)),
     }
 
 
-def _speed(row: Row) -> str:
-    parts = []
-    if row["train_seconds"] is not None:
-        parts.append(f"{row['num_steps']} steps in {row['train_seconds']:.0f} s")
-    if row["images_per_second"] is not None:
-        parts.append(f"{row['images_per_second']:.1f} training images/s")
-    if row["eval_seconds"] is not None:
-        parts.append(f"evaluated in {row['eval_seconds']:.1f} s")
-    return ", ".join([*parts, row["device"]])
+def _gallery(evaluation: Evaluation, limit: int) -> dict[str, Any]:
+    """What the template shows of at most `limit` of the M test images, worst errors first."""
+    calibration, stored = evaluation.calibration, evaluation.shown
+    scores, labels, masks = evaluation.scores, evaluation.labels, evaluation.masks
+    threshold = calibration.image_threshold if calibration else None
+    called = labels if threshold is None else scores > threshold  # no decision, no error
+    missed, false_alarms = labels & ~called, called & ~labels
+    errors = wrongness(scores, labels, calibration)[stored]
+
+    def card(k: int) -> dict[str, Any]:
+        """One image of those stored, with its map and its mask."""
+        i, image = stored[k], evaluation.images[k]
+        return {
+            "name": str(evaluation.names[i]),
+            "score": str(scores[i]),
+            "label": "anomalous" if labels[i] else "normal",
+            "error": "missed" if missed[i] else "false alarm" if false_alarms[i] else "",
+            "image": _uri(image, "JPEG"),
+            "heat": _uri(overlay(image, evaluation.strengths[k], 0, 255), "JPEG"),
+            "mask": _uri(masks[k], "PNG") if len(masks) else "",
+        }
+
+    grey, ramp = np.full((8, 128, 3), 128, np.uint8), np.tile(np.linspace(0, 1, 128), (8, 1))
+    return {
+        "num_missed": missed.sum(),
+        "num_false_alarms": false_alarms.sum(),
+        "scale": _uri(overlay(grey, ramp, 0, 1), "PNG"),  # what the colours mean
+        "cards": [card(k) for k in informative(errors, scores[stored], limit)],
+    }
+
+
+def _uri(pixels: np.ndarray, kind: str) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, quality=85)  # which a PNG has not
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _settings(trained: Sequence[Result]) -> dict[str, str]:
     """Configs and facts of all trainings; where they differ, all that there are."""
-    values: dict[str, list[str]] = {}
+    values: dict[str, dict[str, None]] = {}
     for training, row in trained:
-        metadata = checkpoint.latest_metadata(training.checkpoints)
+        metadata = checkpoint.latest_metadata(training.checkpoints) or {"config": {}}
         # What was evaluated with, if it is not what was trained with.
-        settings = (metadata["config"] if metadata else {}) | dict(row)
-        for name, value in settings.items():
+        for name, value in {**metadata["config"], **row}.items():
             if name not in METRICS and name not in TIMING:
-                seen = values.setdefault(name, [])
-                seen += [] if json.dumps(value) in seen else [json.dumps(value)]
+                values.setdefault(name, {})[json.dumps(value)] = None
     return {name: ", ".join(seen) for name, seen in values.items()}

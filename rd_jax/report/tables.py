@@ -26,11 +26,11 @@ def per_cent(row: Row, name: str) -> str:
 def protocol(rows: Sequence[Row]) -> str:
     """What the figures are, in the words that stand above the table."""
 
-    def values(name: str) -> str:
-        return ", ".join(sorted({str(row[name]) for row in rows}))
+    def values(name: str, of: Sequence[Row] = rows) -> str:
+        return ", ".join(sorted({str(row[name]) for row in of} - {""}))
 
-    text = "Metrics in per cent"
     trained = [row for row in rows if not row["rd4ad_checkpoint"]]
+    text = "Metrics in per cent"
     if trained:
         text += ", of the last step (not the best on the test set)"
     if any(len(row.get("seeds", ())) > 1 for row in rows):
@@ -39,39 +39,34 @@ def protocol(rows: Sequence[Row]) -> str:
         f". Backbone {values('backbone')}, teacher {values('teacher_weights')}, bottleneck "
         f"{values('bottleneck')}, scales {values('scales')}, {values('image_size')} pixels"
     )
+    if any(row["num_held_out"] for row in trained):
+        text += f", hold-out {values('holdout')} of the training images for the thresholds"
+    elif trained:
+        text += ", no hold-out"
     if trained:
         seeds = sorted({seed for row in trained for seed in row.get("seeds", [row.get("seed")])})
-        epochs, losses = ({str(row[name]) for row in trained} for name in ("num_epochs", "loss"))
-        if any(row["num_held_out"] for row in trained):
-            text += f", hold-out {values('holdout')} of the training images for the thresholds"
-        else:
-            text += ", no hold-out"
         text += (
-            f", {', '.join(sorted(epochs))} epochs, loss {', '.join(sorted(losses))}, "
+            f", {values('num_epochs', trained)} epochs, loss {values('loss', trained)}, "
             f"seed {', '.join(map(str, seeds))}"
         )
-    text += ".\n"
-    datasets = ", ".join(sorted({row["dataset"] for row in rows} - {""}))
-    if datasets:
-        text += (
-            f"\nOne-class novelty detection on {datasets}: in each row one class is normal and "
-            f"all others are anomalous; image_auroc is that of the {values('image_score')} of the "
-            "map.\n"
+    paragraphs = [f"{text}."]
+    if datasets := values("dataset"):
+        paragraphs.append(
+            f"One-class novelty detection on {datasets}: in each row one class is normal and all "
+            f"others are anomalous; image_auroc is that of the {values('image_score')} of the map."
         )
     for row in rows:
+        category, step, last_step = row["category"], row["num_steps"], row["last_step"]
         if row["rd4ad_checkpoint"]:
-            text += f"\n{row['category']}: the authors' checkpoint {row['rd4ad_checkpoint']}.\n"
-        elif (row["num_steps"] or 0) < (row["last_step"] or 0):
-            text += (
-                f"\n**{row['category']} is UNFINISHED: step {row['num_steps']} of "
-                f"{row['last_step']}.**\n"
-            )
+            paragraphs.append(f"{category}: the authors' checkpoint {row['rd4ad_checkpoint']}.")
+        elif (step or 0) < (last_step or 0):
+            paragraphs.append(f"**{category} is UNFINISHED: step {step} of {last_step}.**")
     if any(row["teacher_weights"] == "random" for row in rows):
-        text += (
-            "\n**The teacher is RANDOM, without ImageNet weights: "
-            "these figures say nothing about the method.**\n"
+        paragraphs.append(
+            "**The teacher is RANDOM, without ImageNet weights: "
+            "these figures say nothing about the method.**"
         )
-    return text
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def write_results(workdir: Path) -> str:
@@ -80,19 +75,16 @@ def write_results(workdir: Path) -> str:
     A category of several seeds gets its own results.json, too. Returns the Markdown text.
     """
     found = read_results(workdir)
-    rows = rows_of_categories(found)
+    rows, mean, path = rows_of_categories(found), mean_row(found), Workdir(workdir).results
     for row, results in zip(rows, found.values(), strict=True):
         if "seeds" in row:
             write_json(category_results(results[0].training), row)
-    mean, path = mean_row(found), Workdir(workdir).results
     write_json(path, {"categories": rows, "mean": mean})
     write_text(path.with_suffix(".csv"), csv_table([*rows, mean]))
-    is_novelty = all(row["dataset"] for row in rows)
-    label, names = (
-        ("normal class", ("image_auroc", *AUROC_OF_SCORE.values()))
-        if is_novelty
-        else ("category", [name for name in METRICS if name not in AUROC_OF_SCORE.values()])
-    )
+    label, of_scores = "category", AUROC_OF_SCORE.values()
+    names = [name for name in METRICS if name not in of_scores]
+    if all(row["dataset"] for row in rows):
+        label, names = "normal class", ["image_auroc", *of_scores]
     cells = [[row["category"], *(per_cent(row, n) for n in names)] for row in [*rows, mean]]
     text = f"# Results\n\n{protocol(rows)}\n{markdown_table([label, *names], cells)}"
     write_text(path.with_suffix(".md"), text)

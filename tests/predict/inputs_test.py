@@ -25,8 +25,8 @@ def touch(*names: str) -> None:
 def found(*arguments: str, output: str = "out") -> dict[str, str]:
     """Names by path."""
     inputs = find_inputs([Path(a) for a in arguments], Path(output), WRITTEN)
-    assert len({image.name for image in inputs}) == len(inputs)
-    return {str(image.path): image.name for image in inputs}
+    assert len(set(inputs.values())) == len(inputs)
+    return {str(path): name for path, name in inputs.items()}
 
 
 @pytest.mark.usefixtures("root")

@@ -7,7 +7,6 @@ from rd_jax.data import Split
 from rd_jax.data.synthetic import DEFECTS, weave
 from rd_jax.method.calibration import Calibration
 from rd_jax.report.gallery import (
-    calibration_of,
     informative,
     read_evaluation,
     write_evaluation,
@@ -41,7 +40,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert list(read.names) == split.test_names
     np.testing.assert_array_equal(read.scores, scores)
     np.testing.assert_array_equal(read.labels, split.labels)
-    assert calibration_of(read) == CALIBRATION
+    assert read.calibration == CALIBRATION
     np.testing.assert_array_equal(read.images, split.test[read.shown])
     np.testing.assert_array_equal(read.masks, 255 * split.masks[read.shown])
     expected = np.clip((maps[read.shown] - 0.1) / 2, 0, 1) * 255
@@ -58,7 +57,7 @@ def test_without_a_calibration_the_maps_set_the_scale(tmp_path: Path) -> None:
     write_evaluation(tmp_path / FILE, split, maps, maps.max((1, 2)), None)
     read = read_evaluation(tmp_path / FILE)
     assert read is not None
-    assert calibration_of(read) is None
+    assert read.calibration is None
     np.testing.assert_allclose(read.map_range, [np.median(maps), maps.max()])
     assert read.strengths.max() == 255
 
