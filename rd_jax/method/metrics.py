@@ -234,14 +234,3 @@ def up_to(points: np.ndarray, max_x: float) -> np.ndarray:
     inside = points[x <= max_x]
     limit = max(inside[-1, 1], np.interp(max_x, x, y))
     return np.concatenate([inside, [(max_x, limit)]]).astype(np.float32)
-
-
-def thinned(points: np.ndarray, num_points: int) -> np.ndarray:
-    """At most so many of the points [K, 2] of a rising curve, evenly spaced along it."""
-    if len(points) <= num_points:
-        return points
-    steps = np.abs(np.diff(points, axis=0, prepend=points[:1]))
-    # Relative to the extent of each axis; a curve may be flat.
-    way = np.cumsum((steps / np.maximum(np.ptp(points, axis=0), 1e-12)).sum(1))
-    nearest = np.searchsorted(way, np.linspace(0, way[-1], num_points))
-    return points[np.unique(nearest)]

@@ -14,9 +14,8 @@ from rd_jax.method.calibration import Calibration
 from rd_jax.method.metrics import (
     curve_points,
     labelled_roc,
+    per_region,
     pixel_roc,
-    region_weights,
-    thinned,
     up_to,
 )
 from rd_jax.report.heatmap import resized_map, strength
@@ -75,7 +74,7 @@ def write_evaluation(
         low, high = float(np.median(maps)), float(maps.max())
     if masks is not None:
         curve = pixel_roc(maps, masks)
-        pixels, pro = curve_points(curve), curve_points(curve, region_weights(masks))
+        pixels, pro = curve_points(curve), curve_points(per_region(curve, masks))
     shown = informative(wrongness(scores, labels, calibration), scores, _MAX_SHOWN)
     size = min(split.test.shape[1], _MAX_SIZE)
     images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
@@ -137,3 +136,14 @@ def informative(wrongness: np.ndarray, scores: np.ndarray, limit: int) -> np.nda
     by_score = rest[np.argsort(scores[rest], kind="stable")]
     spaced = by_score[np.linspace(0, len(rest) - 1, limit - len(worst)).round().astype(int)]
     return np.concatenate([worst, rest[np.isin(rest, spaced)]])
+
+
+def thinned(points: np.ndarray, num_points: int) -> np.ndarray:
+    """At most so many of the points [K, 2] of a rising curve, evenly spaced along it."""
+    if len(points) <= num_points:
+        return points
+    steps = np.abs(np.diff(points, axis=0, prepend=points[:1]))
+    # Relative to the extent of each axis; a curve may be flat.
+    way = np.cumsum((steps / np.maximum(np.ptp(points, axis=0), 1e-12)).sum(1))
+    nearest = np.searchsorted(way, np.linspace(0, way[-1], num_points))
+    return points[np.unique(nearest)]

@@ -9,9 +9,9 @@ from rd_jax.method.metrics import (
     labelled_roc,
     per_region,
     pixel_roc,
-    thinned,
     up_to,
 )
+from rd_jax.report.gallery import thinned
 
 
 def draw_scores(levels: int | None) -> tuple[np.ndarray, np.ndarray]:
