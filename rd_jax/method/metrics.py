@@ -88,7 +88,7 @@ def per_region(curve: Roc, masks: np.ndarray) -> Roc:
         weights.append(1 / np.bincount(labels.ravel())[labels[mask]])
         num_regions += count
     per_pixel = np.concatenate(weights) / max(num_regions, 1)
-    return curve._replace(weights=_padded(per_pixel.astype(np.float32), 0))
+    return curve._replace(weights=jnp.asarray(_padded(per_pixel.astype(np.float32), 0)))
 
 
 @jax.jit
