@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 DECODER_VERSION = 2
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # whatever the suffix says
 _MOST_PIXELS = 2**28  # 16384 x 16384; files that claim more are refused before they are decoded
-_CHUNK = 512  # files decoded at a time
 
 # Pillow's own limit warns of 100-megapixel photographs; this one is that of `_upright`.
 Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, _MOST_PIXELS)
@@ -65,16 +64,6 @@ def _upright(path: Path) -> Image.Image:
         return _eight_bit(ImageOps.exif_transpose(file))
 
 
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of what `_upright` gives, from the file's header."""
-    with Image.open(path, formats=_FORMATS) as file:
-        # A PNG would be decoded to look for EXIF data behind its pixels; it stands before them.
-        # Of a TIFF that is turned, Pillow gives the size when it is upright.
-        has_exif = "exif" in file.info if file.format == "PNG" else file.format != "TIFF"
-        is_turned = has_exif and file.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
-        return (file.height, file.width) if is_turned else file.size
-
-
 def read_image(path: Path) -> Image.Image:
     """The image upright and in RGB; alpha is dropped."""
     return _upright(path).convert("RGB")
@@ -86,12 +75,11 @@ def read_mask(path: Path, image: Path) -> Image.Image:
     Raises ValueError if it has another size than the image, if it marks no pixel as anomalous,
     or if some of its pixels are transparent, so that their colour may mean anything.
     """
-    mask = _upright(path)
-    size = _upright_size(image)
-    if mask.size != size:
+    mask, masked = _upright(path), _upright(image)
+    if mask.size != masked.size:
         raise ValueError(
             f"the mask has {mask.width} x {mask.height} pixels, its image {image} "
-            f"{size[0]} x {size[1]}"
+            f"{masked.width} x {masked.height}"
         )
     if mask.has_transparency_data and np.asarray(mask.convert("RGBA"))[..., 3].min() < 255:
         raise ValueError("the mask has transparent pixels: save it without an alpha channel")
@@ -143,7 +131,8 @@ def content_sha256(paths: Sequence[Path]) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
-    own = hosts.together(lambda: _each_file(digest, paths[hosts.share(len(paths))]))
+    with hosts.together():
+        own = _each_file(digest, paths[hosts.share(len(paths))])
     digests = np.frombuffer(b"".join(own), np.uint8).reshape(-1, 32)
     return hashlib.sha256(hosts.gathered(digests, len(paths)).tobytes()).hexdigest()
 
@@ -164,10 +153,9 @@ def _load(
     if not num_files:
         return np.empty((0, *shape), dtype)
 
-    def decoded(part: slice) -> Iterator[np.ndarray]:
-        for start in range(part.start, part.stop, _CHUNK):
-            chunk = [paths[start : min(start + _CHUNK, part.stop)] for paths in files]
-            yield np.stack(_each_file(partial(decode, size=size), *chunk))
+    def decoded(part: range) -> np.ndarray:
+        chosen = (paths[part.start : part.stop] for paths in files)
+        return np.stack(_each_file(partial(decode, size=size), *chosen))
 
     sha256 = sha256 or content_sha256([path for paths in files for path in paths])
     key = f"{sha256}-{decode.__name__}-{size}-v{DECODER_VERSION}"
