@@ -61,7 +61,7 @@ def _images_in(folder: Path) -> list[Path]:
     images = [path for path in files if _is_image(path)]
     for path in sorted({*files}.difference(images)):
         if path.suffix.lower() in _CAMERA_SUFFIXES | Image.registered_extensions().keys():
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            suffixes = ", ".join(IMAGE_SUFFIXES)
             raise UserError(f"{path} is an image, but not in {suffixes}: convert it")
     return images
 

@@ -84,8 +84,7 @@ def read_category(data_dir: Path, name: str) -> Category:
                 "on: move them there, or elsewhere"
             )
     if not train.get(NORMAL):
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{root / 'train' / NORMAL} holds no images ({suffixes})")
+        raise UserError(f"{root / 'train' / NORMAL} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     has_masks = "ground_truth" in names(root)
     test = []
     for folder, found in images_by_folder(root / "test").items():
@@ -94,10 +93,9 @@ def read_category(data_dir: Path, name: str) -> Category:
                 f"{root / 'test' / folder} counts as a defect: call it {NORMAL} if it is none, or "
                 "by another name"
             )
+        masks = root / "ground_truth" / folder if has_masks and folder != NORMAL else None
         for path in found:
-            mask = root / "ground_truth" / folder / f"{path.stem}_mask.png"
-            is_masked = has_masks and folder != NORMAL
-            test.append(LabelledImage(path, folder, mask if is_masked else None))
+            test.append(LabelledImage(path, folder, masks and masks / f"{path.stem}_mask.png"))
     if has_masks:
         _check_masks(test, root / "ground_truth")
     return Category(name, tuple(train[NORMAL]), tuple(test), has_masks)
@@ -128,7 +126,7 @@ def load_category(data_dir: Path, name: str, size: int) -> Split:
     files = read_category(data_dir, name)
     test, masks = [image.path for image in files.test], [image.mask for image in files.test]
     train_sha256 = content_sha256(files.train)
-    pairs_sha256 = content_sha256([*test, *(mask for mask in masks if mask is not None)])
+    pairs_sha256 = content_sha256([*test, *masks])
     test_names = [printable(f"{image.defect}/{image.path.name}") for image in files.test]
     tested = repr((pairs_sha256, test_names, files.has_masks))
     split = Split(
@@ -143,10 +141,10 @@ def load_category(data_dir: Path, name: str, size: int) -> Split:
         masks=load_masks(masks, test, size, pairs_sha256) if files.has_masks else None,
     )
     if split.masks is not None:
-        vanished = np.flatnonzero(split.labels & ~split.masks.any((1, 2)))
+        vanished = np.compress(split.labels & ~split.masks.any((1, 2)), test_names)
         if len(vanished):
             logger.warning(
                 "%s: at %d pixels nothing is left of %d masks, so their pixels count as normal: %s",
-                *(name, size, len(vanished), ", ".join(split.test_names[i] for i in vanished[:3])),
+                *(name, size, len(vanished), ", ".join(vanished[:3])),
             )
     return split

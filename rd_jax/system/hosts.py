@@ -84,11 +84,6 @@ def all_agree(own: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.int32(own)).all())
 
 
-def any_says(own: bool) -> bool:
-    """Whether some process says so."""
-    return not all_agree(not own)
-
-
 def all_see(folder: Path) -> bool:
     """Whether what one process writes into `folder` can be read by all: a shared file system."""
     token = folder / f".seen-by-all-{as_the_first(secrets.randbits(31))}"

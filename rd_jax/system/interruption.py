@@ -44,7 +44,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
     numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
     before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield lambda: hosts.any_says(bool(received))
+        yield lambda: not hosts.all_agree(not received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
