@@ -46,7 +46,7 @@ def one_class(classes: Classes, normal_class: int) -> Split:
             f"config.normal_class={normal_class}: the data set has the classes 0 to "
             f"{classes.num_classes - 1} (-1: each in turn)"
         )
-    (members,) = np.nonzero(classes.train_labels == normal_class)
+    members = np.flatnonzero(classes.train_labels == normal_class)
     if not len(members):
         raise UserError(f"the data set has no training images of class {normal_class}")
     train = classes.train[members]
@@ -78,7 +78,7 @@ def _digits(size: int) -> Classes:
     images, labels = _stacked(images[shuffled], size), labels[shuffled]
     is_train = np.zeros(len(labels), bool)
     for label in range(10):
-        (members,) = np.nonzero(labels == label)
+        members = np.flatnonzero(labels == label)
         is_train[members[: round(0.7 * len(members))]] = True
     test, test_labels = images[~is_train], labels[~is_train]
     sha256 = hashlib.sha256(test.data).hexdigest()
@@ -99,9 +99,8 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
         sha256 = content_sha256([Path(path) for path in info.filepaths])
         key = f"{sha256}-tfds-{size}-v{DECODER_VERSION}"
         decoded = builder.as_data_source(split=split)
-        encoded = builder.as_data_source(
-            split=split, decoders={image_key: tfds.decode.SkipDecoding()}
-        )
+        undecoded = {image_key: tfds.decode.SkipDecoding()}
+        encoded = builder.as_data_source(split=split, decoders=undecoded)
 
         def images(part: range) -> np.ndarray:
             return _stacked((decoded[i][image_key] for i in part), size)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from rd_jax.system.errors import UserError, first_line
 
@@ -20,6 +19,8 @@ def read_file(path: Path) -> Mapping[str, np.ndarray]:
             "of a .safetensors, .npz or .pth file"
         )
     if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
         with _reading(path, "a readable safetensors file"):
             return load_file(path)
     if path.suffix == ".npz":
