@@ -11,35 +11,28 @@ from rd_jax.system.errors import UserError
 _CAMERA_SUFFIXES = {".heic", ".heif", ".dng", ".raw"}  # images that even Pillow does not know
 
 
+def names(folder: Path) -> list[str]:
+    """The names in a folder, be they of broken links. Raises UserError if it cannot be listed."""
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}): mend or move it") from error
+
+
 def listed(folder: Path) -> tuple[list[Path], list[Path]]:
     """The files and the folders in a folder, sorted; what is hidden is left out.
 
     Raises UserError if the folder cannot be listed, or for what is neither file nor folder.
     """
-    try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}): mend or move it") from error
+    paths = sorted(folder / name for name in names(folder) if not name.startswith("."))
     folders = [path for path in paths if os.path.isdir(path)]
     files = [path for path in paths if os.path.isfile(path)]
-    others = set(paths).difference(folders, files)
-    if others:
+    for path in sorted({*paths}.difference(folders, files)):
         raise UserError(
-            f"{min(others)} is neither a file nor a folder, nor a link to one that can be "
-            "reached: mend or remove it"
+            f"{path} is neither a file nor a folder, nor a link to one that can be reached: mend "
+            "or remove it"
         )
     return files, folders
-
-
-def holds(folder: Path, name: str) -> bool:
-    """Whether there is `name` in a folder, be it a broken link. Raises UserError if unknown."""
-    try:
-        os.lstat(folder / name)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}): mend or move it") from error
-    return True
 
 
 def images_by_folder(root: Path) -> dict[str, list[Path]]:
@@ -48,7 +41,7 @@ def images_by_folder(root: Path) -> dict[str, list[Path]]:
     Raises UserError for an image that would be left out: beside these folders, in a folder of
     its own inside one, or in a format that is not read.
     """
-    if not holds(root.parent, root.name):
+    if root.name not in names(root.parent):
         return {}
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder, nor a link to one that can be reached")
@@ -65,13 +58,12 @@ def _images_in(folder: Path) -> list[Path]:
             raise UserError(f"{inner} is a folder, named like an image: rename or remove it")
         if any(map(_is_image, listed(inner)[0])):
             raise UserError(f"{inner} holds images: move them up into {folder}, or elsewhere")
-    others = {path.suffix.lower(): path for path in files if not _is_image(path)}
-    if others:
-        unread = sorted(others.keys() & (_CAMERA_SUFFIXES | Image.registered_extensions().keys()))
-        for suffix in unread:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise UserError(f"{others[suffix]} is an image, but not in {suffixes}: convert it")
-    return [path for path in files if _is_image(path)]
+    images = [path for path in files if _is_image(path)]
+    for path in sorted({*files}.difference(images)):
+        if path.suffix.lower() in _CAMERA_SUFFIXES | Image.registered_extensions().keys():
+            suffixes = ", ".join(IMAGE_SUFFIXES)
+            raise UserError(f"{path} is an image, but not in {suffixes}: convert it")
+    return images
 
 
 def _is_image(path: Path) -> bool:

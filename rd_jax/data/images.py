@@ -1,9 +1,8 @@
 """Image files to uint8 arrays: decoded and resized once, in parallel, cached on disk."""
 
 import hashlib
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,28 +15,13 @@ from rd_jax.data.cache import cached_array
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 
-logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-# Part of every cache key: raise it when decoding changes.
-DECODER_VERSION = 2
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+DECODER_VERSION = 2  # part of every cache key: raise it when decoding changes
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # whatever the suffix says
 _MOST_PIXELS = 2**28  # 16384 x 16384; files that claim more are refused before they are decoded
-_CHUNK = 512  # files decoded at a time
 
 # Pillow's own limit warns of 100-megapixel photographs; this one is that of `_upright`.
 Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, _MOST_PIXELS)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Modes that Pillow would clip or warn about, brought to 8 bits."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image, np.uint16) / 257 + 0.5).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no defined white; convert it to 8 or 16 bits")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")
-    return image
 
 
 def resized(image: Image.Image, size: int) -> np.ndarray:
@@ -46,7 +30,7 @@ def resized(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _upright(path: Path) -> Image.Image:
-    """The one picture in a file, upright. Raises ValueError if it is too large or one of many."""
+    """The one picture in a file, upright, 8 bits. Raises ValueError if it has no such reading."""
     # From a stream: what Pillow maps into memory by its name, a TIFF that is turned, it garbles.
     with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
         if file.width * file.height > _MOST_PIXELS:
@@ -62,17 +46,14 @@ def _upright(path: Path) -> Image.Image:
             raise ValueError(
                 f"pixels of {bits} bits would be read as too dark; convert it to 8 or 16 bits"
             )
-        return _eight_bit(ImageOps.exif_transpose(file))
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of what `_upright` gives, from the file's header."""
-    with Image.open(path, formats=_FORMATS) as file:
-        # A PNG would be decoded to look for EXIF data behind its pixels; it stands before them.
-        # Of a TIFF that is turned, Pillow gives the size when it is upright.
-        has_exif = "exif" in file.info if file.format == "PNG" else file.format != "TIFF"
-        is_turned = has_exif and file.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
-        return (file.height, file.width) if is_turned else file.size
+        image = ImageOps.exif_transpose(file)
+    # What Pillow would clip or warn about is brought to 8 bits.
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, np.uint16) / 257 + 0.5).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no defined white; convert it to 8 or 16 bits")
+    is_transparent_palette = image.mode == "P" and "transparency" in image.info
+    return image.convert("RGBA") if is_transparent_palette else image
 
 
 def read_image(path: Path) -> Image.Image:
@@ -86,12 +67,11 @@ def read_mask(path: Path, image: Path) -> Image.Image:
     Raises ValueError if it has another size than the image, if it marks no pixel as anomalous,
     or if some of its pixels are transparent, so that their colour may mean anything.
     """
-    mask = _upright(path)
-    size = _upright_size(image)
-    if mask.size != size:
+    mask, masked = _upright(path), _upright(image)
+    if mask.size != masked.size:
         raise ValueError(
             f"the mask has {mask.width} x {mask.height} pixels, its image {image} "
-            f"{size[0]} x {size[1]}"
+            f"{masked.width} x {masked.height}"
         )
     if mask.has_transparency_data and np.asarray(mask.convert("RGBA"))[..., 3].min() < 255:
         raise ValueError("the mask has transparent pixels: save it without an alpha channel")
@@ -107,16 +87,18 @@ def decode_image(path: Path, size: int) -> np.ndarray:
     return resized(read_image(path), size)
 
 
-def decode_mask(path: Path, image: Path, size: int) -> np.ndarray:
-    """[size, size] bool, resized as the image and thresholded at 0.5."""
+def decode_mask(path: Path | None, image: Path, size: int) -> np.ndarray:
+    """[size, size] bool, resized as the image and thresholded at 0.5; without a mask false."""
+    if path is None:
+        return np.zeros((size, size), bool)
     mask = read_mask(path, image).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(mask) > 127
 
 
-def _each_file(read: Callable[..., Any], paths: Sequence[Path], *others: Sequence[Path]) -> list:
+def _each_file(read: Callable[..., Any], paths: Sequence, *others: Sequence) -> list:
     """`read` of all, in parallel; one error names all files that cannot be read."""
 
-    def attempt(path: Path, *its_others: Path) -> tuple[Any, str | None]:
+    def attempt(path: Path, *its_others: Any) -> tuple[Any, str | None]:
         try:
             return read(path, *its_others), None
         except Image.UnidentifiedImageError:
@@ -130,28 +112,30 @@ def _each_file(read: Callable[..., Any], paths: Sequence[Path], *others: Sequenc
     if failures:
         shown = "; ".join(failures[:3]) + ("; ..." if len(failures) > 3 else "")
         raise UserError(
-            f"{len(failures)} of {len(paths)} files cannot be read: {shown}. "
+            f"{len(failures)} of {len(paths) - paths.count(None)} files cannot be read: {shown}. "
             "Replace or remove them."
         )
     return [value for value, _ in results]
 
 
-def content_sha256(paths: Sequence[Path]) -> str:
+def content_sha256(paths: Sequence[Path | None]) -> str:
     """A hash of what the files hold, in order. Each process reads its share of them."""
 
-    def digest(path: Path) -> bytes:
+    def digest(path: Path | None) -> bytes:
+        if path is None:
+            return bytes(32)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
-    own = hosts.together(lambda: _each_file(digest, paths[hosts.share(len(paths))]))
+    with hosts.together():
+        own = _each_file(digest, paths[hosts.share(len(paths))])
     digests = np.frombuffer(b"".join(own), np.uint8).reshape(-1, 32)
     return hashlib.sha256(hosts.gathered(digests, len(paths)).tobytes()).hexdigest()
 
 
 def _load(
     decode: Callable[..., np.ndarray],
-    files: tuple[Sequence[Path], ...],
-    size: int,
+    files: Sequence[Sequence[Path | None]],
     shape: tuple[int, ...],
     dtype: type,
     sha256: str | None,
@@ -164,13 +148,12 @@ def _load(
     if not num_files:
         return np.empty((0, *shape), dtype)
 
-    def decoded(part: slice) -> Iterator[np.ndarray]:
-        for start in range(part.start, part.stop, _CHUNK):
-            chunk = [paths[start : min(start + _CHUNK, part.stop)] for paths in files]
-            yield np.stack(_each_file(partial(decode, size=size), *chunk))
+    def decoded(part: range) -> np.ndarray:
+        chosen = (paths[part.start : part.stop] for paths in files)
+        return np.stack(_each_file(partial(decode, size=shape[0]), *chosen))
 
     sha256 = sha256 or content_sha256([path for paths in files for path in paths])
-    key = f"{sha256}-{decode.__name__}-{size}-v{DECODER_VERSION}"
+    key = f"{sha256}-{decode.__name__}-{shape[0]}-v{DECODER_VERSION}"
     return cached_array(key, (num_files, *shape), dtype, decoded)
 
 
@@ -179,7 +162,7 @@ def load_images(paths: Sequence[Path], size: int, sha256: str | None = None) -> 
 
     Raises UserError naming the files that cannot be read.
     """
-    return _load(decode_image, (paths,), size, (size, size, 3), np.uint8, sha256)
+    return _load(decode_image, [paths], (size, size, 3), np.uint8, sha256)
 
 
 def load_masks(
@@ -187,11 +170,7 @@ def load_masks(
 ) -> np.ndarray:
     """[N, size, size] bool, true where anomalous; None stands for an image without anomaly.
 
-    `sha256` is a hash of what masks and images hold, if it is known. Raises UserError naming the
-    masks that cannot be read, or be those of their images: see `read_mask`.
+    `sha256` is the `content_sha256` of masks and images, if it is known. Raises UserError naming
+    the masks that cannot be read, or be those of their images: see `read_mask`.
     """
-    masks = np.zeros((len(paths), size, size), bool)
-    chosen = [i for i, path in enumerate(paths) if path is not None]
-    files = ([path for path in paths if path is not None], [images[i] for i in chosen])
-    masks[chosen] = _load(decode_mask, files, size, (size, size), np.bool_, sha256)
-    return masks
+    return _load(decode_mask, [paths, images], (size, size), np.bool_, sha256)

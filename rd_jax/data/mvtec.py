@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rd_jax.data import Split
-from rd_jax.data.folders import holds, images_by_folder, listed
+from rd_jax.data.folders import images_by_folder, listed, names
 from rd_jax.data.images import IMAGE_SUFFIXES, content_sha256, load_images, load_masks
 from rd_jax.system.errors import UserError, printable
 
@@ -47,17 +47,17 @@ def find_categories(data_dir: Path) -> list[str]:
     if not os.path.isdir(data_dir):
         raise UserError(f"data_dir {data_dir} is not a folder: set --config.data_dir")
     _, folders = listed(data_dir)
-    names = [folder.name for folder in folders if holds(folder, "train")]
-    if not names and os.path.isdir(data_dir / "train" / NORMAL):
+    categories = [folder.name for folder in folders if "train" in names(folder)]
+    if not categories and os.path.isdir(data_dir / "train" / NORMAL):
         raise UserError(
             f"data_dir {data_dir} is itself a category: set --config.data_dir="
             f"{data_dir.parent} --config.category={data_dir.name}"
         )
-    if not names:
+    if not categories:
         raise UserError(
             f"data_dir {data_dir} holds no category: expected CATEGORY/train/{NORMAL}/ in it"
         )
-    return names
+    return categories
 
 
 def read_category(data_dir: Path, name: str) -> Category:
@@ -84,8 +84,8 @@ def read_category(data_dir: Path, name: str) -> Category:
                 "on: move them there, or elsewhere"
             )
     if not train.get(NORMAL):
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(f"{root / 'train' / NORMAL} holds no images ({suffixes})")
+        raise UserError(f"{root / 'train' / NORMAL} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    has_masks = "ground_truth" in names(root)
     test = []
     for folder, found in images_by_folder(root / "test").items():
         if folder != NORMAL and folder.lower() == NORMAL:
@@ -93,66 +93,58 @@ def read_category(data_dir: Path, name: str) -> Category:
                 f"{root / 'test' / folder} counts as a defect: call it {NORMAL} if it is none, or "
                 "by another name"
             )
-        test += [LabelledImage(path, folder, None) for path in found]
-    has_masks = holds(root, "ground_truth")
+        masks = root / "ground_truth" / folder if has_masks and folder != NORMAL else None
+        for path in found:
+            test.append(LabelledImage(path, folder, masks and masks / f"{path.stem}_mask.png"))
     if has_masks:
-        test = _with_masks(test, root / "ground_truth")
+        _check_masks(test, root / "ground_truth")
     return Category(name, tuple(train[NORMAL]), tuple(test), has_masks)
 
 
-def _with_masks(test: Sequence[LabelledImage], root: Path) -> list[LabelledImage]:
-    """Each anomalous image with its mask. Raises UserError if they do not match one to one."""
-    unused = {path for masks in images_by_folder(root).values() for path in masks}
+def _check_masks(test: Sequence[LabelledImage], root: Path) -> None:
+    """Raises UserError if the masks in `root` are not exactly those of the images."""
+    found = {path for masks in images_by_folder(root).values() for path in masks}
     image_of: dict[Path, Path] = {}
-    found = []
-    for image in test:
-        mask = None
-        if image.defect != NORMAL:
-            mask = root / image.defect / f"{image.path.stem}_mask.png"
-            if mask in image_of:
-                raise UserError(f"{image_of[mask]} and {image.path} share {mask}: rename one")
-            if mask not in unused:
-                raise UserError(
-                    f"mask {mask} of test image {image.path} is missing: add it, or remove "
-                    f"{root} to evaluate images alone"
-                )
-            unused.remove(mask)
-            image_of[mask] = image.path
-        found.append(image._replace(mask=mask))
-    for mask in sorted(unused):
+    for path, _, mask in test:
+        if mask is None:
+            continue
+        if mask in image_of:
+            raise UserError(f"{image_of[mask]} and {path} share {mask}: rename one")
+        if mask not in found:
+            raise UserError(
+                f"mask {mask} of test image {path} is missing: add it, or remove {root} to "
+                "evaluate images alone"
+            )
+        image_of[mask] = path
+    for mask in sorted(found - image_of.keys()):
         which = "a normal image" if mask.parent.name == NORMAL else "no test image"
         raise UserError(f"{mask} is the mask of {which}: remove it, or mend its name")
-    return found
 
 
 def load_category(data_dir: Path, name: str, size: int) -> Split:
     """Decodes a category. Raises UserError as `read_category`, or for files it cannot read."""
     files = read_category(data_dir, name)
     test, masks = [image.path for image in files.test], [image.mask for image in files.test]
-    train_sha256, images_sha256 = content_sha256(files.train), content_sha256(test)
-    masks_sha256 = content_sha256([mask for mask in masks if mask is not None])
+    train_sha256 = content_sha256(files.train)
+    pairs_sha256 = content_sha256([*test, *masks])
     test_names = [printable(f"{image.defect}/{image.path.name}") for image in files.test]
-
-    def sha256_of(*parts: object) -> str:
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-    pairs_sha256 = sha256_of(images_sha256, masks_sha256)
+    tested = repr((pairs_sha256, test_names, files.has_masks))
     split = Split(
         name=name,
         train=load_images(files.train, size, train_sha256),
         train_names=[printable(path.name) for path in files.train],
         train_sha256=train_sha256,
-        test=load_images(test, size, images_sha256),
+        test=load_images(test, size, pairs_sha256),
         test_names=test_names,
-        test_sha256=sha256_of(pairs_sha256, test_names, files.has_masks),
+        test_sha256=hashlib.sha256(tested.encode()).hexdigest(),
         labels=np.array([image.defect != NORMAL for image in files.test], bool),
         masks=load_masks(masks, test, size, pairs_sha256) if files.has_masks else None,
     )
     if split.masks is not None:
-        vanished = np.flatnonzero(split.labels & ~split.masks.any((1, 2)))
+        vanished = np.compress(split.labels & ~split.masks.any((1, 2)), test_names)
         if len(vanished):
             logger.warning(
                 "%s: at %d pixels nothing is left of %d masks, so their pixels count as normal: %s",
-                *(name, size, len(vanished), ", ".join(split.test_names[i] for i in vanished[:3])),
+                *(name, size, len(vanished), ", ".join(vanished[:3])),
             )
     return split

@@ -5,7 +5,8 @@ are anomalous. Data sets are "digits", which scikit-learn brings along, and thos
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,6 @@ from rd_jax.data import Split
 from rd_jax.data.cache import cached_array
 from rd_jax.data.images import DECODER_VERSION, content_sha256, resized
 from rd_jax.system.errors import UserError
-
-_CHUNK = 1024  # images decoded at a time
 
 
 class Classes(NamedTuple):
@@ -31,6 +30,7 @@ class Classes(NamedTuple):
     num_classes: int
 
 
+@lru_cache(maxsize=1)  # of which each class in turn is made a split
 def load_classes(dataset: str, data_dir: Path, size: int) -> Classes:
     """Decodes a data set: "digits", or the splits train and test of one of TFDS in `data_dir`.
 
@@ -46,7 +46,7 @@ def one_class(classes: Classes, normal_class: int) -> Split:
             f"config.normal_class={normal_class}: the data set has the classes 0 to "
             f"{classes.num_classes - 1} (-1: each in turn)"
         )
-    (members,) = np.nonzero(classes.train_labels == normal_class)
+    members = np.flatnonzero(classes.train_labels == normal_class)
     if not len(members):
         raise UserError(f"the data set has no training images of class {normal_class}")
     train = classes.train[members]
@@ -63,16 +63,9 @@ def one_class(classes: Classes, normal_class: int) -> Split:
     )
 
 
-def _stacked(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """uint8 images [h, w, 1 or 3], resized, in chunks."""
-    chunk = []
-    for image in images:
-        chunk.append(resized(Image.fromarray(image.squeeze()), size))
-        if len(chunk) == _CHUNK:
-            yield np.stack(chunk)
-            chunk = []
-    if chunk:
-        yield np.stack(chunk)
+def _stacked(images: Iterable[np.ndarray], size: int) -> np.ndarray:
+    """uint8 images [h, w, 1 or 3], resized, as one array [., size, size, 3]."""
+    return np.stack([resized(Image.fromarray(image.squeeze()), size) for image in images])
 
 
 def _digits(size: int) -> Classes:
@@ -82,10 +75,10 @@ def _digits(size: int) -> Classes:
     grey, labels = load_digits(return_X_y=True)
     images = np.round(grey.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     shuffled = np.random.default_rng(0).permutation(len(labels))
-    images, labels = np.concatenate(list(_stacked(images[shuffled], size))), labels[shuffled]
+    images, labels = _stacked(images[shuffled], size), labels[shuffled]
     is_train = np.zeros(len(labels), bool)
     for label in range(10):
-        (members,) = np.nonzero(labels == label)
+        members = np.flatnonzero(labels == label)
         is_train[members[: round(0.7 * len(members))]] = True
     test, test_labels = images[~is_train], labels[~is_train]
     sha256 = hashlib.sha256(test.data).hexdigest()
@@ -96,7 +89,7 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
     import tensorflow_datasets as tfds
 
     builder = _prepared_builder(dataset, data_dir)
-    image_key, label_key = _image_and_label(dataset, builder.info)
+    image_key, label_key = builder.info.supervised_keys
     missing = {"train", "test"} - set(builder.info.splits)
     if missing:
         raise UserError(f"dataset {dataset!r} has no split {' and no '.join(sorted(missing))}")
@@ -105,16 +98,15 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
         info = builder.info.splits[split]
         sha256 = content_sha256([Path(path) for path in info.filepaths])
         key = f"{sha256}-tfds-{size}-v{DECODER_VERSION}"
-        encoded = builder.as_data_source(
-            split=split, decoders={image_key: tfds.decode.SkipDecoding()}
-        )
+        decoded = builder.as_data_source(split=split)
+        undecoded = {image_key: tfds.decode.SkipDecoding()}
+        encoded = builder.as_data_source(split=split, decoders=undecoded)
 
-        def labels(part: slice) -> Iterator[np.ndarray]:
-            yield np.array([encoded[i][label_key] for i in _range(part)], np.int64)
+        def images(part: range) -> np.ndarray:
+            return _stacked((decoded[i][image_key] for i in part), size)
 
-        def images(part: slice) -> Iterator[np.ndarray]:
-            decoded = builder.as_data_source(split=split)
-            return _stacked((decoded[i][image_key] for i in _range(part)), size)
+        def labels(part: range) -> np.ndarray:
+            return np.array([encoded[i][label_key] for i in part], np.int64)
 
         shape = (info.num_examples, size, size, 3)
         return (
@@ -128,12 +120,11 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
     return Classes(train, train_labels, *load("test"), num_classes)
 
 
-def _range(part: slice) -> range:
-    return range(part.start, part.stop)
-
-
 def _prepared_builder(dataset: str, data_dir: Path) -> Any:
-    """The data set's builder. Raises UserError if it is not prepared in a readable format."""
+    """The data set's builder.
+
+    Raises UserError if it does not classify images or is not prepared in a readable format.
+    """
     import tensorflow_datasets as tfds
 
     try:
@@ -143,6 +134,11 @@ def _prepared_builder(dataset: str, data_dir: Path) -> Any:
             f"dataset {dataset!r} is neither 'digits' nor known to TFDS: see "
             "https://www.tensorflow.org/datasets/catalog/overview#image_classification"
         ) from error
+    info = builder.info
+    parts = [info.features[key] for key in info.supervised_keys or ()]
+    kinds = [tfds.features.Image, tfds.features.ClassLabel]
+    if len(parts) != 2 or not all(map(isinstance, parts, kinds)):
+        raise UserError(f"dataset {dataset!r} does not classify images: it has {info.features}")
 
     def prepare(folder: Path | str) -> str:
         return (
@@ -152,24 +148,11 @@ def _prepared_builder(dataset: str, data_dir: Path) -> Any:
         )
 
     if not builder.is_prepared():
-        _image_and_label(dataset, builder.info)
         raise UserError(f"dataset {dataset!r} is not prepared in {data_dir}: {prepare(data_dir)}")
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"dataset {dataset!r} is prepared in {data_dir} as {builder.info.file_format.value}, "
-            "which cannot be read without TensorFlow: set --config.data_dir=FOLDER after "
+            f"dataset {dataset!r} is prepared in {data_dir} as {info.file_format.value}, which "
+            "cannot be read without TensorFlow: set --config.data_dir=FOLDER after "
             f"{prepare('FOLDER')}"
         )
     return builder
-
-
-def _image_and_label(dataset: str, info: Any) -> tuple[str, str]:
-    """The names of an example's parts. Raises UserError if it is no classified image."""
-    import tensorflow_datasets as tfds
-
-    keys = info.supervised_keys
-    if keys is not None and len(keys) == 2:
-        image, label = (info.features[key] for key in keys)
-        if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
-            return keys
-    raise UserError(f"dataset {dataset!r} does not classify images: it has {info.features}")

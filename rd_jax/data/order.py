@@ -20,12 +20,8 @@ def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.
     Random permutations of all images follow each other without a gap, and a batch may span two:
     at any time no image has been used more than once more often than another.
     """
-    first = step * batch_size
-    positions = np.arange(first, first + batch_size)
-    epochs, offsets = np.divmod(positions, num_images)
-    return np.array(
-        [_permutation(seed, e, num_images)[o] for e, o in zip(epochs, offsets, strict=True)]
-    )
+    positions = (divmod(step * batch_size + i, num_images) for i in range(batch_size))
+    return np.array([_permutation(seed, epoch, num_images)[i] for epoch, i in positions])
 
 
 def steps_until(epoch: int, num_images: int, batch_size: int) -> int:

@@ -19,24 +19,15 @@ def chosen_name(config: Config) -> str:
 
 def load_splits(config: Config) -> Iterator[Split]:
     """The chosen split, or each in turn. Raises UserError for what cannot be found or read."""
-    name = chosen_name(config)
-    if config.dataset:
-        classes = _classes(config)
-        for label in [int(name)] if name else range(classes.num_classes):
-            yield one_class.one_class(classes, label)
-    else:
-        data_dir = _data_dir(config)
-        for category in [name] if name else mvtec.find_categories(data_dir):
-            yield mvtec.load_category(data_dir, category, config.image_size)
+    for name in _names(config):
+        yield load_split(config, name)
 
 
 def check_splits(config: Config) -> None:
     """Lists the files of what is chosen. Raises UserError for what is missing, in no time."""
-    name = chosen_name(config)
     if not config.dataset:
-        data_dir = _data_dir(config)
-        for category in [name] if name else mvtec.find_categories(data_dir):
-            mvtec.read_category(data_dir, category)
+        for category in _names(config):
+            mvtec.read_category(_data_dir(config), category)
 
 
 def load_split(config: Config, name: str) -> Split:
@@ -48,9 +39,16 @@ def load_split(config: Config, name: str) -> Split:
     return one_class.one_class(_classes(config), int(name))
 
 
+def _names(config: Config) -> list[str]:
+    if name := chosen_name(config):
+        return [name]
+    if config.dataset:
+        return [str(label) for label in range(_classes(config).num_classes)]
+    return mvtec.find_categories(_data_dir(config))
+
+
 def _classes(config: Config) -> one_class.Classes:
-    data_dir = Path(os.path.expanduser(config.data_dir))
-    return one_class.load_classes(config.dataset, data_dir, config.image_size)
+    return one_class.load_classes(config.dataset, _data_dir(config), config.image_size)
 
 
 def _data_dir(config: Config) -> Path:

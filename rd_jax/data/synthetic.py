@@ -5,14 +5,12 @@ defects are as subtle as those of real categories.
 """
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-CATEGORY = "weave"
 DEFECTS = ("scratch", "stain", "missing_thread", "distortion")
 PERIOD = 16  # pixels from thread to thread
 
@@ -60,29 +58,24 @@ def weave(
 
 
 def write_category(
-    data_dir: Path,
-    num_train: int = 48,
-    num_test: int = 10,
-    size: int = 96,
-    seed: int = 0,
+    data_dir: Path, num_train: int = 48, num_test: int = 10, size: int = 96, seed: int = 0
 ) -> None:
     """Writes DATA_DIR/weave: `num_test` good test images and as many of each kind of defect."""
     rng = np.random.default_rng(seed)
-    root = data_dir / CATEGORY
+    root = data_dir / "weave"
 
     def write(path: Path, pixels: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
 
     for i in range(num_train):
-        write(root / "train" / "good" / f"{i:03}.png", weave(rng, size)[0])
+        write(root / f"train/good/{i:03}.png", weave(rng, size)[0])
     for i in range(num_test):
-        write(root / "test" / "good" / f"{i:03}.png", weave(rng, size)[0])
+        write(root / f"test/good/{i:03}.png", weave(rng, size)[0])
         for defect in DEFECTS:
             image, mask = weave(rng, size, defect)
-            write(root / "test" / defect / f"{i:03}.png", image)
-            mask_path = root / "ground_truth" / defect / f"{i:03}_mask.png"
-            write(mask_path, (255 * mask).astype(np.uint8))
+            write(root / f"test/{defect}/{i:03}.png", image)
+            write(root / f"ground_truth/{defect}/{i:03}_mask.png", mask * np.uint8(255))
 
 
 def cached_data_dir(cache_folder: Path) -> Path:
@@ -90,13 +83,11 @@ def cached_data_dir(cache_folder: Path) -> Path:
     folder = cache_folder / f"synthetic-{_VERSION}"
     if not folder.is_dir():
         cache_folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=cache_folder))
-        try:
-            write_category(partial)
-            os.rename(partial, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=cache_folder) as temporary:
+            write_category(Path(temporary, "whole"))
+            try:
+                os.rename(Path(temporary, "whole"), folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
     return folder

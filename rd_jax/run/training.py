@@ -98,7 +98,8 @@ def _check_same_teacher(teacher: LoadedTeacher) -> None:
 
 
 def _start_anew(workdir: Path, category: str) -> None:
-    kept = hosts.together(lambda: set_aside(workdir, category) if hosts.is_first() else None)
+    with hosts.together():
+        kept = set_aside(workdir, category) if hosts.is_first() else None
     if kept:
         logger.warning("%s: starting anew; what was there is kept in %s", category, kept)
 

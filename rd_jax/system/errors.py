@@ -5,8 +5,6 @@ import unicodedata
 
 import jax
 
-_NOT_PRINTED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, separators
-
 
 def printable(text: str) -> str:
     r"""One line that every encoding of Unicode can write.
@@ -14,10 +12,10 @@ def printable(text: str) -> str:
     File names may hold line breaks, which become spaces, and bytes that are not UTF-8, which
     Python reads as lone surrogates and which are shown as "\udcXX".
     """
-    one_line = re.sub(r"\s*\n\s*", " ", text)
+    not_printed = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, separators
     return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in _NOT_PRINTED else c
-        for c in one_line
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in not_printed else c
+        for c in re.sub(r"\s*\n\s*", " ", text)
     )
 
 
@@ -43,6 +41,6 @@ def explained(error: Exception) -> str:
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
     return (
-        f"a device is out of memory ({printable(str(error).splitlines()[0][:200])}): lower the "
+        f"a device is out of memory ({printable(first_line(error)[:200])}): lower the "
         "batch_size or image_size, choose a smaller backbone, or set dtype=bfloat16"
     )

@@ -40,12 +40,11 @@ def deferred() -> Iterator[Callable[[], bool]]:
         received.append(number)
         logger.warning("interrupted: saving a checkpoint (once more stops at once)")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: hosts.any_says(False)
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield lambda: hosts.any_says(bool(received))
+        yield lambda: not hosts.all_agree(not received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

@@ -40,19 +40,13 @@ def convert_rd4ad(
     return _convert(both, variable_shapes(Reconstruction(backbone), features), backbone)
 
 
-_TORCH_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+_NAMES = dict(kernel="weight", scale="weight", bias="bias", mean="running_mean", var="running_var")
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
     """('params', 'layer1_0', 'conv1', 'kernel') -> 'layer1.0.conv1.weight'."""
     modules = [re.sub(r"_(\d+)$", r".\1", module) for module in path[1:-1]]
-    return ".".join([*modules, _TORCH_LEAVES[path[-1]]])
+    return ".".join([*modules, _NAMES[path[-1]]])
 
 
 def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> dict[str, Any]:

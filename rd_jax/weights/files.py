@@ -1,7 +1,8 @@
 """Files of weights as NumPy arrays: safetensors, npz, PyTorch's."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,25 @@ def read_file(path: Path) -> Mapping[str, np.ndarray]:
             f"teacher_weights {path} is not a file: give 'imagenet', 'random', 'auto' or the path "
             "of a .safetensors, .npz or .pth file"
         )
-    readers = {".safetensors": read_safetensors, ".npz": _read_npz, ".pth": _read_pth}
-    if path.suffix not in readers:
-        raise UserError(f"teacher_weights {path}: give a .safetensors, .npz or .pth file")
-    return readers[path.suffix](path)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
 
-
-def read_safetensors(path: Path) -> Mapping[str, np.ndarray]:
-    """The tensors of a safetensors file. Raises UserError if it is none."""
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:  # a broken file may raise anything, here and below
-        raise UserError(
-            f"{path} is not a readable safetensors file ({first_line(error)})"
-        ) from error
-
-
-def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
+        with _reading(path, "a readable safetensors file"):
+            return load_file(path)
+    if path.suffix == ".npz":
+        with _reading(path, "a readable npz file"), np.load(path, allow_pickle=False) as archive:
             return dict(archive)
-    except Exception as error:
-        raise UserError(f"{path} is not a readable npz file ({first_line(error)})") from error
+    if path.suffix == ".pth":
+        return as_numpy(load_pth(path), path)
+    raise UserError(f"teacher_weights {path}: give a .safetensors, .npz or .pth file")
 
 
-def _read_pth(path: Path) -> Mapping[str, np.ndarray]:
-    return as_numpy(load_pth(path), path)
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a broken file may raise anything
+        raise UserError(f"{path} is not {what} ({first_line(error)})") from error
 
 
 def load_pth(path: Path) -> Mapping[str, Any]:
@@ -53,22 +45,15 @@ def load_pth(path: Path) -> Mapping[str, Any]:
         import torch
     except ImportError as error:
         raise UserError(f"reading {path} needs PyTorch: pip install torch") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is then refused
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        problem = f"{path} is not a state dict of tensors ({first_line(error)})"
-        raise UserError(problem) from error
-    if not isinstance(loaded, Mapping):
-        raise UserError(f"{path} is not a state dict of tensors")
-    return loaded
+    with _reading(path, "a state dict of tensors"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is then refused
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(loaded, Mapping):
+            raise TypeError(type(loaded).__name__)
+        return loaded
 
 
 def as_numpy(state_dict: Mapping[str, Any], path: Path) -> Mapping[str, np.ndarray]:
     """PyTorch's tensors as arrays. Raises UserError for anything else, which `path` held."""
-    try:
+    with _reading(path, "a state dict of tensors"):
         return {name: tensor.detach().float().numpy() for name, tensor in state_dict.items()}
-    except (AttributeError, TypeError, RuntimeError) as error:
-        problem = f"{path} is not a state dict of tensors ({first_line(error)})"
-        raise UserError(problem) from error

@@ -17,7 +17,7 @@ from rd_jax.method.models.init import init_variables, teacher_shapes
 from rd_jax.system.errors import UserError
 from rd_jax.weights import hub
 from rd_jax.weights.convert import convert_rd4ad, convert_teacher
-from rd_jax.weights.files import as_numpy, load_pth, read_file, read_safetensors
+from rd_jax.weights.files import as_numpy, load_pth, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
     if weights == "random":
         logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
         return init_variables(teacher_shapes(backbone, layer4), jax.random.key(0))
-    if weights == "imagenet":
-        return convert_teacher(read_safetensors(hub.download(backbone)), backbone, layer4)
-    return convert_teacher(read_file(Path(os.path.expanduser(weights))), backbone, layer4)
+    is_imagenet = weights == "imagenet"
+    path = hub.download(backbone) if is_imagenet else Path(os.path.expanduser(weights))
+    return convert_teacher(read_file(path), backbone, layer4)
 
 
 def resolve_weights(backbone: str, weights: str) -> str:
