@@ -11,7 +11,6 @@ from rd_jax.config import Config, from_dict
 from rd_jax.method.calibration import Calibration
 from rd_jax.method.models import Model
 from rd_jax.run.build import model_of
-from rd_jax.run.resume import check_teacher
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
 from rd_jax.store.workdir import Training, training_of, trainings_at
@@ -38,6 +37,16 @@ class Trained(NamedTuple):
 def config_of(metadata: Mapping[str, Any]) -> Config:
     """The config that the checkpoint was trained with; its teacher is the one that was used."""
     return from_dict(metadata["config"] | {"teacher_weights": metadata["teacher_weights"]})
+
+
+def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError if the checkpoint in `folder` was trained with another teacher."""
+    if teacher.sha256 != saved["teacher_sha256"]:
+        raise UserError(
+            f"the checkpoint in {folder} was trained with the teacher weights "
+            f"{saved['teacher_weights']} (sha256 {saved['teacher_sha256'][:12]}...), not with "
+            f"{teacher.weights} ({teacher.sha256[:12]}...): set teacher_weights"
+        )
 
 
 def find_training(workdir: Path) -> Training:
