@@ -116,12 +116,10 @@ def evaluate_trained(
 ) -> None:
     """Evaluates a training and writes its results.json, unless the same was evaluated already."""
     saved = trained.metadata
-    calibration = None  # what the training kept, if it is finished and scores as it did then
-    is_same = compute_dtype(config).name == saved["dtype"] and not differing(
-        saved["config"], as_dict(config), Depends.SCORING
-    )
-    if saved["calibration"] and is_same:
-        calibration = Calibration(**saved["calibration"])
+    calibration = saved["calibration"] and Calibration(**saved["calibration"])
+    changes = differing(saved["config"], as_dict(config), Depends.SCORING)
+    if changes or compute_dtype(config).name != saved["dtype"]:
+        calibration = None  # it is of other scores
     known = _what_is_evaluated(config, split, teacher, calibration) | {
         "num_steps": trained.step,
         "last_step": saved["last_step"],

@@ -1,6 +1,6 @@
 """The loop over steps: images to the devices, states back."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def training(
     last_step: int,
     batch_size: int,
     seed: int,
-    pause_at: Sequence[int] = (),
+    pause_at: Collection[int] = (),
     chosen: np.ndarray | None = None,
 ) -> Iterator[tuple[TrainState, int, Metrics]]:
     """Trains to the last step; after each dispatch yields state, steps done and metrics.

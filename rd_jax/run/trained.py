@@ -54,10 +54,8 @@ def find_training(workdir: Path) -> Training:
 
     Raises UserError if there is none, or several.
     """
-    found = trainings_at(workdir)
-    if len(found) > 1:
-        found = [training for training in found if checkpoint.steps(training.checkpoints)]
-    if not found or not found[0].checkpoints.is_dir():
+    found = [t for t in trainings_at(workdir) if checkpoint.steps(t.checkpoints)]
+    if not found:
         raise UserError(f"no checkpoint in {workdir}: set --workdir to the folder of a training")
     if len(found) > 1:
         names = ", ".join(str(training.folder.relative_to(workdir)) for training in found)

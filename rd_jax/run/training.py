@@ -168,7 +168,7 @@ def _train(
         last_step=last_step,
         batch_size=config.batch_size,
         seed=config.seed,
-        pause_at=sorted(pause_at),
+        pause_at=pause_at,
         chosen=task.trained_on,
     )
 
