@@ -46,7 +46,6 @@ def save_training(folder: Path, calibration: Calibration | None, **changes: obje
         "calibration": calibration and calibration._asdict(),
         **changes,
     }
-    checkpoint.save(
-        Training(folder, "weave").checkpoints, 7, variables, {"m": np.zeros(1)}, metadata
-    )
+    with checkpoint.writer(Training(folder, "weave").checkpoints) as save:
+        save(7, variables, {"m": np.zeros(1)}, metadata)
     return folder

@@ -1,7 +1,5 @@
 """From a config to what the method takes."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,11 +9,10 @@ from rd_jax.method.models import Model
 from rd_jax.method.score import make_scorer
 
 
-def compute_dtype(config: Config) -> Any:
+def compute_dtype(config: Config) -> jnp.dtype:
     """The networks' dtype of computation; "auto" is float32 on CPU, else bfloat16."""
-    if config.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(config.dtype)
+    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(auto if config.dtype == "auto" else config.dtype)
 
 
 def model_of(config: Config) -> Model:

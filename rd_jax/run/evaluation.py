@@ -3,27 +3,25 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from rd_jax.config import FIELDS, Config, Depends, as_dict, differing, validate
 from rd_jax.data import Split
 from rd_jax.data.splits import chosen_name, load_split
 from rd_jax.method.calibration import Calibration, metrics_at
 from rd_jax.method.metrics import metrics_of
-from rd_jax.method.models import Model
 from rd_jax.method.score import make_scorer
 from rd_jax.report import gallery, page, tables
 from rd_jax.run.build import compute_dtype, model_of, scorer_of
-from rd_jax.run.resume import check_teacher
 from rd_jax.run.scoring import Scorer, score_images
-from rd_jax.run.trained import config_of
+from rd_jax.run.trained import check_teacher, config_of
 from rd_jax.store import checkpoint
+from rd_jax.store.results import RECORDED, TIMING
 from rd_jax.store.rows import read_json, write_json
 from rd_jax.store.workdir import Training, find_trainings, training_of, trainings_of
 from rd_jax.system import hosts
@@ -31,11 +29,6 @@ from rd_jax.system.errors import UserError
 from rd_jax.weights.teacher import LoadedTeacher, find_teacher, load_rd4ad, teacher_of
 
 logger = logging.getLogger(__name__)
-
-_OF_TRAINING = (
-    *("loss", "seed", "num_epochs", "num_steps", "last_step"),
-    *("train_seconds", "images_per_second"),
-)
 
 
 def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path) -> str:
@@ -45,12 +38,7 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
     the teacher is not the one trained with, or if an override is of a field that only training
     could change.
     """
-    load_teacher = cache(find_teacher)  # categories share them
-
-    @cache
-    def scorer_with(model: Model, sigma: float, reduction: str) -> Scorer:
-        return make_scorer(model, sigma, reduction)
-
+    load_teacher, scorer_with = cache(find_teacher), cache(make_scorer)  # categories share them
     for training in _chosen_trainings(workdir, name, overrides.get("seeds", ())):
         trained = checkpoint.load_latest(training.checkpoints)
         config = config_of(trained.metadata)
@@ -66,13 +54,25 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
         teacher = load_teacher(config.backbone, config.teacher_weights, config.bottleneck == "pre")
         check_teacher(teacher, trained.metadata, training.folder)
         split = load_split(config, training.category)
-        scored_by = model_of(config), config.blur_sigma, config.image_score
-
-        def scorer(scored_by: Any = scored_by) -> Scorer:
-            return scorer_with(*scored_by)
-
+        scorer = scorer_with(model_of(config), config.blur_sigma, config.image_score)
         evaluate_trained(config, split, teacher, trained, scorer, training)
     return write_summaries(workdir)
+
+
+def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[Training]:
+    """The trainings with a complete checkpoint, of category `name` and these seeds, or of all."""
+    wanted = [
+        training
+        for training in find_trainings(workdir)
+        if name in ("", training.category)
+        and (not seeds or training.seed in seeds)
+        and checkpoint.steps(training.checkpoints)
+    ]
+    if not wanted:
+        which = f" of {name}" if name else ""
+        which += f" with seeds {seeds}" if seeds else ""
+        raise UserError(f"no checkpoint{which} in {workdir}: train first, with --mode train")
+    return wanted
 
 
 def evaluate_rd4ad(config: Config, workdir: Path) -> str:
@@ -98,10 +98,11 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     split = load_split(config, name)
     if any(training.checkpoints.is_dir() for training in trainings_of(workdir, split.name)):
         raise UserError(f"{workdir / split.name} holds a training: choose another --workdir")
-    teacher, scorer = teacher_of(config), scorer_of(config)
-    known = _what_is_evaluated(config, split, teacher, None) | dict.fromkeys(_OF_TRAINING)
+    teacher = teacher_of(config)
+    of_training = ("loss", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
+    known = _what_is_evaluated(config, split, teacher, None) | dict.fromkeys(of_training)
     both, place = (teacher.variables, variables), training_of(workdir, split.name)
-    _write(known, config, split, both, scorer, None, place)
+    _write(known, config, split, both, scorer_of(config), None, place)
     return write_summaries(workdir)
 
 
@@ -110,72 +111,46 @@ def evaluate_trained(
     split: Split,
     teacher: LoadedTeacher,
     trained: checkpoint.Checkpoint,
-    scorer: Callable[[], Scorer],
+    scorer: Scorer,
     training: Training,
 ) -> None:
     """Evaluates a training and writes its results.json, unless the same was evaluated already."""
-    calibration = _calibration(config, trained.metadata)
+    saved = trained.metadata
+    calibration = saved["calibration"] and Calibration(**saved["calibration"])
+    changes = differing(saved["config"], as_dict(config), Depends.SCORING)
+    if changes or compute_dtype(config).name != saved["dtype"]:
+        calibration = None  # it is of other scores
     known = _what_is_evaluated(config, split, teacher, calibration) | {
-        "loss": config.loss,
-        "seed": config.seed,
-        "num_epochs": config.num_epochs,
         "num_steps": trained.step,
-        "last_step": trained.metadata["last_step"],
-        **trained.metadata["timing"],
+        "last_step": saved["last_step"],
+        **saved["timing"],
     }
     is_done = training.evaluation.exists() and known.items() <= read_json(training.results).items()
     if hosts.as_the_first(is_done):
         logger.info("%s: evaluated already, in %s", split.name, training.results)
         return
     variables = teacher.variables, trained.student_variables
-    _write(known, config, split, variables, scorer(), calibration, training)
-
-
-def write_summaries(workdir: Path) -> str:
-    """Writes the tables and the page over all that `workdir` holds; returns the former.
-
-    Of several processes the first does; the others return nothing.
-    """
-    if not hosts.is_first():
-        return ""
-    text = tables.write_results(workdir)
-    page.write_page(workdir)
-    return text
-
-
-def _calibration(config: Config, saved: Mapping[str, Any]) -> Calibration | None:
-    """What the training kept, if it is finished and scores as it did then."""
-    is_same_dtype = jnp.dtype(compute_dtype(config)).name == saved["dtype"]
-    changes = differing(saved["config"], as_dict(config), Depends.SCORING)
-    if saved["calibration"] is None or changes or not is_same_dtype:
-        return None
-    return Calibration(**saved["calibration"])
+    _write(known, config, split, variables, scorer, calibration, training)
 
 
 def _what_is_evaluated(
     config: Config, split: Split, teacher: LoadedTeacher, calibration: Calibration | None
 ) -> dict[str, Any]:
-    """All that the figures depend on besides the training."""
-    has_threshold = calibration is not None and calibration.source == "holdout"
+    """All that the figures depend on besides how far the training is."""
+    fields = as_dict(config)
+    held_out = calibration if calibration and calibration.source == "holdout" else None
     return {
         "category": split.name,
         "test_sha256": split.test_sha256,
-        "dataset": config.dataset,
-        "backbone": config.backbone,
+        **{name: fields[name] for name in RECORDED},
         "teacher_weights": Path(teacher.weights).name,
         "teacher_sha256": teacher.sha256,
         "rd4ad_checkpoint": Path(config.rd4ad_checkpoint).name,
-        "bottleneck": config.bottleneck,
-        "scales": list(config.scales),
-        "image_size": config.image_size,
-        "image_score": config.image_score,
-        "blur_sigma": config.blur_sigma,
-        "dtype": jnp.dtype(compute_dtype(config)).name,
-        "holdout": config.holdout,
-        "num_held_out": calibration.num_images if calibration and has_threshold else 0,
-        "false_positive_rate": config.false_positive_rate if has_threshold else None,
-        "image_threshold": calibration and calibration.image_threshold,
-        "pixel_threshold": calibration and calibration.pixel_threshold,
+        "dtype": compute_dtype(config).name,
+        "num_held_out": held_out.num_images if held_out else 0,
+        "false_positive_rate": held_out and config.false_positive_rate,
+        "image_threshold": held_out and held_out.image_threshold,
+        "pixel_threshold": held_out and held_out.pixel_threshold,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
@@ -197,11 +172,10 @@ def _write(
     maps, scores = score_images(scorer, *variables, split.test, config.batch_size)
     if not hosts.is_first():
         return
-    threshold = calibration and calibration.image_threshold
     row = {
         **known,
         **metrics_of(maps, scores, split.labels, split.masks),
-        **metrics_at(threshold, scores, split.labels),
+        **metrics_at(known["image_threshold"], scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
     }
     training.results.unlink(missing_ok=True)  # which says that the other file is there
@@ -209,17 +183,13 @@ def _write(
     write_json(training.results, row)
 
 
-def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[Training]:
-    """The trainings with a complete checkpoint, of category `name` and these seeds, or of all."""
-    wanted = [
-        training
-        for training in find_trainings(workdir)
-        if name in ("", training.category)
-        and (not seeds or training.seed in seeds)
-        and checkpoint.steps(training.checkpoints)
-    ]
-    if not wanted:
-        which = f" of {name}" if name else ""
-        which += f" with seeds {seeds}" if seeds else ""
-        raise UserError(f"no checkpoint{which} in {workdir}: train first, with --mode train")
-    return wanted
+def write_summaries(workdir: Path) -> str:
+    """Writes the tables and the page over all that `workdir` holds; returns the former.
+
+    Of several processes the first does; the others return nothing.
+    """
+    if not hosts.is_first():
+        return ""
+    text = tables.write_results(workdir)
+    page.write_page(workdir)
+    return text

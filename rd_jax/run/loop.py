@@ -1,6 +1,6 @@
 """The loop over steps: images to the devices, states back."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 import numpy as np
@@ -11,6 +11,12 @@ from rd_jax.method.train import AXIS, Metrics, TrainState
 from rd_jax.system import hosts
 
 TrainSteps = Callable[..., tuple[TrainState, Metrics]]
+
+
+def placement() -> tuple[NamedSharding, NamedSharding]:
+    """On all local devices, and split over them."""
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def steps_per_dispatch() -> int:
@@ -28,7 +34,7 @@ def training(
     last_step: int,
     batch_size: int,
     seed: int,
-    pause_at: Sequence[int] = (),
+    pause_at: Collection[int] = (),
     chosen: np.ndarray | None = None,
 ) -> Iterator[tuple[TrainState, int, Metrics]]:
     """Trains to the last step; after each dispatch yields state, steps done and metrics.
@@ -41,8 +47,7 @@ def training(
     arrays that may still be computed.
     """
     chosen = np.arange(len(images)) if chosen is None else chosen
-    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-    replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
+    replicated, split = placement()
     teacher_variables, state = jax.device_put((teacher_variables, state), replicated)
     pauses = sorted({*pause_at, last_step})
     own = hosts.share(batch_size)
@@ -53,7 +58,8 @@ def training(
         for i in range(num_steps):
             order = batch_indices(seed, step + i, len(chosen), batch_size)
             batches[i] = images[chosen[order[own]]]
-        batches = batches.reshape(max_steps, mesh.size, -1, *images.shape[1:]).swapaxes(0, 1)
+        per_device = (jax.local_device_count(), -1, *images.shape[1:])
+        batches = batches.reshape(max_steps, *per_device).swapaxes(0, 1)
         before = metrics
         state, metrics = train_steps(
             state, teacher_variables, jax.device_put(batches, split), np.int32(num_steps)

@@ -6,13 +6,18 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from rd_jax.method.train import Metrics, TrainState
+from rd_jax.run.task import Task
+from rd_jax.store.rows import Row, append_row
+from rd_jax.system import hosts
 
 logger = logging.getLogger(__name__)
 
@@ -21,69 +26,80 @@ class Clock:
     """Seconds and speed of one training, over all its resumptions."""
 
     def __init__(self, timing: Mapping[str, float | None]):
-        self._start = time.perf_counter() - (timing["train_seconds"] or 0.0)
+        self._away = 0.0
+        self._start = self._now() - (timing["train_seconds"] or 0.0)
         self._images_per_second = timing["images_per_second"]
         self._warm: tuple[int, float] | None = None
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._away
 
     def first_dispatch(self, state: TrainState, step: int) -> None:
         """Waits for the first dispatch, so that the speed is that after compilation."""
         if self._warm is None:
             jax.block_until_ready(state.step)
-            self._warm = (step, time.perf_counter())
+            self._warm = (step, self._now())
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """What happens inside does not count."""
         before = time.perf_counter()
         yield
-        away = time.perf_counter() - before
-        self._start += away
-        if self._warm is not None:
-            self._warm = (self._warm[0], self._warm[1] + away)
+        self._away += time.perf_counter() - before
 
     def timing(self, step: int, batch_size: int) -> dict[str, float | None]:
         """What the results say; the device has nothing left to do."""
-        now = time.perf_counter()
+        now = self._now()
         if self._warm is not None and step > self._warm[0]:
             self._images_per_second = (step - self._warm[0]) * batch_size / (now - self._warm[1])
         return {"train_seconds": now - self._start, "images_per_second": self._images_per_second}
 
 
+@contextmanager
+def row_writer(metrics: Path, events: Path | None = None) -> Iterator[Callable[[Row], None]]:
+    """A function that appends a row with its "step" to a file of rows, as the first process.
+
+    With `events`, its numbers also go as TensorBoard event files into that folder.
+    """
+    if not hosts.is_first():
+        yield lambda _: None
+    elif events is None:
+        yield partial(append_row, metrics)
+    else:
+        from tensorboardX import SummaryWriter
+
+        with SummaryWriter(str(events)) as writer:
+
+            def write(row: Row) -> None:
+                append_row(metrics, row)
+                for name, value in row.items():
+                    if name != "step" and value is not None:
+                        writer.add_scalar(name, value, row["step"])
+
+            yield write
+
+
 class Diverged(Exception):  # noqa: N818
-    """A loss that is not finite, at `step`; `last_finite` is the last loss that was, if any."""
-
-    def __init__(self, step: int, last_finite: float | None):
-        super().__init__(step, last_finite)
-        self.step = step
-        self.last_finite = last_finite
-
-
-class Way(NamedTuple):
-    """From where to where a training goes, and how often it says so."""
-
-    name: str
-    first_step: int
-    last_step: int
-    batch_size: int
-    log_every_steps: int
-    pause_at: Collection[int] = ()
+    """A loss that is not finite: its step, and the last loss that was finite, if any."""
 
 
 def followed(
     dispatches: Iterable[tuple[TrainState, int, Metrics]],
-    way: Way,
+    task: Task,
+    first_step: int,
+    pause_at: Collection[int],
     log: Callable[[Mapping[str, Any]], None],
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool],
 ) -> Iterator[tuple[TrainState, int, bool]]:
     """Passes on a training's states and steps, and whether it should stop; shows its progress.
 
     A bar on a terminal, log lines elsewhere; a row for `log` with the mean loss since the row
-    before, at the first dispatch after every `way.log_every_steps`. Losses are read one dispatch
+    before, at the first dispatch after every `log_every_steps`. Losses are read one dispatch
     late, when they are there anyway, so that nothing waits for the device; but at once at a step
-    in `way.pause_at`, or to stop at, where the caller uses the state. Raises Diverged if a loss is
+    in `pause_at`, or to stop at, where the caller uses the state. Raises Diverged if a loss is
     not finite.
     """
-    name, first_step, last_step, batch_size, log_every_steps, pause_at = way
+    last_step, batch_size = task.last_step, task.config.batch_size
     on_terminal = sys.stderr.isatty()
     losses: list[float] = []
     since, last_read = time.perf_counter(), first_step
@@ -98,25 +114,23 @@ def followed(
             last_finite = loss
             losses.append(loss)
             bar.update()
-        if len(losses) < log_every_steps and step < last_step:
+        if len(losses) < task.config.log_every_steps and step < last_step:
             return
         now = time.perf_counter()
-        speed = len(losses) * batch_size / (now - since)
-        seconds_left = (last_step - step) * batch_size / speed
-        row = {"step": step, "loss": float(np.mean(losses)), "images_per_second": round(speed, 2)}
-        log(row)
-        bar.set_postfix_str(f"loss {row['loss']:.4f}, {speed:.1f} images/s")
+        speed, loss = len(losses) * batch_size / (now - since), float(np.mean(losses))
+        log({"step": step, "loss": loss, "images_per_second": round(speed, 2)})
+        bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} images/s")
         if not on_terminal:
             logger.info(
                 "%s: step %d of %d, loss %.4f, %.1f images/s, %.0f s left",
-                *(name, step, last_step, row["loss"], speed, seconds_left),
+                *(task.name, step, last_step, loss, speed, (last_step - step) * batch_size / speed),
             )
         losses.clear()
         since = now
 
     pending: tuple[int, Metrics] | None = None
     with tqdm(
-        total=last_step, initial=first_step, desc=name, unit="step", disable=not on_terminal
+        total=last_step, initial=first_step, desc=task.name, unit="step", disable=not on_terminal
     ) as bar:
         for state, step, metrics in dispatches:
             if pending:

@@ -1,18 +1,26 @@
-"""One training of a run, and what is said of one that diverges."""
+"""The trainings of a run: planned, compared with what is there, begun or gone on with."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from rd_jax.config import Config
+from rd_jax.config import Config, Depends, as_dict, differing, with_seed
 from rd_jax.data import Split
 from rd_jax.data.order import batch_indices, holdout_indices, steps_until
-from rd_jax.run.progress import Diverged
+from rd_jax.method.train import TrainState, create_train_state
+from rd_jax.run.build import model_of, optimizer_of
+from rd_jax.run.trained import check_teacher
 from rd_jax.store import checkpoint
-from rd_jax.store.workdir import Training
+from rd_jax.store.workdir import Training, moved_aside, training_of, trainings_of
+from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
+from rd_jax.weights.teacher import LoadedTeacher
+
+logger = logging.getLogger(__name__)
 
 
 class Task(NamedTuple):
@@ -45,30 +53,99 @@ class Task(NamedTuple):
         return steps_until(epoch, len(self.trained_on), self.config.batch_size)
 
 
-def make_task(config: Config, split: Split, training: Training) -> Task:
-    """Raises UserError if the hold-out leaves nothing to train on, or holds nothing."""
-    chosen = holdout_indices(config.seed, config.holdout, len(split.train))
-    return Task(config, split, training, *chosen)
+def planned(config: Config, workdir: Path, split: Split) -> list[Task]:
+    """The trainings that a category is to have, one for each seed.
+
+    Raises UserError if it has those of the other layout already, or if the hold-out leaves
+    nothing to train on, or holds nothing.
+    """
+    there = [t for t in trainings_of(workdir, split.name) if t.checkpoints.is_dir()]
+    folder = workdir / split.name
+    if config.seeds and any(training.seed is None for training in there):
+        raise UserError(
+            f"{folder} holds a training of one seed, without config.seeds: choose another --workdir"
+        )
+    if not config.seeds and any(training.seed is not None for training in there):
+        raise UserError(
+            f"{folder} holds trainings of several seeds: set --config.seeds, or choose another "
+            "--workdir"
+        )
+
+    def task(own: Config, seed: int | None) -> Task:
+        chosen = holdout_indices(own.seed, own.holdout, len(split.train))
+        return Task(own, split, training_of(workdir, split.name, seed), *chosen)
+
+    return [task(with_seed(config, s), s) for s in config.seeds] or [task(config, None)]
 
 
-@contextmanager
-def diverging_as_user_error(task: Task) -> Iterator[None]:
-    """Raises UserError, with all that helps to find out why, for a loss that is not finite."""
-    try:
-        yield
-    except Diverged as error:
-        raise UserError(_describe(error, task)) from error
+def check_same_training(
+    config: Config, split: Split, teacher: LoadedTeacher, workdir: Path
+) -> None:
+    """Compares the config with all that a category has, of any seed.
+
+    Raises UserError if going on would mix two trainings, or average over what differs in more
+    than the seed.
+    """
+    for training in trainings_of(workdir, split.name):
+        saved = checkpoint.latest_metadata(training.checkpoints)
+        if saved is None:
+            continue
+        check_teacher(teacher, saved, training.folder)
+        changes = [
+            f"{name} ({before!r}, now {now!r})"
+            for name, before, now in differing(saved["config"], as_dict(config), Depends.TRAINING)
+            if name != "seed" or not config.seeds
+        ]
+        problem = f"another config: {', '.join(changes)}" if changes else None
+        if saved["train_sha256"] != split.train_sha256:
+            problem = problem or "other training images than are there now"
+        if problem:
+            raise UserError(
+                f"{training.folder} was trained with {problem}; choose another --workdir, or start "
+                "anew with --restart"
+            )
 
 
-def _describe(error: Diverged, task: Task) -> str:
+def initial_state(
+    config: Config, training: Training, last_step: int
+) -> tuple[TrainState, Mapping[str, float | None]]:
+    """A new state, or that of the latest good checkpoint, with the time spent so far.
+
+    The optimiser's state is read if there are steps left, before `last_step`, that need it.
+    Damaged checkpoints are moved out of the way.
+    """
+    state = create_train_state(model_of(config), optimizer_of(config), jax.random.key(config.seed))
+    for step in checkpoint.steps(training.checkpoints):
+        hosts.wait_for_all(f"restoring {step}")  # all have listed the same steps
+        problem, opt_state = None, state.opt_state
+        try:
+            saved = checkpoint.load(training.checkpoints, step)
+            if step < last_step:
+                like = jax.device_get(opt_state)
+                opt_state = checkpoint.load_opt_state(training.checkpoints, step, like)
+        except checkpoint.DamagedCheckpointError as error:
+            problem = error
+        if hosts.all_agree(problem is None):
+            state = TrainState(
+                **saved.student_variables, opt_state=opt_state, step=state.step + step
+            )
+            return state, saved.metadata["timing"]
+        if hosts.is_first():
+            kept = moved_aside(training.checkpoints / str(step), training.damaged)
+            logger.warning("%s; it is kept in %s", problem or "another process failed", kept)
+    return state, {"train_seconds": 0.0, "images_per_second": None}
+
+
+def divergence(task: Task, step: int, last_finite: float | None) -> str:
+    """All that helps to find out why the loss of a step is not finite."""
     config, trained_on = task.config, task.trained_on
-    order = batch_indices(config.seed, error.step - 1, len(trained_on), config.batch_size)
+    order = batch_indices(config.seed, step - 1, len(trained_on), config.batch_size)
     names = ", ".join(task.split.train_names[i] for i in sorted(set(trained_on[order])))
-    before = "there was none" if error.last_finite is None else f"{error.last_finite:.6g}"
+    before = "there was none" if last_finite is None else f"{last_finite:.6g}"
     saved = checkpoint.steps(task.training.checkpoints)
     last_good = f"at step {saved[0]} in {task.training.folder}" if saved else "there is none"
     return (
-        f"{task.name}: the loss is not finite at step {error.step}: lower "
+        f"{task.name}: the loss is not finite at step {step}: lower "
         "--config.learning_rate, or try --config.dtype=float32 (last finite loss: "
         f"{before}; last good checkpoint: {last_good}; images of this step: {names})"
     )

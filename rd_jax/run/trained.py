@@ -11,7 +11,6 @@ from rd_jax.config import Config, from_dict
 from rd_jax.method.calibration import Calibration
 from rd_jax.method.models import Model
 from rd_jax.run.build import model_of
-from rd_jax.run.resume import check_teacher
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
 from rd_jax.store.workdir import Training, training_of, trainings_at
@@ -40,15 +39,23 @@ def config_of(metadata: Mapping[str, Any]) -> Config:
     return from_dict(metadata["config"] | {"teacher_weights": metadata["teacher_weights"]})
 
 
+def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError if the checkpoint in `folder` was trained with another teacher."""
+    if teacher.sha256 != saved["teacher_sha256"]:
+        raise UserError(
+            f"the checkpoint in {folder} was trained with the teacher weights "
+            f"{saved['teacher_weights']} (sha256 {saved['teacher_sha256'][:12]}...), not with "
+            f"{teacher.weights} ({teacher.sha256[:12]}...): set teacher_weights"
+        )
+
+
 def find_training(workdir: Path) -> Training:
     """The one training in `workdir`, itself or a category's or seed's.
 
     Raises UserError if there is none, or several.
     """
-    found = trainings_at(workdir)
-    if len(found) > 1:
-        found = [training for training in found if checkpoint.steps(training.checkpoints)]
-    if not found or not found[0].checkpoints.is_dir():
+    found = [t for t in trainings_at(workdir) if checkpoint.steps(t.checkpoints)]
+    if not found:
         raise UserError(f"no checkpoint in {workdir}: set --workdir to the folder of a training")
     if len(found) > 1:
         names = ", ".join(str(training.folder.relative_to(workdir)) for training in found)

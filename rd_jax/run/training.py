@@ -1,9 +1,8 @@
 """A whole run: train and evaluate every category and seed, and write what came out."""
 
+import importlib.util
 import logging
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,19 @@ import numpy as np
 
 from rd_jax.config import Config, as_dict, validate
 from rd_jax.data.splits import check_splits, load_splits
-from rd_jax.method.calibration import Calibration, calibrate
+from rd_jax.method.calibration import calibrate
+from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of
-from rd_jax.method.train import TrainState
-from rd_jax.run.build import compute_dtype
+from rd_jax.method.train import TrainState, make_parallel_train_steps, train_state_shapes
+from rd_jax.run.build import compute_dtype, model_of, optimizer_of, scorer_of
 from rd_jax.run.evaluation import evaluate_trained, write_summaries
-from rd_jax.run.loop import steps_per_dispatch, training
-from rd_jax.run.programs import Programs, compile_programs
-from rd_jax.run.progress import Clock, Way, followed
-from rd_jax.run.resume import check_same_training, initial_state, planned
-from rd_jax.run.scoring import score_images
-from rd_jax.run.task import Task, diverging_as_user_error, make_task
-from rd_jax.run.tensorboard import check_tensorboard, event_writer
-from rd_jax.store import checkpoint, rows
+from rd_jax.run.loop import TrainSteps, steps_per_dispatch, training
+from rd_jax.run.progress import Clock, Diverged, followed, row_writer
+from rd_jax.run.scoring import Scorer, compile_scorer, score_images
+from rd_jax.run.task import Task, check_same_training, divergence, initial_state, planned
+from rd_jax.store import checkpoint
 from rd_jax.store.results import read_results
+from rd_jax.store.rows import drop_rows_after
 from rd_jax.store.workdir import set_aside
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
@@ -49,42 +47,31 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     validate(config, jax.device_count())
     if config.rd4ad_checkpoint:
         raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
-    if config.tensorboard:
-        check_tensorboard()
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise UserError("config.tensorboard=True needs pip install tensorboardX")
     check_splits(config)
     workdir.mkdir(parents=True, exist_ok=True)
     teacher = teacher_of(config)
     _check_same_teacher(teacher)
     compiler = ThreadPoolExecutor(1)
     try:
-        programs = compile_programs(compiler, config, teacher)
+        programs = _compile_programs(compiler, config, teacher)
         tasks = []
         for split in load_splits(config):
             if restart:
                 _start_anew(workdir, split.name)
-            tasks += [
-                make_task(own, split, training)
-                for own, training in planned(config, workdir, split.name)
-            ]
-            check_same_training(config, split.train_sha256, teacher, workdir, split.name)
+            tasks += planned(config, workdir, split)
+            check_same_training(config, split, teacher, workdir)
         for task in tasks:
-            _train_and_evaluate(task, teacher, programs, workdir)
+            try:
+                _train_and_evaluate(task, teacher, *programs)
+            except UserError:
+                if read_results(workdir):
+                    write_summaries(workdir)  # of what was finished before
+                raise
     finally:
         compiler.shutdown(wait=False, cancel_futures=True)
     return write_summaries(workdir)
-
-
-def _train_and_evaluate(
-    task: Task, teacher: LoadedTeacher, programs: Programs, workdir: Path
-) -> None:
-    try:
-        trained = _train(task, teacher, programs)
-        scorer = programs.scorer.result
-        evaluate_trained(task.config, task.split, teacher, trained, scorer, task.training)
-    except UserError:
-        if read_results(workdir):
-            write_summaries(workdir)  # of what was finished before
-        raise
 
 
 def _check_same_teacher(teacher: LoadedTeacher) -> None:
@@ -97,6 +84,37 @@ def _check_same_teacher(teacher: LoadedTeacher) -> None:
         )
 
 
+def _compile_programs(
+    compiler: ThreadPoolExecutor, config: Config, teacher: LoadedTeacher
+) -> tuple[Future[TrainSteps], Scorer]:
+    """Starts to compile, for all trainings; XLA does so without Python, which decodes meanwhile.
+
+    The scorer waits where it is called, which it isn't if all is evaluated already.
+    """
+    model, optimizer, size = model_of(config), optimizer_of(config), config.image_size
+    shapes = train_state_shapes(model, optimizer)
+
+    def train_steps() -> TrainSteps:
+        max_steps, num_devices = steps_per_dispatch(), jax.local_device_count()
+        images = (num_devices, max_steps, config.batch_size // jax.device_count(), size, size, 3)
+        steps = make_parallel_train_steps(model, optimizer, LOSSES[config.loss], max_steps)
+        if jax.process_count() > 1:  # where pmap compiles at its first call alone
+            return steps
+        return steps.lower(
+            shapes,
+            teacher.variables,
+            jax.ShapeDtypeStruct(images, jnp.uint8),
+            jax.ShapeDtypeStruct((), jnp.int32),
+        ).compile()
+
+    def scorer() -> Scorer:
+        variables = teacher.variables, shapes.student_variables
+        return compile_scorer(scorer_of(config), *variables, config.batch_size, size)
+
+    steps, compiled = compiler.submit(train_steps), compiler.submit(scorer)
+    return steps, lambda *arguments: compiled.result()(*arguments)
+
+
 def _start_anew(workdir: Path, category: str) -> None:
     with hosts.together():
         kept = set_aside(workdir, category) if hosts.is_first() else None
@@ -104,97 +122,98 @@ def _start_anew(workdir: Path, category: str) -> None:
         logger.warning("%s: starting anew; what was there is kept in %s", category, kept)
 
 
-def _train(task: Task, teacher: LoadedTeacher, programs: Programs) -> checkpoint.Checkpoint:
-    """Trains to the last step, from the latest good checkpoint if there is one."""
-    config, place, last_step = task.config, task.training, task.last_step
+def _train_and_evaluate(
+    task: Task, teacher: LoadedTeacher, train_steps: Future[TrainSteps], scorer: Scorer
+) -> None:
+    place, last_step = task.training, task.last_step
     place.folder.mkdir(parents=True, exist_ok=True)
-    state, timing = initial_state(config, place, last_step)
+    state, timing = initial_state(task.config, place, last_step)
     first_step = int(state.step)
     if first_step == last_step:
         logger.info("%s: trained already, step %d of %d", task.name, first_step, last_step)
-        return checkpoint.load_latest(place.checkpoints)
+    else:
+        try:
+            _train(task, teacher, train_steps, scorer, state, Clock(timing))
+        except Diverged as error:  # what was being saved is complete now
+            raise UserError(divergence(task, *error.args)) from error
+    trained = checkpoint.load_latest(place.checkpoints)
+    evaluate_trained(task.config, task.split, teacher, trained, scorer, place)
+
+
+def _train(
+    task: Task,
+    teacher: LoadedTeacher,
+    train_steps: Future[TrainSteps],
+    scorer: Scorer,
+    state: TrainState,
+    clock: Clock,
+) -> None:
+    """Trains from `state` to the last step; Interrupted says where it was saved before that."""
+    config, split, place, last_step = task.config, task.split, task.training, task.last_step
+    first_step = int(state.step)
     evaluate_at = task.steps_every(config.eval_every_epochs)
     save_at = task.steps_every(config.checkpoint_every_epochs) | {last_step}
+    pause_at = evaluate_at | save_at
     if hosts.is_first():
-        rows.drop_rows_after(place.metrics, first_step)
+        drop_rows_after(place.metrics, first_step)
     logger.info(
         "%s: %d images, steps %d to %d, teacher %s (%s)",
-        *(task.name, len(task.split.train), first_step, last_step, config.backbone),
-        teacher.weights,
+        *(task.name, len(split.train), first_step, last_step, config.backbone, teacher.weights),
     )
     dispatches = training(
-        programs.train_steps.result(),
+        train_steps.result(),
         steps_per_dispatch(),
         teacher.variables,
-        task.split.train,
+        split.train,
         state,
         last_step=last_step,
         batch_size=config.batch_size,
         seed=config.seed,
-        pause_at=sorted(evaluate_at | save_at),
+        pause_at=pause_at,
         chosen=task.trained_on,
-    )
-    clock = Clock(timing)
-    way = Way(
-        *(task.name, first_step, last_step, config.batch_size, config.log_every_steps),
-        evaluate_at | save_at,
     )
 
     def score(state: TrainState, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         variables = teacher.variables, jax.device_get(state.student_variables)
-        return score_images(programs.scorer.result(), *variables, images, config.batch_size)
+        return score_images(scorer, *variables, images, config.batch_size)
 
-    def evaluate(state: TrainState) -> dict[str, float | None]:
-        split = task.split
-        return metrics_of(*score(state, split.test), split.labels, split.masks)
-
-    def calibration(state: TrainState) -> Calibration:
+    def calibration(state: TrainState) -> dict[str, Any]:
         """What the held-out images score; without a hold-out, those that were trained on."""
         chosen = task.held_out if len(task.held_out) else task.trained_on
         spread = np.linspace(0, len(chosen) - 1, min(len(chosen), _MOST_CALIBRATION_IMAGES))
-        maps, scores = score(state, task.split.train[chosen[spread.astype(int)]])
-        return calibrate(maps, scores, config.false_positive_rate, len(task.held_out) > 0)
+        maps, scores = score(state, split.train[chosen[spread.astype(int)]])
+        is_holdout = len(task.held_out) > 0
+        return calibrate(maps, scores, config.false_positive_rate, is_holdout)._asdict()
 
-    def metadata(step: int, calibration: Calibration | None) -> dict[str, Any]:
-        return {
-            "config": as_dict(config),
-            "teacher_weights": teacher.weights,
-            "teacher_sha256": teacher.sha256,
-            "train_sha256": task.split.train_sha256,
-            "last_step": last_step,
-            "dtype": jnp.dtype(compute_dtype(config)).name,
-            "calibration": calibration and calibration._asdict(),
-            "timing": clock.timing(step, config.batch_size),
-        }
-
+    metadata = {
+        "config": as_dict(config),
+        "teacher_weights": teacher.weights,
+        "teacher_sha256": teacher.sha256,
+        "train_sha256": split.train_sha256,
+        "last_step": last_step,
+        "dtype": compute_dtype(config).name,
+    }
+    events = place.tensorboard if config.tensorboard else None
     with deferred() as should_stop:
         with (
-            diverging_as_user_error(task),
-            _row_writer(task) as write_row,
+            row_writer(place.metrics, events) as write_row,
             checkpoint.writer(place.checkpoints) as save,
         ):
-            for state, step, stops in followed(dispatches, way, write_row, should_stop):
+            for state, step, stops in followed(
+                dispatches, task, first_step, pause_at, write_row, should_stop
+            ):
                 clock.first_dispatch(state, step)
                 with clock.stopped():
                     if step in evaluate_at:
-                        write_row({"step": step, **evaluate(state)})
-                    known = calibration(state) if step == last_step else None
+                        scored = score(state, split.test)
+                        write_row({"step": step, **metrics_of(*scored, split.labels, split.masks)})
+                    metadata["calibration"] = calibration(state) if step == last_step else None
                 if step in save_at or stops:
+                    metadata["timing"] = clock.timing(step, config.batch_size)
                     host = jax.device_get(state)
-                    save(step, host.student_variables, host.opt_state, metadata(step, known))
+                    save(step, host.student_variables, host.opt_state, metadata)
                 if stops and step < last_step:
                     break
         is_stopped = should_stop()  # also by a signal since the last step
     if is_stopped:
         raise Interrupted(f"interrupted: {task.name} is saved at step {step} of {last_step}")
-    return checkpoint.load_latest(place.checkpoints)
-
-
-def _row_writer(task: Task) -> AbstractContextManager[Callable[[Mapping[str, Any]], None]]:
-    """A function that writes a row of metrics: of several processes, the first one's does."""
-    if not hosts.is_first():
-        return nullcontext(lambda _: None)
-    metrics = task.training.metrics
-    if task.config.tensorboard:
-        return event_writer(task.training.tensorboard, metrics)
-    return nullcontext(lambda row: rows.append_row(metrics, row))

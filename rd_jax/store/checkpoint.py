@@ -1,7 +1,10 @@
 """Orbax checkpoints of what learns, with the config and the teacher's name and hash."""
 
+import errno
 import json
 import logging
+import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rd_jax.store.storage import naming, quiet_about_what_is_given_up, reason_of
 from rd_jax.system import hosts
-from rd_jax.system.errors import UserError
+from rd_jax.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +45,7 @@ def _reader(folder: Path) -> ocp.CheckpointManager:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader-{own}"
     )
-    several = jax.process_count() > 1
-    options = {"multiprocessing_options": alone} if several else {}
-    return _manager(folder, read_only=True, **options)
+    return _manager(folder, read_only=True, multiprocessing_options=alone)
 
 
 @contextmanager
@@ -57,44 +57,30 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
     """
     folder.mkdir(parents=True, exist_ok=True)
     hosts.wait_for_all("checkpoints read")
-    with quiet_about_what_is_given_up():
+    with _quiet_about_what_is_given_up():
         manager = _manager(folder, max_to_keep=2, cleanup_tmp_directories=True)
 
         def save(
             step: int, student_variables: Any, opt_state: Any, metadata: Mapping[str, Any]
         ) -> None:
-            described = dict(metadata) | {
-                "checksums": {
-                    "student": checksum(student_variables),
-                    "optimizer": checksum(opt_state),
-                    "metadata": _checksum_of_metadata(metadata),
-                }
+            checksums = {
+                "student": checksum(student_variables),
+                "optimizer": checksum(opt_state),
+                "metadata": _checksum_of_metadata(metadata),
             }
             args = ocp.args.Composite(
                 student=ocp.args.StandardSave(student_variables),
                 optimizer=ocp.args.StandardSave({"opt_state": opt_state}),
-                metadata=ocp.args.JsonSave(described),
+                metadata=ocp.args.JsonSave({**metadata, "checksums": checksums}),
             )
-            with naming(folder):
+            with _naming(folder):
                 manager.save(step, args=args)
 
         try:
             yield save
         finally:
-            with naming(folder):
+            with _naming(folder):
                 manager.close()
-
-
-def save(
-    folder: Path,
-    step: int,
-    student_variables: Mapping[str, Any],
-    opt_state: Any,
-    metadata: Mapping[str, Any],
-) -> None:
-    """Writes one checkpoint of numpy arrays and returns when it is complete on disk."""
-    with writer(folder) as write:
-        write(step, student_variables, opt_state, metadata)
 
 
 def checksum(tree: Any) -> int:
@@ -123,39 +109,27 @@ def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any
     """The metadata and the items of one checkpoint. Raises DamagedCheckpointError."""
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore(), **items)
     try:
-        with _reader(folder) as manager, quiet_about_what_is_given_up():
+        with _reader(folder) as manager, _quiet_about_what_is_given_up():
             restored = manager.restore(step, args=args)
         metadata = dict(restored.metadata)
         checksums = metadata.pop("checksums")
+        found = {name: checksum(restored[name]) for name in items}
+        for name, value in (found | {"metadata": _checksum_of_metadata(metadata)}).items():
+            if value != checksums[name]:
+                raise ValueError(f"{name} differs from its checksum")
     except Exception as error:  # the storage libraries raise all kinds of errors
-        raise DamagedCheckpointError(_damaged(folder, step, reason_of(error))) from error
-    if checksums["metadata"] != _checksum_of_metadata(metadata):
-        raise DamagedCheckpointError(_damaged(folder, step, "metadata differs from its checksum"))
-    for name in items:
-        value = restored[name]["opt_state"] if name == "optimizer" else restored[name]
-        if checksum(value) != checksums[name]:
-            reason = f"{name} differs from its checksum"
-            raise DamagedCheckpointError(_damaged(folder, step, reason))
+        raise DamagedCheckpointError(
+            f"checkpoint {folder / str(step)} is damaged ({_reason_of(error)}): train again with "
+            "the same command, which goes on from the checkpoint before it"
+        ) from error
     return metadata, restored
-
-
-def _damaged(folder: Path, step: int, reason: str) -> str:
-    return (
-        f"checkpoint {folder / str(step)} is damaged ({reason}): train again with the same "
-        "command, which goes on from the checkpoint before it"
-    )
-
-
-def load_metadata(folder: Path, step: int) -> dict[str, Any]:
-    """The metadata of a checkpoint. Raises DamagedCheckpointError."""
-    return _restore(folder, step)[0]
 
 
 def latest_metadata(folder: Path) -> dict[str, Any] | None:
     """The metadata of the latest checkpoint in `folder` in which it can be read, if any."""
     for step in steps(folder):
         try:
-            return load_metadata(folder, step)
+            return _restore(folder, step)[0]
         except DamagedCheckpointError as error:
             logger.warning("%s", error)
     return None
@@ -182,3 +156,35 @@ def load_latest(folder: Path) -> Checkpoint:
     if not found:
         raise UserError(f"no checkpoint in {folder}: train first, with --mode train")
     return load(folder, found[0])
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Turns what goes wrong in writing a checkpoint into a UserError."""
+    try:
+        yield
+    except Exception as error:  # the storage libraries raise all kinds of errors
+        raise UserError(
+            f"cannot write a checkpoint into {folder} ({_reason_of(error)}); those that were "
+            "complete still are, and the same command goes on from the latest"
+        ) from error
+
+
+def _reason_of(error: Exception) -> str:
+    """What an error of the storage libraries comes down to, in one line."""
+    full = os.strerror(errno.ENOSPC)
+    return f"{full}: free some" if full in str(error) else first_line(error)[:200]
+
+
+@contextmanager
+def _quiet_about_what_is_given_up() -> Iterator[None]:
+    """Orbax leaves other operations behind when one fails; their complaints are no concern."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = before  # not after a failure: they may come late

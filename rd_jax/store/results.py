@@ -1,7 +1,7 @@
 """Results as rows: one for each training, summarised over seeds and over categories."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from rd_jax.system.errors import UserError
 AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
 TIMING = ("train_seconds", "eval_seconds", "images_per_second")
 _EVALUATED_ALIKE = ("image_size", "scales", "dtype", "blur_sigma", "image_score")
-_RECORDED = (
+# Of the config, as it was evaluated.
+RECORDED = (
     *("dataset", "backbone", "teacher_weights", "rd4ad_checkpoint", "bottleneck", "loss", "seed"),
     *("num_epochs", "holdout", *_EVALUATED_ALIKE),
 )
@@ -32,7 +33,7 @@ def read_results(workdir: Path) -> dict[str, list[Result]]:
 
     What an older version did not write yet has its default, and a metric is None.
     """
-    defaults = {name: FIELDS[name].default for name in _RECORDED}
+    defaults = {name: FIELDS[name].default for name in RECORDED}
     defaults |= dict.fromkeys((*METRICS, *TIMING, "num_steps", "last_step", "num_held_out"))
     found: dict[str, list[Result]] = {}
     for training in find_trainings(workdir):
@@ -47,10 +48,9 @@ def read_results(workdir: Path) -> dict[str, list[Result]]:
 def rows_of_categories(found: dict[str, list[Result]]) -> list[Row]:
     """One row for each category; `over_seeds` where it has seeds."""
     return [
-        over_seeds([result.row for result in results])
-        if results[0].training.seed is not None
-        else results[0].row
+        row if training.seed is None else over_seeds([result.row for result in results])
         for results in found.values()
+        for training, row in results[:1]
     ]
 
 
@@ -69,16 +69,14 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
             )
     summary: dict[str, Any] = {}
     for name in rows[0]:
-        values = [row.get(name) for row in rows]
+        values: list[Any] = [row.get(name) for row in rows]
         if name == "seed":
             summary["seeds"] = values
         elif name == "num_steps":
-            summary[name] = min(row[name] for row in rows)
-        elif name in METRICS or name in TIMING:
-            summary[name] = _mean(values)
+            summary[name] = min(values)
         else:
             summary[name] = values[0] if all(v == values[0] for v in values) else values
-    return summary | _deviations(rows)
+    return summary | _means(rows, (*METRICS, *TIMING)) | _deviations(rows)
 
 
 def mean_row(found: dict[str, list[Result]]) -> dict[str, Any]:
@@ -87,25 +85,22 @@ def mean_row(found: dict[str, list[Result]]) -> dict[str, Any]:
     With the same seeds in each, also the standard deviation, over the seeds, of that mean.
     """
     seed_rows = [[result.row for result in results] for results in found.values()]
-
-    def mean_over(rows: Sequence[Row]) -> dict[str, Any]:
-        return {name: _mean([row[name] for row in rows]) for name in METRICS}
-
-    row = mean_over([over_seeds(rows) for rows in seed_rows])
+    row = {"category": "mean"} | _means([over_seeds(rows) for rows in seed_rows])
     seeds = {tuple(row["seed"] for row in rows) for rows in seed_rows}
     if len(seeds) == 1 and len(seed_rows[0]) > 1:
-        row |= _deviations([mean_over(rows) for rows in zip(*seed_rows, strict=True)])
-    return {"category": "mean", **row}
+        row |= _deviations([_means(rows) for rows in zip(*seed_rows, strict=True)])
+    return row
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return statistics.fmean(defined) if defined else None
+def _means(rows: Sequence[Row], names: Iterable[str] = METRICS) -> dict[str, Any]:
+    values = _defined(rows, names)
+    return {name: statistics.fmean(v) if v else None for name, v in values.items()}
 
 
-def _deviations(rows: Sequence[Row]) -> dict[str, float | None]:
-    deviations = {}
-    for name in METRICS:
-        values = [row[name] for row in rows if row[name] is not None]
-        deviations[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-    return deviations
+def _deviations(rows: Sequence[Row]) -> dict[str, Any]:
+    values = _defined(rows, METRICS)
+    return {f"{n}_std": statistics.stdev(v) if len(v) > 1 else None for n, v in values.items()}
+
+
+def _defined(rows: Sequence[Row], names: Iterable[str]) -> dict[str, list[float]]:
+    return {name: [row[name] for row in rows if row[name] is not None] for name in names}

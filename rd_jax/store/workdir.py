@@ -10,70 +10,52 @@ for or needed, tensorboard/ and damaged/.
 """
 
 import itertools
+import math
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
-
-RESULTS = "results.json"
+from typing import Any
 
 
-class Training(NamedTuple):
+class _Inside:
+    """The path of this name in an object's `folder`."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, owner: Any, _: Any = None) -> Path:
+        return owner.folder / self.name
+
+
+@dataclass(frozen=True)
+class Training:
     """Where one training of a category is kept; `seed` is None where it has no folder seed_K."""
 
     folder: Path
     category: str
     seed: int | None = None
 
+    checkpoints = _Inside("checkpoints")
+    results = _Inside("results.json")  # facts and figures, written last
+    metrics = _Inside("metrics.jsonl")  # rows of the loss and, where asked for, of metrics
+    evaluation = _Inside("evaluation.npz")  # what the report shows
+    tensorboard = _Inside("tensorboard")  # event files
+    damaged = _Inside("damaged")  # checkpoints that were moved out of the way
+
     @property
     def name(self) -> str:
         """CATEGORY or CATEGORY-seed_K."""
         return self.category if self.seed is None else f"{self.category}-seed_{self.seed}"
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.folder / "checkpoints"
 
-    @property
-    def results(self) -> Path:
-        """Facts and figures, written last."""
-        return self.folder / RESULTS
-
-    @property
-    def metrics(self) -> Path:
-        """Rows of the loss and, where it was asked for, of metrics on the way."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def evaluation(self) -> Path:
-        """What the report shows."""
-        return self.folder / "evaluation.npz"
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of event files."""
-        return self.folder / "tensorboard"
-
-    @property
-    def damaged(self) -> Path:
-        """The folder that damaged checkpoints are moved to."""
-        return self.folder / "damaged"
-
-
-class Workdir(NamedTuple):
+@dataclass(frozen=True)
+class Workdir:
     """Where what is said of all trainings of a run is kept."""
 
     folder: Path
 
-    @property
-    def results(self) -> Path:
-        """All rows and their mean as JSON; .csv and .md stand beside it."""
-        return self.folder / RESULTS
-
-    @property
-    def page(self) -> Path:
-        """The report."""
-        return self.folder / "report.html"
+    results = _Inside("results.json")  # all rows and their mean; .csv and .md stand beside it
+    page = _Inside("report.html")
 
     def figure(self, training: Training) -> Path:
         """What the names of a training's figures begin with."""
@@ -82,7 +64,7 @@ class Workdir(NamedTuple):
 
 def category_results(training: Training) -> Path:
     """Facts and mean figures over the seeds of a training's category."""
-    return training.folder.parent / RESULTS
+    return Workdir(training.folder.parent).results
 
 
 def training_of(workdir: Path, category: str, seed: int | None = None) -> Training:
@@ -95,15 +77,21 @@ def trainings_of(workdir: Path, category: str) -> list[Training]:
     """The trainings of a category that are there, seeds in order."""
     numbers = (p.name.removeprefix("seed_") for p in (workdir / category).glob("seed_*"))
     seeds = sorted(int(number) for number in numbers if number.isdecimal())
-    each = [training_of(workdir, category, seed) for seed in (None, *seeds)]
-    return [training for training in each if _is_there(training)]
+    return [
+        training
+        for training in (training_of(workdir, category, seed) for seed in (None, *seeds))
+        # Over several seeds, results.json of the category is a summary.
+        if training.checkpoints.is_dir()
+        or (training.results.is_file() and not (seeds and training.seed is None))
+    ]
 
 
 def find_trainings(workdir: Path) -> list[Training]:
     """All trainings that are there, finished or not; numbered classes in order."""
-    if not workdir.is_dir():
-        return []
-    names = sorted((path.name for path in workdir.iterdir() if path.is_dir()), key=_natural)
+    names = sorted(
+        (path.name for path in workdir.glob("*/")),
+        key=lambda name: (int(name) if name.isdecimal() else math.inf, name),
+    )
     return [training for name in names for training in trainings_of(workdir, name)]
 
 
@@ -127,14 +115,3 @@ def moved_aside(path: Path, folder: Path) -> Path:
     names = itertools.chain([path.name], (f"{path.name}.{i}" for i in itertools.count(1)))
     target = next(folder / name for name in names if not (folder / name).exists())
     return path.rename(target)
-
-
-def _is_there(training: Training) -> bool:
-    # Over several seeds, results.json of the category is a summary.
-    return training.checkpoints.is_dir() or (
-        training.results.is_file() and not any(training.folder.glob("seed_*"))
-    )
-
-
-def _natural(name: str) -> tuple[int, int, str]:
-    return (0, int(name), "") if name.isdecimal() else (1, 0, name)

@@ -201,9 +201,8 @@ def write_training(folder: Path, config: Any, step: int = 9, holdout: bool = Tru
             model_of(config), optimizer_of(config), jax.random.key(0)
         ).student_variables
     )
-    checkpoint.save(
-        Training(folder, "weave").checkpoints, step, student, {"count": np.zeros(1)}, metadata
-    )
+    with checkpoint.writer(Training(folder, "weave").checkpoints) as save:
+        save(step, student, {"count": np.zeros(1)}, metadata)
     return folder
 
 

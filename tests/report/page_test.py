@@ -102,7 +102,8 @@ def test_what_was_configured_and_what_differed_is_said(tmp_path: Path) -> None:
         add_results(tmp_path / name, name, seed=seed)
         metadata = {"config": config | {"seed": seed}}
         leaf = {"x": np.zeros(1)}
-        checkpoint.save(Training(tmp_path / name, name).checkpoints, 1, leaf, leaf, metadata)
+        with checkpoint.writer(Training(tmp_path / name, name).checkpoints) as save:
+            save(1, leaf, leaf, metadata)
     text = text_of(tmp_path)
     assert "of the last step (not the best on the test set)" in text
     assert "learning_rate 0.005 blur_sigma 4.0 seed 0, 1 " in text

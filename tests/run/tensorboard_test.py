@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rd_jax.run.tensorboard import event_writer
+from rd_jax.run.progress import row_writer
 from rd_jax.store.rows import read_rows
 
 
@@ -12,7 +12,7 @@ def test_every_number_of_a_row_is_an_event_of_its_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
     from tensorboardX.proto.event_pb2 import Event
 
-    with event_writer(tmp_path / "events", tmp_path / "metrics.jsonl") as write:
+    with row_writer(tmp_path / "metrics.jsonl", tmp_path / "events") as write:
         write({"step": 3, "loss": 0.5, "images_per_second": 10.0})
         write({"step": 7, "image_auroc": 0.25, "aupro": None})
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [3, 7]

@@ -9,7 +9,7 @@ import pytest
 from rd_jax import restore
 from rd_jax.config import Config, as_dict
 from rd_jax.method.train import TrainState
-from rd_jax.run.resume import initial_state
+from rd_jax.run.task import initial_state
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import DamagedCheckpointError
 from rd_jax.store.workdir import Training, moved_aside
