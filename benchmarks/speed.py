@@ -35,7 +35,7 @@ from rd_jax.data.synthetic import write_category
 from rd_jax.method.loss import per_position_cosine_loss
 from rd_jax.method.metrics import metrics_of
 from rd_jax.method.models import Model
-from rd_jax.method.models.folding import fold_batch_norm
+from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.train import make_parallel_train_steps
 from rd_jax.report.tables import markdown_table
 from rd_jax.run.loop import steps_per_dispatch, training

@@ -13,9 +13,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rd_jax.method.models import Model
+from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.models.blocks import Resize
 from rd_jax.method.models.bottleneck import Kind, join_variables
-from rd_jax.method.models.folding import fold_batch_norm
 from rd_jax.method.models.teacher import IMAGENET_MEAN, IMAGENET_STD
 from rd_jax.method.score import blur_matrix, upsampling_matrix
 from rd_jax.system.errors import UserError

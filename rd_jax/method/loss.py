@@ -28,13 +28,8 @@ def per_position_cosine_loss(teacher_features: Features, student_features: Featu
     Cosine distance at each position of [B, H, W, C], mean over positions and images, summed over
     the scales given. To train on some scales only, pass only those.
     """
-    return sum(
-        (
-            jnp.mean(cosine_distance(t, s))
-            for t, s in zip(teacher_features, student_features, strict=True)
-        ),
-        start=jnp.float32(0),
-    )
+    pairs = zip(teacher_features, student_features, strict=True)
+    return sum((jnp.mean(cosine_distance(t, s)) for t, s in pairs), start=jnp.float32(0))
 
 
 def flattened_cosine_loss(teacher_features: Features, student_features: Features) -> jax.Array:
@@ -43,11 +38,11 @@ def flattened_cosine_loss(teacher_features: Features, student_features: Features
     Cosine distance between whole feature maps, each flattened to one vector of H*W*C per image,
     mean over images, summed over the scales given.
     """
-
-    def flatten(features: Features) -> Features:
-        return tuple(f.reshape(f.shape[0], -1) for f in features)
-
-    return per_position_cosine_loss(flatten(teacher_features), flatten(student_features))
+    flattened = (
+        tuple(f.reshape(f.shape[0], -1) for f in features)
+        for features in (teacher_features, student_features)
+    )
+    return per_position_cosine_loss(*flattened)
 
 
 LossFunction = Callable[[Features, Features], jax.Array]

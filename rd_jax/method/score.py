@@ -63,7 +63,7 @@ def make_scorer(model: Model, sigma: float = 4.0, reduction: str = "max") -> jax
 
     `images` is uint8 [B, H, W, 3] with H = W, a multiple of 32; maps are float32 [B, H, W] and
     scores float32 [B] (paper, section 3.4), of `anomaly_map` with `sigma` and `image_score` with
-    `reduction`. Variables may be in inference form: see `models.folding`. Each shape of images
+    `reduction`. Variables may be in inference form: see `models.batch_norm`. Each shape of images
     compiles once.
     """
 

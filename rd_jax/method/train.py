@@ -134,11 +134,5 @@ def make_parallel_train_steps(
             return body(0, start)
         return lax.fori_loop(0, num_steps, body, start)
 
-    return jax.pmap(
-        steps,
-        AXIS,
-        in_axes=(None, None, 0, None),
-        out_axes=None,
-        devices=devices,
-        donate_argnums=0,
-    )
+    axes: dict[str, Any] = {"in_axes": (None, None, 0, None), "out_axes": None}
+    return jax.pmap(steps, AXIS, **axes, devices=devices, donate_argnums=0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rd_jax.method.models.folding import fold_batch_norm
+from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.run.loop import placement
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rd_jax.config import Config
-from rd_jax.method.models.folding import fold_batch_norm
+from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.models.init import init_variables, teacher_shapes
 from rd_jax.system.errors import UserError
 from rd_jax.weights import hub

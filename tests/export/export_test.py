@@ -20,7 +20,7 @@ from rd_jax.export import __main__ as export
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.method.calibration import calibrate
-from rd_jax.method.models.folding import fold_batch_norm
+from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.run.build import model_of, optimizer_of, scorer_of
 from rd_jax.store import checkpoint
 from rd_jax.store.workdir import Training

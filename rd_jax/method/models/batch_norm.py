@@ -1,12 +1,14 @@
-"""Batch normalisation, and its derivative with as few passes over memory as it takes."""
+"""Batch normalisation: its derivative in few passes over memory, its inference form in none."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array, lax
 
 Dtype = Any
 
@@ -27,7 +29,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1],)
         bias = self.param("bias", nn.initializers.zeros, shape)
         if (
@@ -59,13 +61,8 @@ class BatchNorm(nn.Module):
 
 @partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _batch_normalized(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    shift: jax.Array,
-    epsilon: float,
-    axis_name: str | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x: Array, scale: Array, bias: Array, shift: Array, epsilon: float, axis_name: str | None
+) -> tuple[Array, Array, Array]:
     """`x` [B, H, W, C] normalised by its own moments, and these: mean and biased variance [C].
 
     They are computed about `shift` [C], which the result does not depend on: one pass over x,
@@ -103,19 +100,12 @@ def _batch_normalized_jvp(
     return outputs, (y_tangent, mean_tangent, 2 * covariance)
 
 
-def _affine(
-    x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    epsilon: float,
-) -> jax.Array:
+def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     gain = lax.rsqrt(var + epsilon) * scale
     return _wide(x) * gain + (bias - mean * gain)
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -125,6 +115,29 @@ def _averages(values: Any, axis_name: str | None) -> Any:
     return means if axis_name is None else lax.pmean(means, axis_name)
 
 
-def _num_positions(x: jax.Array, axis_name: str | None) -> int:
+def _num_positions(x: Array, axis_name: str | None) -> int:
     own = x.size // x.shape[-1]
     return own if axis_name is None else own * lax.axis_size(axis_name)
+
+
+def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """{'params', 'batch_stats'} -> {'params'}, float32, for the same module with train=False.
+
+    What BatchNorm does to a channel becomes a factor of the convolution's kernel and a bias:
+    `BatchNorm` only adds its bias where it finds no scale. Variables that are folded
+    already stay as they are.
+    """
+    params = dict(flatten_dict(variables["params"]))
+    statistics = flatten_dict(variables.get("batch_stats", {}))
+    for *module, norm in {path[:-1] for path in statistics}:
+        mean, var = (statistics[*module, norm, name] for name in ("mean", "var"))
+        factor = params.pop((*module, norm, "scale")) / (var + BatchNorm.epsilon) ** 0.5
+        params[*module, norm, "bias"] = params[*module, norm, "bias"] - mean * factor
+        kernel_path = (*module, _convolution_before(norm), "kernel")
+        params[kernel_path] = params[kernel_path] * factor
+    return {"params": unflatten_dict(params)}
+
+
+def _convolution_before(norm: str) -> str:
+    """bn1 -> conv1, downsample_1 -> downsample_0, upsample_1 -> upsample_0."""
+    return norm.replace("bn", "conv") if norm.startswith("bn") else norm.replace("_1", "_0")

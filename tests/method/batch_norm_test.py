@@ -6,8 +6,8 @@ import pytest
 
 from rd_jax import normalize
 from rd_jax.method.models import Reconstruction, Teacher
+from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.models.bottleneck import Kind, join_variables
-from rd_jax.method.models.folding import fold_batch_norm
 from rd_jax.method.models.init import (
     example_shapes,
     init_variables,
