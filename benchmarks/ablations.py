@@ -1,4 +1,4 @@
-"""The paper's ablations: bottleneck, backbone and scales of the features (section 4.4).
+"""The paper's ablations: bottleneck, backbone and scales of the features.
 
 python -m benchmarks.ablations --data_dir data/mvtec --workdir runs/ablations [--seeds 0,1,2]
 

@@ -1,4 +1,4 @@
-"""The paper's values (Deng and Li, CVPR 2022, section 4.1) for MVTec AD.
+"""The paper's values (Deng and Li, CVPR 2022) for MVTec AD.
 
 python -m rd_jax.main --config mvtec --config.data_dir=DIR --workdir runs/mvtec
 python -m rd_jax.main --config mvtec:bottle --config.data_dir=DIR --workdir runs/mvtec

@@ -94,9 +94,9 @@ _SEEDS = Rule(
 )
 
 _NOTHING, _SCORING = Depends.NOTHING, Depends.SCORING
-_TRAINING, _TRAINED = Depends.TRAINING, Depends.TRAINING | Depends.TRAINED
+_TRAINING, _FIXED = Depends.TRAINING, Depends.TRAINING | Depends.TRAINED
 
-# Defaults are the paper's values (section 4.1) where it names them. Of data and teacher, hashes
+# Defaults are the paper's values where it names them. Of data and teacher, hashes
 # are compared instead of names.
 FIELDS = {
     "data_dir": Field(
@@ -106,11 +106,11 @@ FIELDS = {
         "folder of categories in MVTec AD layout, or `synthetic`; of TFDS data sets for `dataset`",
     ),
     "category": Field("", _TEXT, _NOTHING, "one category; empty: all that `data_dir` holds"),
-    "dataset": Field("", _TEXT, _TRAINED, "`digits` or a set of TFDS, for novelty detection"),
+    "dataset": Field("", _TEXT, _FIXED, "`digits` or a set of TFDS, for novelty detection"),
     "normal_class": Field(-1, _integer(-1), _NOTHING, "of `dataset`; -1: each class in turn"),
     "image_size": Field(256, _SIZE, _TRAINING | _SCORING, "pixels, height and width"),
     "backbone": Field(
-        "wide_resnet50_2", _one_of(BACKBONES), _TRAINED | _SCORING, "of teacher and student"
+        "wide_resnet50_2", _one_of(BACKBONES), _FIXED | _SCORING, "of teacher and student"
     ),
     "teacher_weights": Field(
         "imagenet",
@@ -120,39 +120,39 @@ FIELDS = {
         "`.safetensors`, `.npz` or `.pth` file with torchvision's names",
     ),
     "normalize": Field(
-        True, _BOOLEAN, _TRAINED | _SCORING, "by ImageNet's mean and deviation, else to [0, 1]"
+        True, _BOOLEAN, _FIXED | _SCORING, "by ImageNet's mean and deviation, else to [0, 1]"
     ),
     "bottleneck": Field(
         "mff_oce",
         _one_of(get_args(Kind)),
-        _TRAINED | _SCORING,
+        _FIXED | _SCORING,
         "`oce` leaves the fusion of the scales out; `pre` is the teacher's fourth stage, frozen",
     ),
     "scales": Field(
         (1, 2, 3), _SCALES, _TRAINING | _SCORING, "strides 4, 8, 16, in the loss and the map"
     ),
     "loss": Field(
-        "per_position", _one_of(LOSSES), _TRAINED, "the paper's; `flattened`: the authors' code's"
+        "per_position", _one_of(LOSSES), _FIXED, "the paper's; `flattened`: the authors' code's"
     ),
     "batch_size": Field(16, _integer(1), _TRAINING, "over all devices, a multiple of their number"),
-    "num_epochs": Field(200, _integer(1), _TRAINED, "how often each image is used"),
+    "num_epochs": Field(200, _integer(1), _FIXED, "how often each image is used"),
     "learning_rate": Field(
-        0.005, _number(lambda v: 0 < v < float("inf"), "> 0"), _TRAINED, "of Adam, constant"
+        0.005, _number(lambda v: 0 < v < float("inf"), "> 0"), _FIXED, "of Adam, constant"
     ),
-    "adam_b1": Field(0.5, _FRACTION, _TRAINED, "Adam's average of gradients"),
-    "adam_b2": Field(0.999, _FRACTION, _TRAINED, "Adam's average of squared gradients"),
-    "seed": Field(0, _SEED, _TRAINED, "of initial values, hold-out and order of images"),
+    "adam_b1": Field(0.5, _FRACTION, _FIXED, "Adam's average of gradients"),
+    "adam_b2": Field(0.999, _FRACTION, _FIXED, "Adam's average of squared gradients"),
+    "seed": Field(0, _SEED, _FIXED, "of initial values, hold-out and order of images"),
     "seeds": Field(
         (), _SEEDS, _NOTHING, "one training for each, reported as mean and deviation; e.g. `0,1,2`"
     ),
     "holdout": Field(
-        0.0, _FRACTION, _TRAINED, "fraction of the training images kept aside for thresholds"
+        0.0, _FRACTION, _FIXED, "fraction of the training images kept aside for thresholds"
     ),
     "false_positive_rate": Field(
-        0.01, _FRACTION, _TRAINED, "of held-out images, and their pixels, above their threshold"
+        0.01, _FRACTION, _FIXED, "of held-out images, and their pixels, above their threshold"
     ),
     "rd4ad_checkpoint": Field(
-        "", _TEXT, _TRAINED, "a `.pth` file of the authors' code, for `--mode eval`"
+        "", _TEXT, _FIXED, "a `.pth` file of the authors' code, for `--mode eval`"
     ),
     "dtype": Field(
         "auto",

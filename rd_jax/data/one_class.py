@@ -1,4 +1,4 @@
-"""A classification data set as one-class novelty detection (paper, section 4.3).
+"""A classification data set as one-class novelty detection, as in the paper's experiments.
 
 One class is normal: its training images are trained on, and the test images of all other classes
 are anomalous. Data sets are "digits", which scikit-learn brings along, and those of TFDS.

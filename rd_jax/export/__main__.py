@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
+from rd_jax.run.build import scoring_of
 from rd_jax.run.trained import load_trained, warn_of_other_dtype
 from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.errors import EXPECTED, UserError, explained
@@ -69,8 +70,7 @@ def export(training: Path, output: Path, teacher_weights: str | None = None) -> 
         trained.teacher.variables,
         trained.checkpoint.student_variables,
         size=size,
-        sigma=config.blur_sigma,
-        reduction=config.image_score,
+        **scoring_of(config),
         threshold=threshold,
     )
     write_whole(output, content)

@@ -109,7 +109,7 @@ def to_onnx(
 
 
 def _score(graph: Graph, model: Model, size: int, sigma: float, reduction: str) -> None:
-    """From "images" to "map" and "score" (paper, section 3.4), as `make_scorer` does."""
+    """From "images" to "map" and "score" (paper, equation 3), as `make_scorer` does."""
     teacher = _teacher(graph, model.normalize)
     x = _bottleneck(graph, teacher, model.bottleneck)
     student = {}

@@ -1,4 +1,4 @@
-"""Anomaly maps and image scores (paper, section 3.4)."""
+"""Anomaly maps and image scores (paper, equation 3)."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def make_scorer(model: Model, sigma: float = 4.0, reduction: str = "max") -> jax
     """A jitted function (teacher_variables, student_variables, images) -> (maps, scores).
 
     `images` is uint8 [B, H, W, 3] with H = W, a multiple of 32; maps are float32 [B, H, W] and
-    scores float32 [B] (paper, section 3.4), of `anomaly_map` with `sigma` and `image_score` with
+    scores float32 [B] (paper, equation 3), of `anomaly_map` with `sigma` and `image_score` with
     `reduction`. Variables may be in inference form: see `models.batch_norm`. Each shape of images
     compiles once.
     """

@@ -13,7 +13,7 @@ from rd_jax.method.loss import LossFunction, per_position_cosine_loss
 from rd_jax.method.models import Model, Reconstruction
 from rd_jax.method.models.init import example_shapes, init_variables, variable_shapes
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]  # of steps: their loss
 AXIS = "batch"
 
 
@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
 
     @property
     def student_variables(self) -> dict[str, Any]:
-        """What the scorer needs."""
+        """What the scorer needs: those of bottleneck and student."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -67,7 +67,7 @@ def make_train_step(
 
     `images` is uint8 [B, H, W, 3]; `loss` takes the teacher's and the student's `Features` of the
     model's scales and gives a scalar, a mean over images. One step of the optimiser on it (paper,
-    section 3.2). Wrap the function in `jax.jit`; or give `axis_name` and wrap it in a `jax.pmap`
+    equation 2). Wrap the function in `jax.jit`; or give `axis_name` and wrap it in a `jax.pmap`
     or `jax.shard_map` over that axis, which splits the images: gradients and BatchNorm statistics
     are then those of the batch over all devices.
     """

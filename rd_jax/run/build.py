@@ -1,5 +1,8 @@
 """From a config to what the method takes."""
 
+from functools import cache
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -31,6 +34,14 @@ def optimizer_of(config: Config) -> optax.GradientTransformation:
     return optax.adam(config.learning_rate, config.adam_b1, config.adam_b2)
 
 
+def scoring_of(config: Config) -> dict[str, Any]:
+    """What `make_scorer` and exports take besides the model."""
+    return {"sigma": config.blur_sigma, "reduction": config.image_score}
+
+
 def scorer_of(config: Config) -> jax.stages.Wrapped:
-    """`make_scorer` of the config's model, blur and score."""
-    return make_scorer(model_of(config), config.blur_sigma, config.image_score)
+    """`make_scorer`, the same and so compiled once for configs that score alike."""
+    return _make_scorer(model_of(config), **scoring_of(config))
+
+
+_make_scorer = cache(make_scorer)

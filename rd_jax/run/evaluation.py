@@ -15,9 +15,8 @@ from rd_jax.data import Split
 from rd_jax.data.splits import chosen_name, load_split
 from rd_jax.method.calibration import Calibration, metrics_at
 from rd_jax.method.metrics import metrics_of
-from rd_jax.method.score import make_scorer
 from rd_jax.report import gallery, page, tables
-from rd_jax.run.build import compute_dtype, model_of, scorer_of
+from rd_jax.run.build import compute_dtype, scorer_of
 from rd_jax.run.scoring import Scorer, score_images
 from rd_jax.run.trained import check_teacher, config_of
 from rd_jax.store import checkpoint
@@ -38,7 +37,7 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
     the teacher is not the one trained with, or if an override is of a field that only training
     could change.
     """
-    load_teacher, scorer_with = cache(find_teacher), cache(make_scorer)  # categories share them
+    load_teacher = cache(find_teacher)  # categories share it
     for training in _chosen_trainings(workdir, name, overrides.get("seeds", ())):
         trained = checkpoint.load_latest(training.checkpoints)
         config = config_of(trained.metadata)
@@ -54,8 +53,7 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
         teacher = load_teacher(config.backbone, config.teacher_weights, config.bottleneck == "pre")
         check_teacher(teacher, trained.metadata, training.folder)
         split = load_split(config, training.category)
-        scorer = scorer_with(model_of(config), config.blur_sigma, config.image_score)
-        evaluate_trained(config, split, teacher, trained, scorer, training)
+        evaluate_trained(config, split, teacher, trained, scorer_of(config), training)
     return write_summaries(workdir)
 
 

@@ -81,13 +81,13 @@ def load_trained(workdir: str | Path, teacher_weights: str | None = None) -> Tra
 
 
 def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
-    """Model, student's variables and what else the checkpoint of the last step knows.
+    """Model, student's variables and what else the latest checkpoint knows.
 
     The variables {'params', 'batch_stats'} are float32 numpy arrays, ready for `make_scorer` of
     the model, on any number of devices. The rest is a dict: "config" (all fields, among them
-    image_size, blur_sigma and teacher_weights), "calibration", "last_step" and so on. Of several
-    seeds, `category` names one: "bottle/seed_1". Raises UserError if `workdir` has no checkpoint
-    of `category`, or a damaged one.
+    image_size, blur_sigma and teacher_weights), "calibration" (None before the last step),
+    "last_step" and so on. Of several seeds, `category` names one: "bottle/seed_1". Raises UserError
+    if `workdir` has no checkpoint of `category`, or a damaged one.
     """
     loaded = checkpoint.load_latest(training_of(Path(workdir), category).checkpoints)
     config = config_of(loaded.metadata)

@@ -29,8 +29,9 @@ class Checkpoint(NamedTuple):
     """A checkpoint of a folder, without the optimiser."""
 
     step: int
-    student_variables: dict[str, Any]  # {"params", "batch_stats"}, numpy arrays
-    metadata: dict[str, Any]  # "config", "teacher_weights", "teacher_sha256", ...
+    student_variables: dict[str, Any]  # {"params", "batch_stats"} of all that learns, numpy
+    # config, teacher_weights, teacher_sha256, train_sha256, last_step, dtype, calibration, timing
+    metadata: dict[str, Any]
 
 
 def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rd_jax.config import FIELDS
+from rd_jax.config import FIELDS, Depends
 from rd_jax.method.metrics import METRICS
 from rd_jax.store.rows import Row, read_json
 from rd_jax.store.workdir import Training, find_trainings
@@ -13,11 +13,12 @@ from rd_jax.system.errors import UserError
 
 AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
 TIMING = ("train_seconds", "eval_seconds", "images_per_second")
-_EVALUATED_ALIKE = ("image_size", "scales", "dtype", "blur_sigma", "image_score")
+_SCORING = [name for name, field in FIELDS.items() if field.depends & Depends.SCORING]
+_EVALUATED_ALIKE = (*_SCORING, "dtype")
 # Of the config, as it was evaluated.
 RECORDED = (
-    *("dataset", "backbone", "teacher_weights", "rd4ad_checkpoint", "bottleneck", "loss", "seed"),
-    *("num_epochs", "holdout", *_EVALUATED_ALIKE),
+    *("dataset", "teacher_weights", "rd4ad_checkpoint", "loss", "seed", "num_epochs", "holdout"),
+    *_EVALUATED_ALIKE,
 )
 
 

@@ -12,11 +12,12 @@ from rd_jax.method.models.teacher import BACKBONES, Features
 
 
 class Student(nn.Module):
-    """The decoder D (paper, section 3.2): embedding [B, H/32, W/32, C] -> `Features`.
+    """The decoder D (paper, figure 3): embedding [B, H/32, W/32, C] -> `Features`.
 
-    Three stages, deepest first, each of which doubles height and width with a transposed 2x2
-    convolution. The features come out shallow to deep, with the shapes of the teacher's.
-    `train` uses the batch's statistics in BatchNorm and updates the collection `batch_stats`.
+    Three stages, deepest first, with as many blocks as the backbone's stages 1, 2 and 3; each
+    doubles height and width with a transposed 2x2 convolution. The features come out shallow to
+    deep, with the shapes of the teacher's. `train` uses the batch's statistics in BatchNorm and
+    updates the collection `batch_stats`.
     """
 
     backbone: str

@@ -1,4 +1,4 @@
-"""The teacher: a ResNet whose first three stages give the features (paper, section 3.1)."""
+"""The teacher: a ResNet whose first three stages give the features (paper, figure 3)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def normalize(images: ArrayLike) -> jax.Array:
 
 
 class Teacher(nn.Module):
-    """The frozen ImageNet encoder E (paper, section 3.1).
+    """The frozen ImageNet encoder E (paper, figure 3).
 
     `Teacher(backbone).apply(variables, images)` maps normalised float images [B, H, W, 3] to
     `Features`: ([B, H/4, W/4, C], [B, H/8, W/8, 2C], [B, H/16, W/16, 4C]) in `dtype`, with C 64
