@@ -1,4 +1,16 @@
-"""Convolutions on CPU as matrix products, where XLA's own lose to them."""
+"""Convolutions on CPU as matrix products, where XLA's own lose to them.
+
+How much longer it takes without each of them, on two cores, float32, medians of pairs in turns:
+WideResNet-50 at 256 pixels, a training step of 4 images and scoring 8; ResNet-18, a training step
+of 8 images of 256 pixels and of 16 of 32.
+
+1x1 kernels as products                  27 %   27 %    2 %    8 %
+patches where positions are few           0 %    3 %    0 %  124 %
+Winograd's 3x3 with stride 1              7 %   26 %   15 %   11 %
+its gradient of the input                 0 %    -      6 %    4 %
+Winograd's 3x3 with stride 2              -      8 %    -      -     (not used where differentiated)
+patches of what else is strided           0 %    6 %    1 %    6 %
+"""
 
 from collections.abc import Sequence
 from typing import Any
