@@ -18,7 +18,7 @@ from rd_jax.method.calibration import Calibration
 from rd_jax.run.build import compute_dtype, scorer_of
 from rd_jax.run.scoring import Scorer, on_devices, score_images
 from rd_jax.run.trained import load_trained, warn_of_other_dtype
-from rd_jax.system.errors import UserError, first_line
+from rd_jax.system.errors import UserError
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -123,7 +123,7 @@ def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
     except UnidentifiedImageError:
         return Unreadable(path, "not an image")
     except Exception as error:  # decoders raise all kinds of errors for broken files
-        return Unreadable(path, " ".join(str(error).split()) or first_line(error))
+        return Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
 
 
 def _in_parallel(function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:

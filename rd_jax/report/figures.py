@@ -133,7 +133,7 @@ def write_figures(figures: Mapping[str, tuple[Figure, str]], stem: Path) -> None
 
 
 def inline_svg(figure: Figure, prefix: str) -> str:
-    """The figure as an SVG element in the page's colours; its ids begin with `prefix`."""
+    """The figure as an SVG element in the page's colours; its ids begin with `prefix`, a name."""
     svg = _saved(figure, "svg", transparent=True, metadata={"Date": None}).decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -65,7 +65,10 @@ def write_page(workdir: Path) -> None:
         metrics={name: metric.label for name, metric in METRICS.items() if name in defined},
         rows=list(_table(found)),
         per_cent=per_cent,
-        sections=[_section(result, run, _MAX_IMAGES // len(trained)) for result in trained],
+        sections=[
+            _section(i, result, run, _MAX_IMAGES // len(trained))
+            for i, result in enumerate(trained)
+        ],
         settings=_settings(trained),
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -85,8 +88,8 @@ def _table(found: dict[str, list[Result]]) -> Iterator[tuple[str, int | None, Ro
     yield "mean", None, mean_row(found)
 
 
-def _section(result: Result, run: Workdir, max_images: int) -> dict[str, Any]:
-    """Figures and gallery of one training."""
+def _section(number: int, result: Result, run: Workdir, max_images: int) -> dict[str, Any]:
+    """Figures and gallery of the training of this number."""
     training, row = result
     evaluation = read_evaluation(training.evaluation)
     drawn = figures.draw(evaluation, row, read_rows(training.metrics))
@@ -95,7 +98,7 @@ def _section(result: Result, run: Workdir, max_images: int) -> dict[str, Any]:
         "name": training.name,
         "speed": [text.format_map(row) for name, text in _SPEED.items() if row[name] is not None],
         "figures": [
-            (says, Markup(figures.inline_svg(figure, f"{training.name}-{name}")))
+            (says, Markup(figures.inline_svg(figure, f"{number}-{name}")))
             for name, (figure, says) in drawn.items()
         ],
         "evaluation": evaluation,

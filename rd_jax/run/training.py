@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def _train_and_evaluate(
         logger.info("%s: trained already, step %d of %d", task.name, first_step, last_step)
     else:
         try:
-            _train(task, teacher, train_steps, scorer, state, Clock(timing))
+            _train(task, teacher, train_steps, scorer, state, timing)
         except Diverged as error:  # what was being saved is complete now
             raise UserError(divergence(task, *error.args)) from error
     trained = checkpoint.load_latest(place.checkpoints)
@@ -146,7 +147,7 @@ def _train(
     train_steps: Future[TrainSteps],
     scorer: Scorer,
     state: TrainState,
-    clock: Clock,
+    timing: Mapping[str, float | None],
 ) -> None:
     """Trains from `state` to the last step; Interrupted says where it was saved before that."""
     config, split, place, last_step = task.config, task.split, task.training, task.last_step
@@ -172,6 +173,7 @@ def _train(
         pause_at=pause_at,
         chosen=task.trained_on,
     )
+    clock = Clock(timing)
 
     def score(state: TrainState, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         variables = teacher.variables, jax.device_get(state.student_variables)

@@ -74,7 +74,7 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
         if name == "seed":
             summary["seeds"] = values
         elif name == "num_steps":
-            summary[name] = min(values)
+            summary[name] = min((v for v in values if v is not None), default=None)
         else:
             summary[name] = values[0] if all(v == values[0] for v in values) else values
     return summary | _means(rows, (*METRICS, *TIMING)) | _deviations(rows)

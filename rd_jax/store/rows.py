@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from rd_jax.system.files import write_whole, writing
 
 Row = Mapping[str, Any]
+logger = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,11 +26,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; nothing if there is no file that can be read."""
+    """The object in a JSON file; empty if there is no file, or, with a warning, none in it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+        problem = "it holds no object"
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    logger.warning("%s is left out, since it cannot be read (%s): mend or remove it", path, problem)
+    return {}
 
 
 def append_row(path: Path, row: Row) -> None:

@@ -11,6 +11,7 @@ for or needed, tensorboard/ and damaged/.
 
 import itertools
 import math
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -80,9 +81,10 @@ def trainings_of(workdir: Path, category: str) -> list[Training]:
     return [
         training
         for training in (training_of(workdir, category, seed) for seed in (None, *seeds))
-        # Over several seeds, results.json of the category is a summary.
-        if training.checkpoints.is_dir()
-        or (training.results.is_file() and not (seeds and training.seed is None))
+        # Over several seeds, results.json of the category is a summary. Of what cannot be entered,
+        # such as lost+found, Path.is_dir would raise.
+        if os.path.isdir(training.checkpoints)
+        or (os.path.isfile(training.results) and not (seeds and training.seed is None))
     ]
 
 
@@ -98,7 +100,7 @@ def find_trainings(workdir: Path) -> list[Training]:
 def trainings_at(folder: Path) -> list[Training]:
     """The training that this folder is, or those of the run or category that it is."""
     here = Training(folder, folder.name)
-    return [here] if here.checkpoints.is_dir() else find_trainings(folder)
+    return [here] if os.path.isdir(here.checkpoints) else find_trainings(folder)
 
 
 def set_aside(workdir: Path, category: str) -> Path | None:

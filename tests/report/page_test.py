@@ -3,6 +3,7 @@ import shutil
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tests.report.gallery_test import CALIBRATION, FILE, weave_split
 from tests.report.tables_test import row
 
 SCRIPT = "</script><script>document.title = 'broken'</script>"
-CATEGORY = "<script>alert(1)<!--_and_a_name_that_is_longer_than_a_phone_is_wide"
+CATEGORY = '<script>alert(1)<!--_"\\1_and_a_name_that_is_longer_than_a_phone_is_wide'
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update"
@@ -70,6 +71,26 @@ def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
         for name in ("roc", "pro", "scores", "loss")
         for kind in ("png", "pdf")
     }
+
+
+def test_names_of_categories_are_text_and_nothing_else(tmp_path: Path) -> None:
+    for name in (CATEGORY, 'a"><i>x', r"a\d", "metal nut", r"x\g<1>"):
+        add_training(tmp_path / name, name)
+    write_page(tmp_path)
+    page = ElementTree.fromstring(body_of(page_of(tmp_path)))
+    headings = [heading.text for heading in page.iter("h2")]
+    assert headings[:5] == sorted((CATEGORY, 'a"><i>x', r"a\d", "metal nut", r"x\g<1>"))
+    assert not list(page.iter("i"))
+    references = re.findall(r"url\(#([^)]*)\)", page_of(tmp_path))
+    assert references
+    assert set(references) <= {element.get("id") for element in page.iter()}
+
+
+def body_of(page: str) -> str:
+    """The page's main element as XML: HTML's elements without an end get one."""
+    main = page[page.index("<main>") : page.index("</main>") + len("</main>")]
+    closed = re.sub(r"<(img|br)\b([^>]*)>", r"<\1\2/>", main)
+    return closed.replace("<details open>", "<details>").replace("xlink:", "")
 
 
 def test_seeds_and_categories_have_rows_and_sections_of_their_own(tmp_path: Path) -> None:

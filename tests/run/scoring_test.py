@@ -34,6 +34,7 @@ def test_padding_changes_no_map_and_no_score(trained: tuple, num_images: int) ->
     np.testing.assert_allclose(maps, expected_maps, atol=1e-5)
     np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
     np.testing.assert_allclose(scores, maps.max((1, 2)))
+    assert [part.shape for part in score_images(*trained, images[:0], 5)] == [(0, 32, 32), (0,)]
 
 
 def test_scales_select_what_the_map_is_made_of(config: Config, trained: tuple) -> None:

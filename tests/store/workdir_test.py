@@ -1,7 +1,11 @@
 """What lies where in the folder of a run."""
 
+import os
 from pathlib import Path
 
+import pytest
+
+from rd_jax.store.results import read_results
 from rd_jax.store.rows import write_json
 from rd_jax.store.workdir import find_trainings, set_aside, training_of, trainings_at
 
@@ -24,6 +28,37 @@ def test_trainings_are_found_by_category_and_seed_in_order(tmp_path: Path) -> No
     assert found.folder == expected[1].folder
     assert len(trainings_at(tmp_path / "a[b]")) == 2
     assert find_trainings(tmp_path / "absent") == []
+
+
+def test_a_folder_that_cannot_be_entered_is_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = training_of(tmp_path, "weave")
+    training.checkpoints.mkdir(parents=True)
+    (tmp_path / "lost+found").mkdir()
+
+    stat = os.stat
+
+    def as_another_user(path: os.PathLike, **options: bool) -> os.stat_result:  # root may run this
+        if os.path.dirname(path) == str(tmp_path / "lost+found"):
+            raise PermissionError
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", as_another_user)
+    with pytest.raises(PermissionError):
+        (tmp_path / "lost+found" / "checkpoints").is_dir()
+    assert find_trainings(tmp_path) == [training]
+
+
+def test_what_is_no_results_is_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, content in (("a", "[]"), ("b", '{"category": "b"'), ("c", '{"category": "c"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(content)
+    assert list(read_results(tmp_path)) == ["c"]
+    for name in ("a", "b"):
+        assert f"{tmp_path / name / 'results.json'} is left out" in caplog.text
 
 
 def test_what_is_set_aside_is_no_training_any_more(tmp_path: Path) -> None:
