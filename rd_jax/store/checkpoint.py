@@ -46,7 +46,13 @@ def _reader(folder: Path) -> ocp.CheckpointManager:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader-{own}"
     )
-    return _manager(folder, read_only=True, multiprocessing_options=alone)
+    absl = logging.getLogger("absl")  # through which Orbax warns that a reader only reads
+    before = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        return _manager(folder, read_only=True, multiprocessing_options=alone)
+    finally:
+        absl.setLevel(before)
 
 
 @contextmanager

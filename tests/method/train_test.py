@@ -1,4 +1,5 @@
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,23 @@ def run_steps(config: Config, images: np.ndarray, devices: list) -> list[TrainSt
     return states
 
 
+@cache
+def step_alone(model: Model, loss: str) -> tuple[TrainState, dict, np.ndarray, TrainState]:
+    """A state, teacher and images, and the state after a step of gradient descent on one device."""
+    optimizer = optax.sgd(1.0)
+    before = create_train_state(model, optimizer, jax.random.key(0))
+    teacher, images = load_teacher("tiny", "random"), draw_images(8, 32)
+    after, _ = jax.jit(make_train_step(model, optimizer, LOSSES[loss]))(before, teacher, images)
+    return before, teacher, images, after
+
+
 @pytest.mark.parametrize(
     ("spread", "loss"),
     [("pmap", "per_position"), ("pmap", "flattened"), ("shard_map", "per_position")],
 )
 def test_gradients_over_a_mapped_axis_are_those_of_the_whole_batch(spread: str, loss: str) -> None:
     model, optimizer = Model("tiny"), optax.sgd(1.0)  # a step is the gradient itself
-    before = create_train_state(model, optimizer, jax.random.key(0))
-    teacher, images = load_teacher("tiny", "random"), draw_images(8, 32)
-    alone, _ = jax.jit(make_train_step(model, optimizer, LOSSES[loss]))(before, teacher, images)
+    before, teacher, images, alone = step_alone(model, loss)
     step, devices = make_train_step(model, optimizer, LOSSES[loss], "batch"), jax.devices()
     if spread == "pmap":
         mapped = jax.pmap(step, "batch", in_axes=(None, None, 0), out_axes=None)

@@ -117,8 +117,8 @@ def test_a_grid_becomes_a_table_and_keeps_what_failed(tmp_path: Path) -> None:
         "data_dir": str(tmp_path / "data"), "teacher_weights": "random", "image_size": 32,
         "batch_size": 8, "num_epochs": 1, "seeds": (0, 1), "dtype": "float32",
     }  # fmt: skip
-    good = ablations.Variant("resnet18", "oce")
-    bad = ablations.Variant("resnet18", "mff_oce")
+    good = ablations.Variant("tiny", "oce")
+    bad = ablations.Variant("tiny", "mff_oce")
     outcomes = {
         good: ablations.train(good, tmp_path / "work", **fields),
         bad: ablations.train(bad, tmp_path / "work", **fields | {"teacher_weights": "absent.npz"}),
