@@ -67,17 +67,17 @@ def _padded(values: np.ndarray, padding: float = -np.inf) -> np.ndarray:
     return np.pad(values, (0, -values.size % step), constant_values=padding)
 
 
-def pixel_roc(maps: np.ndarray, masks: np.ndarray) -> Roc:
-    """The curve of the pixels of finite maps [N, H, W], those of masks [N, H, W] first."""
-    if maps.shape != masks.shape:
-        raise ValueError(f"maps {maps.shape} and masks {masks.shape} differ in shape")
-    if not np.isfinite(maps).all():
+def padded_roc(values: np.ndarray, labels: np.ndarray) -> Roc:
+    """The curve of finite maps with masks, or of scores with labels; compiled for few sizes."""
+    if values.shape != labels.shape:
+        raise ValueError(f"maps {values.shape} and masks {labels.shape} differ in shape")
+    if not np.isfinite(values).all():
         raise ValueError("the anomaly maps hold values that are not finite")
-    return roc(_padded(maps[masks]), _padded(maps[~masks]))
+    return roc(_padded(values[labels]), _padded(values[~labels]))
 
 
 def per_region(curve: Roc, masks: np.ndarray) -> Roc:
-    """A `pixel_roc` in which every 8-connected region of masks [N, H, W] weighs the same.
+    """A `padded_roc` of maps in which every 8-connected region of masks [N, H, W] weighs the same.
 
     So does every pixel within a region: its true-positive rate is the per-region overlap.
     """
@@ -162,7 +162,7 @@ def aupro(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> jax.Array:
     not finite. The regions are found on the host, so this does not trace under jit.
     """
     maps, masks = np.asarray(maps, np.float32), np.asarray(masks, bool)
-    return area_under_roc(per_region(pixel_roc(maps, masks), masks), max_fpr)
+    return area_under_roc(per_region(padded_roc(maps, masks), masks), max_fpr)
 
 
 class Metric(NamedTuple):
@@ -197,9 +197,9 @@ def metrics_of(
     curves: dict[str, Roc] = {}
     if len(maps):
         per_image = {"scores": scores, "sums": maps.sum((1, 2)), "maxima": maps.max((1, 2))}
-        curves = {over: labelled_roc(values, labels) for over, values in per_image.items()}
+        curves = {over: padded_roc(values, labels) for over, values in per_image.items()}
         if masks is not None:
-            curves["pixels"] = pixel_roc(maps, masks)
+            curves["pixels"] = padded_roc(maps, masks)
             curves["regions"] = per_region(curves["pixels"], masks)
     values = {
         name: float(metric.of(curves[metric.over])) if metric.over in curves else math.nan

@@ -13,9 +13,8 @@ from rd_jax.data.images import resized
 from rd_jax.method.calibration import Calibration
 from rd_jax.method.metrics import (
     curve_points,
-    labelled_roc,
+    padded_roc,
     per_region,
-    pixel_roc,
     up_to,
 )
 from rd_jax.report.heatmap import resized_map, strength
@@ -73,7 +72,7 @@ def write_evaluation(
     elif len(scores):
         low, high = float(np.median(maps)), float(maps.max())
     if masks is not None:
-        curve = pixel_roc(maps, masks)
+        curve = padded_roc(maps, masks)
         pixels, pro = curve_points(curve), curve_points(per_region(curve, masks))
     shown = informative(wrongness(scores, labels, calibration), scores, _MAX_SHOWN)
     size = min(split.test.shape[1], _MAX_SIZE)
@@ -84,7 +83,7 @@ def write_evaluation(
         np.array(split.test_names, str),
         labels,
         scores,
-        thinned(curve_points(labelled_roc(scores, labels)), _MAX_POINTS),
+        thinned(curve_points(padded_roc(scores, labels)), _MAX_POINTS),
         thinned(pixels, _MAX_POINTS),
         thinned(up_to(pro, MAX_FPR), _MAX_POINTS),
         np.array([low, high]),
@@ -118,10 +117,10 @@ def wrongness(
 def _best_f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     if not labels.any():
         return 0.0
-    curve = labelled_roc(scores, labels)
-    hits, false_alarms = np.asarray(curve.true_positives), np.asarray(curve.false_positives)
-    f1 = 2 * hits / (hits + false_alarms + labels.sum())
-    return float(scores[np.argmax(np.where(labels, f1, 0))])
+    anomalous, curve = scores[labels], padded_roc(scores, labels)
+    called = np.asarray(curve.true_positives + curve.false_positives)
+    f1 = 2 * np.asarray(curve.true_positives) / (called + anomalous.size)
+    return float(anomalous[np.argmax(f1[: anomalous.size])])
 
 
 def informative(wrongness: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
