@@ -2,13 +2,16 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
-import tests.tiny  # noqa: F401
+import tests.tiny
 from rd_jax.config import Config, get_config
+from rd_jax.method.models import cpu
+from rd_jax.run import build
 from rd_jax.system.compilation import keep_compiled_programs
 
 NUM_DEVICES = 4
@@ -24,6 +27,10 @@ os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = os.environ["RD_JAX_TESTS_
 os.environ["HF_HUB_OFFLINE"] = "1"
 keep_compiled_programs()  # for other tests of this session, and processes that they start
 
+# Rooms in which other things than the arithmetic are the point, so that XLA's own convolutions will
+# do: they compile four times as fast as those for a CPU.
+QUICK = ("run", "predict", "report", "store", "docs_test.py", "bad_input_test.py")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -35,6 +42,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes many minutes: run with --slow"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _convolutions(request: pytest.FixtureRequest) -> Iterator[None]:
+    name, place = request.path.name, request.path.relative_to(Path(__file__).parent).parts[0]
+    with pytest.MonkeyPatch.context() as patch:
+        if place in QUICK and name != "golden_test.py":
+            patch.setattr(cpu, "_is_on_cpu", lambda: False)
+            patch.setenv(tests.tiny.XLA_CONVOLUTIONS, "true")  # of the processes that tests start
+        yield
+    build._make_scorer.cache_clear()
+    jax.clear_caches()  # and their memory
 
 
 @pytest.fixture

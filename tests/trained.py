@@ -1,7 +1,8 @@
-"""A checkpoint of the tiny backbone that was never trained, for tests of what comes after."""
+"""States, steps and checkpoints of the tiny backbone, for tests of what comes after."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,3 +50,10 @@ def save_training(folder: Path, calibration: Calibration | None, **changes: obje
     with checkpoint.writer(Training(folder, "weave").checkpoints) as save:
         save(7, variables, {"m": np.zeros(1)}, metadata)
     return folder
+
+
+def largest_difference(a: Any, b: Any) -> float:
+    def difference(x, y):
+        return float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64))))
+
+    return max(jax.tree.leaves(jax.tree.map(difference, a, b)))

@@ -47,7 +47,7 @@ def find_categories(data_dir: Path) -> list[str]:
     if not os.path.isdir(data_dir):
         raise UserError(f"data_dir {data_dir} is not a folder: set --config.data_dir")
     _, folders = listed(data_dir)
-    categories = [folder.name for folder in folders if os.path.lexists(folder / "train")]
+    categories = [folder.name for folder in folders if "train" in names(folder)]
     if not categories and os.path.isdir(data_dir / "train" / NORMAL):
         raise UserError(
             f"data_dir {data_dir} is itself a category: set --config.data_dir="

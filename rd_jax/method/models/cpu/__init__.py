@@ -41,7 +41,7 @@ def convolve(
         and all(isinstance(size, int) for size in x.shape)  # else exported, for any platform
         and _is_default(keywords)
     )
-    if jax.default_backend() != "cpu" or not is_plain:
+    if not _is_on_cpu() or not is_plain:
         return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
     num_positions = x.shape[0] * (x.shape[1] // strides[0]) * (x.shape[2] // strides[1])
     is_tiled = (
@@ -57,6 +57,10 @@ def convolve(
     if tuple(strides) != (1, 1):
         return _product_of_patches(x, kernel, strides, padding)
     return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
+
+
+def _is_on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _is_default(keywords: dict[str, Any]) -> bool:

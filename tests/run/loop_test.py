@@ -1,0 +1,90 @@
+"""The loop over steps: how they are dispatched changes nothing of what is trained."""
+
+import jax
+import numpy as np
+import optax
+
+from rd_jax import create_train_state, load_teacher
+from rd_jax.config import Config
+from rd_jax.data.order import steps_until
+from rd_jax.method.loss import LOSSES
+from rd_jax.method.train import TrainState, make_parallel_train_steps
+from rd_jax.run.build import model_of
+from rd_jax.run.loop import training
+from tests.reference_weights import draw_images
+from tests.trained import largest_difference
+
+# Adam would turn the rounding of a gradient near zero into a whole step of either sign.
+SGD = optax.sgd(0.005)
+
+
+def run_steps(config: Config, images: np.ndarray, devices: list) -> list[TrainState]:
+    """The states after each step on images [steps, B, H, W, 3], split over devices."""
+
+    def in_dtype(x):
+        return np.asarray(x, config.dtype if np.asarray(x).dtype == np.float32 else None)
+
+    model = model_of(config)
+    optimizer = optax.adam(config.learning_rate, 0.5, 0.999)
+    teacher = jax.tree.map(in_dtype, load_teacher(config.backbone, "random"))
+    state = jax.tree.map(in_dtype, create_train_state(model, optimizer, jax.random.key(0)))
+    step = make_parallel_train_steps(model, optimizer, LOSSES[config.loss], 1, devices)
+    states = []
+    for batch in images:
+        batch = batch.reshape(len(devices), 1, -1, *batch.shape[1:])
+        state = jax.device_get(step(state, teacher, batch, 1)[0])  # placed alike, compiled once
+        states.append(state)
+    return states
+
+
+def test_adam_on_several_devices_equals_one_device(config: Config) -> None:
+    config.dtype = "float64"  # in float32 Adam magnifies the rounding
+    images = draw_images(5 * 16, 32).reshape(5, 16, 32, 32, 3)
+    with jax.enable_x64(True):
+        one = run_steps(config, images, jax.devices()[:1])
+        several = run_steps(config, images, jax.devices())
+    assert one[-1].params["student"]["layer1_0"]["conv1"]["kernel"].dtype == np.float64
+    assert largest_difference(one[0].params, one[-1].params) > 0.01
+    assert largest_difference(one[-1], several[-1]) < 1e-5
+
+
+def train_all(
+    config: Config,
+    num_images: int,
+    max_steps: int,
+    pause_at: tuple = (),
+    optimizer: optax.GradientTransformation = SGD,
+) -> tuple[TrainState, list[int], list[float]]:
+    """The last state, the steps after each dispatch and all losses of a whole training."""
+    model = model_of(config)
+    steps_of = make_parallel_train_steps(model, optimizer, LOSSES[config.loss], max_steps)
+    teacher = load_teacher("tiny", "random")
+    state = create_train_state(model, optimizer, jax.random.key(0))
+    images, steps, losses = draw_images(num_images, 32), [0], []
+    dispatches = training(
+        *(steps_of, max_steps, teacher, images, state),
+        last_step=steps_until(config.num_epochs, num_images, config.batch_size),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        pause_at=pause_at,
+    )
+    for state, step, metrics in dispatches:  # noqa: B007
+        losses += [float(loss) for loss in metrics["loss"][: step - steps[-1]]]
+        steps.append(step)
+    return jax.device_get(state), steps, losses
+
+
+def test_several_steps_in_one_dispatch_equal_single_steps(config: Config) -> None:
+    config.num_epochs = 3
+    single, steps, losses = train_all(config, 20, 1)
+    assert steps == list(range(9))  # 3 x 20 images in batches of 8
+    fused, fused_steps, fused_losses = train_all(config, 20, 3, pause_at=(4,))
+    assert fused_steps == [0, 3, 4, 7, 8]
+    assert largest_difference(single, fused) < 1e-5
+    np.testing.assert_allclose(losses, fused_losses, atol=1e-5)
+
+
+def test_training_lowers_the_loss(config: Config) -> None:
+    config.num_epochs = 3
+    _, _, losses = train_all(config, 20, 1, optimizer=optax.adam(0.005))
+    assert losses[-1] < 0.8 * losses[0]
