@@ -1,6 +1,9 @@
 """Convolutions as products equal XLA's own."""
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
@@ -45,6 +48,52 @@ def test_values_and_gradients_equal_xla(
     np.testing.assert_allclose(own_value, expected, atol=2e-5)
     for actual, gradient in zip(own_pull_back(cotangent), pull_back(cotangent), strict=True):
         np.testing.assert_allclose(actual, gradient, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_forward_mode_and_second_derivatives_equal_xla(stride: int) -> None:
+    rng = np.random.default_rng(0)
+    x, x_tangent = rng.standard_normal((2, 2, 8, 8, 3), np.float32)
+    kernel, kernel_tangent = rng.standard_normal((2, 3, 3, 3, 5), np.float32)
+
+    def derivatives(convolution: Callable[..., jax.Array]) -> tuple:
+        def y(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            padding = ((1, 1), (1, 1))
+            return convolution(x, kernel, (stride, stride), padding, dimension_numbers=NUMBERS)
+
+        def along(x: jax.Array) -> jax.Array:
+            return jax.grad(lambda x: jnp.sum(y(x, kernel) ** 3))(x)
+
+        forward = jax.jvp(y, (x, kernel), (x_tangent, kernel_tangent))
+        return *forward, jax.jvp(along, (x,), (x_tangent,))[1]
+
+    own, expected = derivatives(convolve), derivatives(lax.conv_general_dilated)
+    for actual, reference in zip(own, expected, strict=True):
+        np.testing.assert_allclose(actual, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize(
+    ("in_features", "keywords"),
+    [
+        (4, {"rhs_dilation": (2, 2)}),
+        (4, {"lhs_dilation": (2, 2)}),
+        (2, {"feature_group_count": 2}),
+        (4, {"batch_group_count": 2}),
+        (4, {"dimension_numbers": ("NHWC", "HWOI", "NHWC")}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_is_not_computed_here_is_left_to_xla(
+    size: int, in_features: int, keywords: dict
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 8, 8, 4), np.float32)
+    kernel = rng.standard_normal((size, size, in_features, 4), np.float32)
+    padding = 2 * ((size // 2, size // 2),)
+    keywords = {"dimension_numbers": NUMBERS} | keywords
+    expected = lax.conv_general_dilated(x, kernel, (1, 1), padding, **keywords)
+    np.testing.assert_array_equal(convolve(x, kernel, (1, 1), padding, **keywords), expected)
 
 
 def test_transposed_convolution_equals_xla() -> None:
