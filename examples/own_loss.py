@@ -1,7 +1,4 @@
-"""Three steps with an own loss and an own optimiser, then scores.
-
-python -m examples.own_loss
-"""
+"""Three steps with an own loss and an own optimiser, then scores: python -m examples.own_loss."""
 
 import jax
 import numpy as np
