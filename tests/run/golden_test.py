@@ -8,9 +8,11 @@ model.stablehlo, its outputs maps.npz of `draw_images(3, 32)`, and ten_losses.np
 import csv
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,6 +28,7 @@ from tests.command import METRICS, captured, run, start
 from tests.reference_weights import draw_images
 
 ARCHIVE = Path(__file__).parents[1] / "golden" / "trained.tar.xz"
+FINGERPRINT = 2753920524  # of the arithmetic that made the archive: jax 0.10.2 on an x86 CPU
 FIGURES = (*METRICS, "image_threshold", "pixel_threshold", "image_precision", "image_recall")
 
 
@@ -34,6 +37,23 @@ def golden(tmp_path: Path) -> Path:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path
+
+
+def rounds_as_then() -> bool:
+    """Whether XLA, here and now, rounds as where the archive was made; else Adam magnifies it."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((4, 8, 8, 16)), rng.standard_normal((3, 3, 16, 16))
+
+    @jax.jit
+    def program(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        y = (y - y.mean((0, 1, 2))) * jax.lax.rsqrt(y.var((0, 1, 2)) + 1e-5)
+        return y, y.reshape(-1, 16) @ kernel[0, 0], jnp.exp(-y).sum()
+
+    outputs = program(x.astype(np.float32), kernel.astype(np.float32))
+    return zlib.crc32(b"".join(np.asarray(o).tobytes() for o in outputs)) == FINGERPRINT
 
 
 def figures(workdir: Path) -> dict[str, float]:
@@ -56,7 +76,7 @@ def test_the_same_command_goes_on_from_the_middle(golden: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "steps 4 to 6" in done.stderr
-    assert figures(work) == pytest.approx(expected, abs=1e-6)
+    assert figures(work) == pytest.approx(expected, abs=1e-6 if rounds_as_then() else 1e-3)
 
 
 def test_it_is_evaluated_again(golden: Path) -> None:
@@ -109,7 +129,8 @@ def test_exported_files_give_the_same_maps(golden: Path) -> None:
     arguments = ["--workdir", str(golden / "work"), "--output", str(golden / "new.stablehlo")]
     done = captured(export.main, arguments)
     assert done.returncode == 0, done.stderr
-    expected = np.load(golden / "maps.npz")
+    with np.load(golden / "maps.npz") as file:
+        expected = dict(file)
     for name in ("model.stablehlo", "new.stablehlo"):
         model = jax.export.deserialize(bytearray((golden / name).read_bytes()))
         outputs = jax.jit(model.call)(draw_images(3, 32))
