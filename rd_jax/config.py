@@ -249,8 +249,11 @@ def with_seed(config: Config, seed: int) -> Config:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """The fields as JSON-compatible values."""
-    values = {name: getattr(config, name) for name in FIELDS}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return {name: _as_json(getattr(config, name)) for name in FIELDS}
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -264,19 +267,15 @@ def differing(
 ) -> list[tuple[str, Any, Any]]:
     """Name and both values of the fields that differ and on which one of `depends` depends.
 
-    A field that one of them does not have has its default there.
+    Both are as of `as_dict`; a field that one of them does not have has its default there.
     """
-    defaults = {name: field.default for name, field in FIELDS.items()}
-    pairs = [(k, *({**defaults, **values}[k] for values in (before, now))) for k in FIELDS]
+    defaults = {name: _as_json(field.default) for name, field in FIELDS.items()}
+    before, now = {**defaults, **before}, {**defaults, **now}
     return [
-        (name, a, b)
-        for name, a, b in pairs
-        if FIELDS[name].depends & depends and _comparable(a) != _comparable(b)
+        (name, before[name], now[name])
+        for name, field in FIELDS.items()
+        if field.depends & depends and before[name] != now[name]
     ]
-
-
-def _comparable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def markdown() -> str:

@@ -64,7 +64,7 @@ def _put_back() -> Iterator[None]:
 
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """`python -m rd_jax.main` in a process of its own, on one device."""
+    """`python -m rd_jax.main` in a process of its own."""
     flags = ("-W", "error", "-W", "ignore:the load_module() method:DeprecationWarning")
     command = [sys.executable, *flags, "-m", "tests.tiny_main", *arguments]
     return subprocess.run(

@@ -73,19 +73,20 @@ def config() -> Config:
     )
 
 
+def shared(path: str, what: str) -> Path:
+    """A path beside the project; without it the test is skipped, saying what is not there."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"{what} not here (../shared/{path})")
+    return SHARED / path
+
+
 @pytest.fixture(scope="session")
 def bottle_dir() -> Path:
     """The real MVTec AD category `bottle` at 256 pixels."""
-    folder = SHARED / "data" / "mvtec_256"
-    if not folder.is_dir():
-        pytest.skip("the MVTec AD category bottle is not here (../shared/data/mvtec_256)")
-    return folder
+    return shared("data/mvtec_256", "the MVTec AD category bottle is")
 
 
 @pytest.fixture(scope="session")
 def resnet18_npz() -> Path:
     """Real ImageNet weights of ResNet-18."""
-    path = SHARED / "weights" / "resnet18_imagenet.npz"
-    if not path.is_file():
-        pytest.skip("real ImageNet weights are not here (../shared/weights)")
-    return path
+    return shared("weights/resnet18_imagenet.npz", "real ImageNet weights are")

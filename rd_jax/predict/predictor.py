@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -97,23 +97,21 @@ def score_files(
             print(result.path, getattr(result, "score", "unreadable"))
     """
     read = partial(decode_image, size=predictor.config.image_size)
-    threshold = predictor.calibration.image_threshold
 
     def decode(path: str | Path) -> tuple[Path, np.ndarray | Unreadable]:
         return Path(path), attempt(read, Path(path))
 
+    def scored(images: list[np.ndarray]) -> Iterator[tuple[float, bool | None, np.ndarray]]:
+        if images:
+            maps, scores, anomalous = score_arrays(predictor, np.stack(images), batch_size)
+            verdicts = repeat(None) if anomalous is None else anomalous.tolist()
+            yield from zip(scores.tolist(), verdicts, maps, strict=False)
+
     decoded = _in_parallel(decode, paths, _BATCHES_AHEAD * batch_size)
     while batch := list(islice(decoded, batch_size)):
-        images = [image for _, image in batch if not isinstance(image, Unreadable)]
-        scored = score_arrays(predictor, np.stack(images), batch_size)[:2] if images else ((), ())
-        results = zip(*scored, strict=True)
+        results = scored([image for _, image in batch if not isinstance(image, Unreadable)])
         for path, image in batch:
-            if isinstance(image, Unreadable):
-                yield image
-            else:
-                anomaly_map, score = next(results)
-                is_anomalous = None if threshold is None else bool(score > threshold)
-                yield Prediction(path, float(score), is_anomalous, anomaly_map)
+            yield image if isinstance(image, Unreadable) else Prediction(path, *next(results))
 
 
 def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:

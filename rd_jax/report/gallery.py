@@ -11,12 +11,7 @@ from PIL import Image
 from rd_jax.data import Split
 from rd_jax.data.images import resized
 from rd_jax.method.calibration import Calibration
-from rd_jax.method.metrics import (
-    curve_points,
-    padded_roc,
-    per_region,
-    up_to,
-)
+from rd_jax.method.metrics import curve_points, padded_roc, per_region, up_to
 from rd_jax.report.heatmap import resized_map, strength
 from rd_jax.system.files import write_whole
 

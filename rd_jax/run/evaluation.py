@@ -37,7 +37,7 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
     the teacher is not the one trained with, or if an override is of a field that only training
     could change.
     """
-    load_teacher = cache(find_teacher)  # categories share it
+    find = cache(find_teacher)  # categories share it
     for training in _chosen_trainings(workdir, name, overrides.get("seeds", ())):
         trained = checkpoint.load_latest(training.checkpoints)
         config = config_of(trained.metadata)
@@ -50,7 +50,7 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
             with config.ignore_type():
                 config[field] = value
         validate(config)
-        teacher = load_teacher(config.backbone, config.teacher_weights, config.bottleneck == "pre")
+        teacher = teacher_of(config, find)
         check_teacher(teacher, trained.metadata, training.folder)
         split = load_split(config, training.category)
         evaluate_trained(config, split, teacher, trained, scorer_of(config), training)

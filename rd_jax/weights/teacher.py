@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,9 +72,14 @@ def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTea
     return LoadedTeacher(weights, teacher_sha256(variables), folded)
 
 
-def teacher_of(config: Config) -> LoadedTeacher:
-    """The teacher that the config names, with the stages that its bottleneck needs."""
-    return find_teacher(config.backbone, config.teacher_weights, layer4=config.bottleneck == "pre")
+def teacher_of(
+    config: Config, find: Callable[[str, str, bool], LoadedTeacher] = find_teacher
+) -> LoadedTeacher:
+    """The teacher that the config names, with the stages that its bottleneck needs.
+
+    `find` is `find_teacher`, or a cache of it where several configs may share a teacher.
+    """
+    return find(config.backbone, config.teacher_weights, config.bottleneck == "pre")
 
 
 def teacher_sha256(variables: dict[str, Any]) -> str:

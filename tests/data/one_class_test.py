@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from rd_jax.data.one_class import load_classes, one_class
 from rd_jax.system.errors import UserError
-from tests.conftest import SHARED
+from tests.conftest import shared
 
 
 def test_digits_are_split_within_each_class_and_lose_no_image(tmp_path: Path) -> None:
@@ -44,10 +44,7 @@ def test_one_class_is_trained_on_and_all_are_tested(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tfds_dir() -> Path:
-    folder = SHARED / "data" / "tfds"
-    if not folder.is_dir():
-        pytest.skip("Fashion-MNIST is not here (../shared/data/tfds)")
-    return folder
+    return shared("data/tfds", "Fashion-MNIST is")
 
 
 def test_a_tfds_set_is_read_whole_and_without_tensorflow(tfds_dir: Path, tmp_path: Path) -> None:
