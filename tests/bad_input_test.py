@@ -66,6 +66,16 @@ def png_of_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + b"\0\0\1\0IDAT"
 
 
+def tiff(pixels: np.ndarray, *, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """An uncompressed grey TIFF, little-endian, of tags that Pillow does not write."""
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: photometric}
+    tags |= {273: 200, 277: 1, 278: height, 279: pixels.nbytes, 339: sample_format}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries)
+    return head.ljust(200, b"\0") + pixels.tobytes()
+
+
 def tiff_of_12_bits() -> bytes:
     tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 134, 277: 1, 278: 2, 279: 6}
     entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
@@ -92,7 +102,7 @@ def image(pixels: np.ndarray, form: str = "PNG") -> Callable[[Path], None]:
 PNG, JPEG, WEBP = (bytes_of(format=form) for form in ("PNG", "JPEG", "WEBP"))
 NO_IMAGE = "(not an image in PNG, JPEG, BMP, TIFF or WebP)"
 TWO = "(2 pictures in one file: save the one that is meant)"
-DEPTH = "(32-bit pixels have no defined white; convert it to 8 or 16 bits)"
+DEPTH = "(32-bit, signed or fractional pixels have no defined white; convert it to 8 or 16 bits)"
 
 IMAGES = {
     "empty file": (content(b""), NO_IMAGE),
@@ -112,6 +122,8 @@ IMAGES = {
         "(Image size (2500000000 pixels) exceeds limit of 536870912 pixels, could be ",
     ),
     "12-bit TIFF": (content(tiff_of_12_bits()), "(pixels of 12 bits would be read as too dark"),
+    "signed 8-bit integers": (content(tiff(RAMP, sample_format=2)), DEPTH),
+    "signed 16-bit integers": (content(tiff(RAMP.astype(np.int16), sample_format=2)), DEPTH),
     "32-bit integers": (image(RAMP.astype(np.int32), "TIFF"), DEPTH),
     "32-bit floats": (image(RAMP.astype(np.float32), "TIFF"), DEPTH),
     "animated PNG": (two_pictures("PNG"), TWO),
@@ -150,6 +162,10 @@ READ = {
     "another format than the suffix says": (image(RAMP, "BMP"), RAMP),
     "JPEG with a depth map behind it": (two_pictures("MPO"), RAMP),
     "16 bits, scaled": (image(RAMP.astype(np.uint16) * 257), RAMP),
+    "16 bits, of which 0 is white": (
+        content(tiff(65535 - RAMP.astype(np.uint16) * 257, photometric=0)),
+        RAMP,
+    ),
     "a TIFF that is turned": (turned_grey_tiff, RAMP),
     "JPEG whose EXIF data are none, as stored": (
         lambda path: Image.fromarray(RAMP).save(path, "JPEG", exif=b"Exif\0\0nonsense"),
@@ -179,8 +195,13 @@ MARKED = np.where(RAMP > 250, 255, 0).astype(np.uint8)
 MASKS = {
     "of another size": (image(MARKED[:, :-1]), "(the mask has 63 x 48 pixels, its image "),
     "lying": (image(MARKED.T), "(the mask has 48 x 64 pixels, its image "),
-    "empty": (image(0 * MARKED), "(mask values are 0 to 0: write anomalous pixels as 255)"),
-    "with labels": (image(MARKED // 255), "(mask values are 0 to 1: write anomalous pixels as"),
+    "empty": (image(0 * MARKED), "(mask values are 0 to 0, of which none would be anomalous: wri"),
+    "labels from 1": (image(MARKED // 255 + 1), "(mask values are 1 to 2, of which all would be "),
+    "a dark JPEG": (image(MARKED // 3, "JPEG"), " of which none would be anomalous: write anom"),
+    "colours without black": (
+        image(np.where(MARKED[..., None], [200, 0, 0], [31, 119, 180]).astype(np.uint8)),
+        "(mask values are 180 to 200, of which all would be anomalous: write anomalous pixels as ",
+    ),
     "transparent": (
         image(np.dstack([MARKED, MARKED])),
         "(the mask has transparent pixels: save it without an alpha channel)",

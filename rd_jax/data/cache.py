@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
@@ -21,7 +22,7 @@ _CHUNK = 512  # rows made at a time
 
 
 def cached_array(
-    key: str, shape: tuple[int, ...], dtype: type, rows: Callable[[range], np.ndarray]
+    key: str, shape: tuple[int, ...], dtype: DTypeLike, rows: Callable[[range], np.ndarray]
 ) -> np.ndarray:
     """What `rows` makes of all indices, memory-mapped from the cache file of `key`.
 
@@ -41,7 +42,7 @@ def cached_array(
     return np.load(cached, mmap_mode="r")
 
 
-def _read_cached(cached: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
+def _read_cached(cached: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
     if not os.path.exists(cached):  # Path.exists would raise where the folder cannot be read
         return None
     try:
@@ -61,7 +62,7 @@ def _checksum(path: Path) -> str:
 
 
 def _write_cached(
-    cached: Path, shape: tuple[int, ...], dtype: type, rows: Callable[[range], np.ndarray]
+    cached: Path, shape: tuple[int, ...], dtype: DTypeLike, rows: Callable[[range], np.ndarray]
 ) -> None:
     """The whole file or nothing. Processes that share the folder write a part of it each."""
     with hosts.together():

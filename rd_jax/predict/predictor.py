@@ -13,7 +13,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from rd_jax.config import Config
-from rd_jax.data.images import decode_image
+from rd_jax.data.images import Notes, decode_image, warn_of_dark_images
 from rd_jax.method.calibration import Calibration
 from rd_jax.run.build import compute_dtype, scorer_of
 from rd_jax.run.scoring import Scorer, on_devices, score_images
@@ -96,7 +96,9 @@ def score_files(
         for result in score_files(predictor, sorted(Path("photos").glob("*.png"))):
             print(result.path, getattr(result, "score", "unreadable"))
     """
-    read = partial(decode_image, size=predictor.config.image_size)
+    notes: Notes = {}
+    num_images = 0
+    read = partial(decode_image, size=predictor.config.image_size, notes=notes)
 
     def decode(path: str | Path) -> tuple[Path, np.ndarray | Unreadable]:
         return Path(path), attempt(read, Path(path))
@@ -110,8 +112,10 @@ def score_files(
     decoded = _in_parallel(decode, paths, _BATCHES_AHEAD * batch_size)
     while batch := list(islice(decoded, batch_size)):
         results = scored([image for _, image in batch if not isinstance(image, Unreadable)])
+        num_images += len(batch)
         for path, image in batch:
             yield image if isinstance(image, Unreadable) else Prediction(path, *next(results))
+    warn_of_dark_images(notes, num_images)
 
 
 def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rd_jax.data import images
-from rd_jax.data.images import decode_image, load_images, load_masks
+from rd_jax.data.images import Notes, decode_image, load_images, load_masks
 from rd_jax.data.mvtec import find_categories, load_category, read_category
 from rd_jax.data.synthetic import DEFECTS, weave, write_category
 from rd_jax.system.errors import UserError
@@ -70,9 +70,9 @@ def test_the_cache_serves_unchanged_files_and_never_stale_ones(
     decoded = []
 
     @functools.wraps(decode_image)
-    def counting(path: Path, size: int) -> np.ndarray:
+    def counting(path: Path, size: int, notes: Notes) -> np.ndarray:
         decoded.append(path)
-        return decode_image(path, size)
+        return decode_image(path, size, notes)
 
     monkeypatch.setattr(images, "decode_image", counting)
     np.testing.assert_array_equal(load_images([path], 64), first)

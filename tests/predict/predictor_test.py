@@ -76,6 +76,20 @@ def test_files_that_cannot_be_read_keep_their_place(
     assert list(score_files(predictor, [], 2)) == []
 
 
+def test_images_of_few_bits_in_16_are_warned_of_once(
+    predictor: Predictor, paths: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dark = [tmp_path / "1.png", tmp_path / "2.png"]
+    for path in dark:
+        Image.fromarray(np.full((9, 9), 4095, np.uint16)).save(path)
+    list(score_files(predictor, [*paths[:3], *dark], 2))
+    assert caplog.text.count("16 bits") == 1
+    assert (
+        f"2 of 5 images have 16 bits and no value above a quarter of white, e.g. {dark[0]}: "
+        in (caplog.text)
+    )
+
+
 def test_images_without_end_take_the_memory_of_four_batches(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +101,7 @@ def test_images_without_end_take_the_memory_of_four_batches(
             alive += change
             most = max(most, alive)
 
-    def decode(path: Path, size: int) -> np.ndarray:
+    def decode(path: Path, size: int, notes: object) -> np.ndarray:  # noqa: ARG001
         image = np.full((size, size, 3), int(path.stem) % 256, np.uint8)
         count(1)
         weakref.finalize(image, count, -1)
