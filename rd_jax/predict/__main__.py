@@ -6,8 +6,8 @@ python -m rd_jax.predict --workdir DIR[/CATEGORY] IMAGES_OR_FOLDERS... --output 
 OUT/predictions.csv and OUT/predictions.jsonl get a row for each image: file, score, threshold,
 verdict, and where in OUT its heatmap, map and mask are. These are named after the image: x/1.jpg
 below the folder given becomes heatmaps/x/1.jpg.png; of several folders, below the one that holds
-them all. The exit code is 0 if all images were scored, 1 if some could not be read, 2 for a
-mistake.
+them all. Names that the file system does not take are shortened. The exit code is 0 if all images
+were scored, 1 if some could not be read, 2 for a mistake.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rd_jax.predict.inputs import find_inputs
-from rd_jax.predict.outputs import FOLDERS, Outputs, tables, write_images, write_scale
+from rd_jax.predict.outputs import FOLDERS, Outputs, distinct, tables, write_images, write_scale
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
 from rd_jax.store.rows import Row
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import Parser, log_to_stderr, path
-from rd_jax.system.errors import EXPECTED, UserError, explained
+from rd_jax.system.errors import EXPECTED, UserError, explained, printable
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"interrupted: {_summary(counts)}", file=sys.stderr)
         return 130
-    print(f"{_summary(counts)}. Results are in {flags.output}: predictions.csv, predictions.jsonl")
+    folder = printable(str(flags.output))
+    print(f"{_summary(counts)}. Results are in {folder}: predictions.csv, predictions.jsonl")
     return 1 if counts["failed"] else 0
 
 
@@ -68,7 +69,8 @@ def predict(
     before the next one is scored. Raises UserError if a score is not finite or something cannot
     be written.
     """
-    results = zip(score_files(predictor, inputs, batch_size), inputs.values(), strict=True)
+    names = distinct(inputs.values())
+    results = zip(score_files(predictor, inputs, batch_size), names, strict=True)
     with tables(outputs.folder) as append, ThreadPoolExecutor(os.cpu_count()) as pool:
         write_scale(outputs)
         while batch := list(islice(results, batch_size)):
@@ -83,7 +85,7 @@ def _follow(rows: Iterator[Row], counts: Counter[str]) -> None:
     bar = tqdm(rows, total=total, unit="image", disable=not on_terminal)
     for num_done, row in enumerate(bar, 1):
         if row["error"]:
-            tqdm.write(f"cannot read {row['file']}: {row['error']}", file=sys.stderr)
+            tqdm.write(printable(f"cannot read {row['file']}: {row['error']}"), file=sys.stderr)
         counts["failed" if row["error"] else "scored"] += 1
         counts["anomalous"] += row["verdict"] == "anomalous"
         if num_done % _LOG_EVERY == 0 and not on_terminal:

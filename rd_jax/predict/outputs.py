@@ -1,9 +1,13 @@
 """What predictions leave on disk: rows in two tables; for each image a heatmap, a map, a mask."""
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
@@ -17,6 +21,7 @@ from rd_jax.method.calibration import Calibration
 from rd_jax.predict.predictor import Prediction, Unreadable, attempt
 from rd_jax.report.heatmap import overlay, resized_map
 from rd_jax.store.rows import Row, write_json
+from rd_jax.system.errors import UserError
 from rd_jax.system.files import write_whole, writing
 
 FOLDERS = ("heatmaps", "maps", "masks")
@@ -67,7 +72,8 @@ def write_scale(outputs: Outputs) -> None:
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:
     """Writes what was asked for of one image, named after `name`; returns its row.
 
-    Paths in the row are relative to the outputs' folder. Heatmap and mask have the size of the
+    Where the file system does not take a name, it is shortened. Paths in the row are relative to
+    the outputs' folder. Heatmap and mask have the size of the
     image, which is read again, so that no more images are in memory than are being written.
     Raises UserError if something cannot be written.
     """
@@ -83,7 +89,15 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
 
     def write(column: str, suffix: str, content: bytes) -> None:
         row[column] = path = f"{column}s/{name}.{suffix}"
-        write_whole(outputs.folder / path, content)
+        try:
+            write_whole(outputs.folder / path, content)
+        except UserError as error:
+            # The name may be too long, refused, or a folder's; what else is wrong is wrong again.
+            row[column] = path = f"{column}s/{_short(name)}.{suffix}"
+            try:
+                write_whole(outputs.folder / path, content)
+            except UserError:
+                raise error from error.__cause__
 
     anomaly_map, calibration = result.anomaly_map, outputs.calibration
     heatmap = overlay(image, anomaly_map, calibration.map_low, calibration.map_high)
@@ -100,6 +114,21 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
         mask = resized_map(anomaly_map, width, height) > calibration.pixel_threshold
         write("mask", "png", _png(np.uint8(255) * mask))
     return row
+
+
+def distinct(names: Iterable[str]) -> Iterator[str]:
+    """The names, shortened where one is an earlier one's to a file system that ignores case."""
+    seen = set()
+    for name in names:
+        key = unicodedata.normalize("NFD", name.casefold())
+        yield _short(name) if key in seen else name
+        seen.add(key)
+
+
+def _short(name: str) -> str:
+    """The start of the file's name and a hash of its whole path, of what any file system takes."""
+    start = re.sub(r"[^\w.-]+", "_", os.path.basename(name), flags=re.ASCII)[:100]
+    return f"{start}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -1,7 +1,9 @@
 import csv
+import errno
 import json
 import os
 import resource
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,10 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rd_jax.predict.outputs import COLUMNS, Outputs, tables, write_images, write_scale
+from rd_jax.predict import outputs as outputs_module
+from rd_jax.predict.outputs import (
+    COLUMNS,
+    Outputs,
+    distinct,
+    tables,
+    write_images,
+    write_scale,
+)
 from rd_jax.predict.predictor import Prediction, Unreadable
 from rd_jax.report.heatmap import overlay, resized_map
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import write_whole, writing
 from tests.reference_weights import draw_images
 from tests.trained import CALIBRATION, SIZE
 
@@ -150,6 +161,73 @@ def test_a_link_where_an_output_belongs_is_replaced_not_followed(
     write_images(outputs, prediction, "photo.jpg")
     assert prediction.path.read_bytes() == before
     assert not (outputs.folder / "heatmaps" / "photo.jpg.png").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x" * 248 + ".png",
+        "ü" * 125 + ".png",
+        "x" * 255,
+        "deep/" * 900 + "1.png",
+        os.fsdecode(b"\xff" * 255),
+    ],
+    ids=lambda name: name[:6],
+)
+def test_a_name_that_is_too_long_is_shortened(
+    outputs: Outputs, prediction: Prediction, name: str
+) -> None:
+    outputs = outputs._replace(maps="npy", masks=True)
+    other = write_images(outputs, prediction, name[:100] + "y" + name[101:])
+    row = write_images(outputs, prediction, name)
+    paths = [r[column] for r in (row, other) for column in ("heatmap", "map", "mask")]
+    assert len(set(paths)) == 6
+    assert all((outputs.folder / path).is_file() for path in paths)
+    assert [read(outputs.folder / row[c]).shape for c in ("heatmap", "mask")] == [
+        (50, 90, 3),
+        (50, 90),
+    ]
+    np.testing.assert_array_equal(np.load(outputs.folder / row["map"]), prediction.anomaly_map)
+    if name.isascii():
+        start = name.split("/")[-1][:100]
+        assert row["heatmap"].startswith(f"heatmaps/{start}-")
+    assert write_images(outputs, prediction, name) == row
+
+
+def test_a_name_that_the_file_system_refuses_is_replaced(
+    outputs: Outputs, prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_vfat(path: Path, content: bytes) -> None:
+        if set(path.name) & set('?*:"<>|') or not path.name.isprintable():
+            with writing(path):
+                raise OSError(errno.EINVAL, "Invalid argument")
+        write_whole(path, content)
+
+    monkeypatch.setattr(outputs_module, "write_whole", on_vfat)
+    names = ["a/10:30?.png", "a/10:31?.png", "a/\udcff.png", "a/plain.png"]
+    paths = [write_images(outputs, prediction, name)["heatmap"] for name in names]
+    assert len(set(paths)) == 4
+    assert all((outputs.folder / path).is_file() for path in paths)
+    assert paths[0].startswith("heatmaps/10_30_.png-")
+    assert paths[3] == "heatmaps/a/plain.png.png"
+
+
+@pytest.mark.parametrize("names", [("x", "x.png/1.jpg"), ("x.png/1.jpg", "x")])
+def test_a_name_that_is_also_a_folders_is_replaced(
+    outputs: Outputs, prediction: Prediction, names: tuple[str, str]
+) -> None:
+    first, second = (write_images(outputs, prediction, name)["heatmap"] for name in names)
+    assert first == f"heatmaps/{names[0]}.png"
+    assert (outputs.folder / first).is_file()
+    assert (outputs.folder / second).is_file()
+
+
+def test_names_are_distinct_where_case_and_composition_are_ignored() -> None:
+    names = ["a/1.png", "A/1.PNG", "a/2.png", "\u00fc.png", "u\u0308.png", "Ü.png"]
+    given = list(distinct(names))
+    assert [given[i] for i in (0, 2, 3)] == [names[i] for i in (0, 2, 3)]
+    alike = [unicodedata.normalize("NFC", name).casefold() for name in given]
+    assert len(set(alike)) == len(names)
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from functools import cache
@@ -70,6 +71,27 @@ def test_a_folder_is_scored_and_shown(workdir: Path, capsys: pytest.CaptureFixtu
     paths = [row[column] for row in rows for column in ("heatmap", "map", "mask")]
     assert len(set(paths)) == 9
     assert "3 of 3 images scored" in capsys.readouterr().out
+
+
+def test_names_that_cannot_be_kept_do_not_stop_the_rest(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many_images(4)
+    names = ["x" * 248 + ".png", "x" * 247 + "y.png", "000.PNG", os.fsdecode(b"\xff\n.png")]
+    for i, name in enumerate(names):
+        Path(f"many/00{i}.png").rename(Path("many", name))
+    Path("many/000.png").write_bytes(Path("many", names[0]).read_bytes())
+    Path("many", os.fsdecode(b"broken\n\xff.png")).touch()
+    output = os.fsdecode(b"out\xff")
+    common = ["--workdir", str(workdir), "many", "--output", output, "--masks", "--maps=npy"]
+    assert predict.main(common) == 1
+    printed = capsys.readouterr()
+    assert "5 of 6 images scored" in printed.out
+    assert "cannot read many/broken \\udcff.png: not an image\n" in printed.err
+    rows = [row for row in read_tables(Path(output)) if not row["error"]]
+    paths = [row[column] for row in rows for column in ("heatmap", "map", "mask")]
+    assert len({path.lower() for path in paths}) == 15
+    assert all(Path(output, path).is_file() for path in paths)
 
 
 def test_broken_files_are_named_and_do_not_stop_the_rest(
