@@ -116,7 +116,10 @@ IMAGES = {
     "truncated WebP": (content(WEBP[: len(WEBP) // 2]), "("),
     "PNG with a wrong checksum": (content(PNG.replace(PNG[-20:-16], b"\0\1\2\3")), "("),
     "no pixels": (content(png_of_size(0, 5)), "("),
-    "PNG whose EXIF data are none": (content(bytes_of(format="PNG", exif=b"Exif\0\0?")), "("),
+    "PNG whose EXIF data are none": (
+        content(bytes_of(format="PNG", exif=b"Exif\0\0?")),
+        "(its EXIF data cannot be read (",
+    ),
     "decompression bomb": (
         content(png_of_size(50_000, 50_000)),
         "(Image size (2500000000 pixels) exceeds limit of 536870912 pixels, could be ",

@@ -62,7 +62,7 @@ def _upright(path: Path) -> Image.Image:
                 "32-bit, signed or fractional pixels have no defined white; convert it to 8 or "
                 "16 bits"
             )
-        is_deep = file.format in ("PNG", "TIFF") and ";16" in str(file.tile)
+        is_deep = file.format in ("PNG", "TIFF") and ";16" in str(file.tile[:1])
         # The one kind of negative that Pillow does not make positive.
         is_negative = file.mode == "I;16" and tags.get(ExifTags.Base.PhotometricInterpretation) == 0
         image = _turned(file)
@@ -80,11 +80,14 @@ def _turned(file: Image.Image) -> Image.Image:
     """The picture turned upright by the EXIF data of its file or else the XMP data."""
     is_turned = _ORIENTATION in getattr(file, "tag_v2", {})  # by Pillow, when it loads the pixels
     file.load()  # these data may stand behind the pixels
-    for kind in ("APP1", "app1", "xmp"):  # ImageMagick's, which Pillow does not know
-        if profile := file.info.get(f"Raw profile type {kind}"):
-            data = bytes.fromhex("".join(profile.split("\n")[3:]))
-            file.info.setdefault("exif" if data.startswith(b"Exif") else "xmp", data)
-    exif = file.getexif()
+    try:
+        for kind in ("APP1", "app1", "xmp"):  # ImageMagick's, which Pillow does not know
+            if profile := file.info.get(f"Raw profile type {kind}"):
+                data = bytes.fromhex("".join(profile.split("\n")[3:]))
+                file.info.setdefault("exif" if data.startswith(b"Exif") else "xmp", data)
+        exif = file.getexif()
+    except Exception as error:  # all kinds of them
+        raise ValueError(f"its EXIF data cannot be read ({error}): remove them") from error
     if not is_turned and _ORIENTATION not in exif:
         xmp = file.info.get("xmp") or file.info.get("XML:com.adobe.xmp", "").encode()
         if found := _ORIENTATION_IN_XMP.search(xmp):
