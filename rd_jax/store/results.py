@@ -13,8 +13,11 @@ from rd_jax.system.errors import UserError
 
 AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
 TIMING = ("train_seconds", "eval_seconds", "images_per_second")
-_SCORING = [name for name, field in FIELDS.items() if field.depends & Depends.SCORING]
-_EVALUATED_ALIKE = (*_SCORING, "dtype")
+_OF_SCORES = Depends.SCORING | Depends.APPLIED
+_EVALUATED_ALIKE = (
+    *(name for name, field in FIELDS.items() if field.depends & _OF_SCORES),
+    "dtype",
+)
 # Of the config, as it was evaluated.
 RECORDED = (
     *("dataset", "teacher_weights", "rd4ad_checkpoint", "loss", "seed", "num_epochs", "holdout"),

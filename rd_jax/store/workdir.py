@@ -5,8 +5,8 @@ WORKDIR/CATEGORY/                                        a training, or with sev
 WORKDIR/CATEGORY/seed_K/                                 a training for each, and their results.json
 WORKDIR/replaced-DATE/CATEGORY/                          what --restart moved aside
 
-A training has checkpoints/, results.json, metrics.jsonl, evaluation.npz and, where they are asked
-for or needed, tensorboard/ and damaged/.
+A training has checkpoints/, results.json, metrics.jsonl, evaluation.npz, distances.npz and, where
+they are asked for or needed, tensorboard/ and damaged/.
 """
 
 import itertools
@@ -40,6 +40,7 @@ class Training:
     results = _Inside("results.json")  # facts and figures, written last
     metrics = _Inside("metrics.jsonl")  # rows of the loss and, where asked for, of metrics
     evaluation = _Inside("evaluation.npz")  # what the report shows
+    distances = _Inside("distances.npz")  # of normal images: what thresholds come from
     tensorboard = _Inside("tensorboard")  # event files
     damaged = _Inside("damaged")  # checkpoints that were moved out of the way
 
