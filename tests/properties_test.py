@@ -20,7 +20,6 @@ from rd_jax import anomaly_map, aupro, auroc, flattened_cosine_loss, per_positio
 from rd_jax.data.images import IMAGE_SUFFIXES
 from rd_jax.data.mvtec import find_categories, read_category
 from rd_jax.data.order import batch_indices
-from rd_jax.method.calibration import threshold_at
 from rd_jax.method.metrics import average_precision, f1_max
 from rd_jax.method.score import blur_matrix, upsampling_matrix
 from rd_jax.system.errors import UserError, printable
@@ -255,18 +254,3 @@ def test_at_any_time_all_images_have_been_used_equally_often(
     for end in range(1, len(order) + 1):
         used = np.bincount(order[:end], minlength=num_images)
         assert used.max() - used.min() <= 1
-
-
-@given(
-    arrays(np.float32, st.integers(1, 60), elements=st.integers(-4, 4).map(float)),
-    st.floats(0, 1, exclude_max=True),
-)
-@example(np.zeros(1, np.float32), 0.0)
-@example(np.arange(100, dtype=np.float32), 0.29)  # 0.29 * 100 < 29 in floating point
-def test_a_threshold_is_the_smallest_that_keeps_its_rate(values: np.ndarray, rate: float) -> None:
-    threshold = threshold_at(values, rate)
-    assert threshold in values
-    assert (values > threshold).mean() <= rate
-    smaller = values[values < threshold]
-    if smaller.size:
-        assert (values > smaller.max()).mean() > rate
