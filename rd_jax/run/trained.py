@@ -15,6 +15,7 @@ from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
 from rd_jax.store.workdir import Training, training_of, trainings_at
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import as_on_disk
 from rd_jax.weights.teacher import LoadedTeacher, teacher_of
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def load_trained(workdir: str | Path, teacher_weights: str | None = None) -> Tra
     where they were. Raises UserError if there is no checkpoint or several trainings, or if the
     teacher is not the one trained with.
     """
-    training = find_training(Path(workdir))
+    training = find_training(as_on_disk(Path(workdir)))
     loaded = checkpoint.load_latest(training.checkpoints)
     config = config_of(loaded.metadata)
     config.teacher_weights = teacher_weights or config.teacher_weights
