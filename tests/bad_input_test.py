@@ -461,6 +461,12 @@ def test_what_looks_like_a_category_is_said_to_be_none(category: Path) -> None:
     refused("bare has no train/good: put the good images there", read_category, data_dir, "bare")
 
 
+def test_a_space_behind_a_categorys_name_is_shown(category: Path) -> None:
+    category.rename(category.parent / "weave ")
+    refused("it has 'weave '", read_category, category.parent, "weave")
+    assert len(read_category(category.parent, "weave ").train) == 2
+
+
 def test_a_linked_category_is_read_as_one(category: Path) -> None:
     (category.parent / "linked").symlink_to(category)
     assert find_categories(category.parent) == ["linked", "weave"]

@@ -30,20 +30,19 @@ def listed(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises UserError if the folder cannot be listed, for what is neither file nor folder, or for
     two folders whose names look the same.
     """
-    paths = sorted(folder / name for name in names(folder) if not _is_hidden(name))
-    folders = [path for path in paths if os.path.isdir(path)]
-    files = [path for path in paths if os.path.isfile(path)]
-    for path in sorted({*paths}.difference(folders, files)):
-        raise UserError(f"{path} {_NEITHER}")
-    spelled: dict[str, Path] = {}
-    for path in folders:
-        other = spelled.setdefault(composed(path.name), path)
-        if other != path:
+    files: list[Path] = []
+    folders: dict[str, Path] = {}
+    for path in (folder / name for name in sorted(names(folder)) if not _is_hidden(name)):
+        if os.path.isfile(path):
+            files.append(path)
+        elif not os.path.isdir(path):
+            raise UserError(f"{path} {_NEITHER}")
+        elif folders.setdefault(composed(path.name), path) != path:
             raise UserError(
                 f"two folders in {folder} are called {path.name}, with its accents spelled in two "
                 "ways of Unicode: rename or merge one"
             )
-    return files, folders
+    return files, list(folders.values())
 
 
 def images_by_folder(root: Path) -> dict[str, list[Path]]:
@@ -79,7 +78,7 @@ def images_below(
         seen.update(real.values())
         for path in (Path(parent, name) for name in sorted(files) if not _is_hidden(name)):
             if is_image(path):
-                if os.path.exists(path) and not os.path.isfile(path):
+                if not os.path.isfile(path) and os.path.exists(path):
                     raise UserError(f"{path} {_NEITHER}")
                 yield path
 
@@ -94,7 +93,7 @@ def _images_in(folder: Path) -> list[Path]:
         if is_in_other_format(path):
             raise UserError(f"{path} is an image, but not in {FORMAT_NAMES}: convert it")
         images.append(path)
-    return sorted(images)
+    return images
 
 
 def _is_hidden(name: str) -> bool:

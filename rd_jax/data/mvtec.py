@@ -134,7 +134,8 @@ def _category_folder(data_dir: Path, name: str) -> Path:
                     f"category {name!r} in data_dir {data_dir}: rename it to printable text"
                 )
             return folder
-    there = ", ".join(find_categories(data_dir))
+    found = find_categories(data_dir)
+    there = ", ".join(other if other == other.strip() else repr(other) for other in found)
     raise UserError(f"category {name!r} is not in data_dir {data_dir}: it has {there}")
 
 
