@@ -73,13 +73,10 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for image in images:
             name = printable(f"{image.defect}/{image.path.name}")
-            try:
-                pixels = read_image(image.path)
-                mask = Image.new("L", pixels.size)
-                if image.mask is not None:
-                    mask = read_mask(image.mask, image.path).point(lambda v: 255 if v > 127 else 0)
-            except Exception as error:  # decoders raise all kinds of errors for broken files
-                raise UserError(f"{image.path}, or its mask, cannot be read: {error}") from error
+            pixels = read_image(image.path)
+            mask = Image.new("L", pixels.size)
+            if image.mask is not None:
+                mask = read_mask(image.mask, image.path).point(lambda v: 255 if v > 127 else 0)
             example = {
                 "image": image.path if _is_rgb_png(image.path) else pixels,
                 "mask": mask,
