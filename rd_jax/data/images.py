@@ -12,12 +12,11 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from rd_jax.data.cache import cached_array
+from rd_jax.data.formats import FORMAT_NAMES, open_image
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DECODER_VERSION = 2  # part of every cache key: raise it when decoding changes
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # whatever the suffix says
 _MOST_PIXELS = 2**28  # 16384 x 16384; files that claim more are refused before they are decoded
 
 # Pillow's own limit warns of 100-megapixel photographs; this one is that of `_upright`.
@@ -32,7 +31,7 @@ def resized(image: Image.Image, size: int) -> np.ndarray:
 def _upright(path: Path) -> Image.Image:
     """The one picture in a file, upright, 8 bits. Raises ValueError if it has no such reading."""
     # From a stream: what Pillow maps into memory by its name, a TIFF that is turned, it garbles.
-    with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
+    with path.open("rb") as stream, open_image(stream) as file:
         if file.width * file.height > _MOST_PIXELS:
             raise ValueError(
                 f"{file.width} x {file.height} pixels are more than {_MOST_PIXELS}: scale it down"
@@ -47,8 +46,8 @@ def _upright(path: Path) -> Image.Image:
                 f"pixels of {bits} bits would be read as too dark; convert it to 8 or 16 bits"
             )
         image = ImageOps.exif_transpose(file)
-    # What Pillow would clip or warn about is brought to 8 bits.
-    if image.mode.startswith("I;16"):
+    # What Pillow would clip or warn about is brought to 8 bits. It scales deep PNM files to 16.
+    if image.mode.startswith("I;16") or (image.mode, file.format) == ("I", "PPM"):
         return Image.fromarray((np.asarray(image, np.uint16) / 257 + 0.5).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no defined white; convert it to 8 or 16 bits")
@@ -102,7 +101,7 @@ def _each_file(read: Callable[..., Any], paths: Sequence, *others: Sequence) -> 
         try:
             return read(path, *its_others), None
         except Image.UnidentifiedImageError:
-            return None, f"{path} (not an image in PNG, JPEG, BMP, TIFF or WebP)"
+            return None, f"{path} (not an image in {FORMAT_NAMES})"
         except Exception as error:  # decoders raise all kinds of errors for broken files
             return None, f"{path} ({str(error) or type(error).__name__})"
 

@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from rd_jax.data.images import read_image, read_mask
-from rd_jax.data.mvtec import NORMAL, LabelledImage, read_category
-from rd_jax.system.errors import UserError
+from rd_jax.data.mvtec import NORMAL, PARTS, LabelledImage, read_category, warn_of_unused
+from rd_jax.system.errors import UserError, printable
 
 CATEGORIES = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
@@ -57,7 +57,9 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        files = read_category(Path(dl_manager.manual_dir), self.builder_config.name)
+        data_dir = Path(dl_manager.manual_dir)
+        files = read_category(data_dir, self.builder_config.name)
+        warn_of_unused(data_dir / files.name, PARTS)
         if not files.has_masks and any(image.defect != NORMAL for image in files.test):
             raise UserError(f"{dl_manager.manual_dir}/{files.name} has no ground_truth folder")
         train = [LabelledImage(path, NORMAL, None) for path in files.train]
@@ -70,7 +72,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         self, images: Iterable[LabelledImage]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for image in images:
-            name = f"{image.defect}/{image.path.name}"
+            name = printable(f"{image.defect}/{image.path.name}")
             pixels = read_image(image.path)
             mask = Image.new("L", pixels.size)
             if image.mask is not None:
@@ -79,7 +81,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
                 "image": image.path if _is_rgb_png(image.path) else pixels,
                 "mask": mask,
                 "label": int(image.defect != NORMAL),
-                "defect": image.defect,
+                "defect": printable(image.defect),
                 "name": name,
             }
             yield name, example

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from rd_jax.config import Config
+from rd_jax.data.formats import FORMAT_NAMES
 from rd_jax.data.images import decode_image
 from rd_jax.method.calibration import Calibration
 from rd_jax.run.build import scorer_of
@@ -116,7 +117,7 @@ def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
     try:
         return read(path)
     except UnidentifiedImageError:
-        return Unreadable(path, "not an image")
+        return Unreadable(path, f"not an image in {FORMAT_NAMES}")
     except Exception as error:  # decoders raise all kinds of errors for broken files
         return Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
 

@@ -32,6 +32,7 @@ from rd_jax.store.rows import read_json, write_json
 from rd_jax.store.workdir import Training, find_trainings, training_of, trainings_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import composed
 from rd_jax.weights.teacher import LoadedTeacher, find_teacher, load_rd4ad, teacher_of
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[
     wanted = [
         training
         for training in find_trainings(workdir)
-        if name in ("", training.category)
+        if composed(name) in ("", composed(training.category))
         and (not seeds or training.seed in seeds)
         and checkpoint.steps(training.checkpoints)
     ]

@@ -16,6 +16,7 @@ from rd_jax.store.checkpoint import Checkpoint
 from rd_jax.store.distances import NormalDistances
 from rd_jax.store.workdir import Training, training_of, trainings_at
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import as_on_disk
 from rd_jax.weights.teacher import LoadedTeacher, teacher_of
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def load_trained(
     no checkpoint or several trainings, if the teacher is not the one trained with, or for a change
     that is not allowed.
     """
-    training = find_training(Path(workdir))
+    training = find_training(as_on_disk(Path(workdir)))
     loaded = checkpoint.load_latest(training.checkpoints)
     config = config_of(loaded.metadata)
     config.teacher_weights = teacher_weights or config.teacher_weights

@@ -17,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rd_jax.system.files import as_on_disk
+
 
 class _Inside:
     """The path of this name in an object's `folder`."""
@@ -71,13 +73,14 @@ def category_results(training: Training) -> Path:
 
 def training_of(workdir: Path, category: str, seed: int | None = None) -> Training:
     """The training of a category, or of one of its seeds, there or not."""
-    folder = workdir / category
+    folder = as_on_disk(workdir / category)
     return Training(folder if seed is None else folder / f"seed_{seed}", category, seed)
 
 
 def trainings_of(workdir: Path, category: str) -> list[Training]:
     """The trainings of a category that are there, seeds in order."""
-    numbers = (p.name.removeprefix("seed_") for p in (workdir / category).glob("seed_*"))
+    folder = as_on_disk(workdir / category)
+    numbers = (p.name.removeprefix("seed_") for p in folder.glob("seed_*"))
     seeds = sorted(int(number) for number in numbers if number.isdecimal())
     return [
         training
@@ -106,7 +109,7 @@ def trainings_at(folder: Path) -> list[Training]:
 
 def set_aside(workdir: Path, category: str) -> Path | None:
     """Moves a category's folder, if there is one, into replaced-DATE; returns where it is."""
-    folder = workdir / category
+    folder = as_on_disk(workdir / category)
     if not folder.exists():
         return None
     return moved_aside(folder, workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")

@@ -97,6 +97,36 @@ def test_broken_files_are_named_and_do_not_stop_the_rest(
     assert len(list(Path("out/heatmaps").iterdir())) == 27
 
 
+def test_all_that_looks_like_an_image_is_scored_or_named_with_the_reason(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.fromarray(draw_images(1, 40)[0])
+    Path("mixed").mkdir()
+    read_as = {"1.gif": "GIF", "2.jfif": "JPEG", "3.ppm": "PPM", "4.jp2": "JPEG2000"}
+    read_as |= {"5.avif": "AVIF", "6.heic": "PNG", "7": "PNG", "8.001": "JPEG"}
+    for name, form in read_as.items():
+        image.save(f"mixed/{name}", form)
+    image.save("mixed/raw.dng", "TIFF")
+    image.save("mixed/several.gif", save_all=True, append_images=[image.rotate(90)])
+    Path("mixed/telephone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    for name in ("Thumbs.db", "README", "notes.txt", "list.csv", "list.json"):
+        Path("mixed", name).write_text("no image")
+    assert predict.main(["--workdir", str(workdir), "mixed", "--output", "out"]) == 1
+    rows = {row["file"].removeprefix("mixed/"): row for row in read_tables(Path("out"))}
+    unknown = "not an image in PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF, AVIF or PNM"
+    assert {name: row["error"] for name, row in rows.items() if row["error"]} == {
+        "raw.dng": unknown,
+        "several.gif": "2 pictures in one file: save the one that is meant",
+        "telephone.heic": unknown,
+    }
+    assert [name for name, row in rows.items() if row["score"] is not None] == list(read_as)
+    assert rows["6.heic"]["score"] == rows["3.ppm"]["score"] == rows["7"]["score"]
+    output = capsys.readouterr()
+    assert output.err.count("cannot read mixed/") == 3
+    assert "8 of 11 images scored" in output.out
+    assert "3 could not be read" in output.out
+
+
 def test_without_a_hold_out_there_is_no_verdict_unless_a_threshold_is_given(
     untested: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
