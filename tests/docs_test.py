@@ -86,6 +86,8 @@ def run_commands(text: str) -> None:
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+# JAX warns of it, and OpenVINO does so, before anything of JAX is used in the child.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_runs_as_printed(page: Path, folder: Path) -> None:
     for name in ("mine", "demo"):
