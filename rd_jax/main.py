@@ -7,9 +7,7 @@ CONFIG is the path of a file, or the bare name of a config that comes with the p
 folder, mvtec, one_class.
 """
 
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -21,7 +19,7 @@ from rd_jax.run.evaluation import evaluate_checkpoints, evaluate_rd4ad
 from rd_jax.run.training import train
 from rd_jax.system import hosts
 from rd_jax.system.compilation import keep_compiled_programs
-from rd_jax.system.console import log_to_stderr
+from rd_jax.system.console import log_to_stderr, path
 from rd_jax.system.errors import EXPECTED, UserError, explained
 from rd_jax.system.interruption import stop_on_sigterm
 
@@ -57,7 +55,7 @@ def main(argv: list[str]) -> int:
         if flag.distributed or explicit != (None, None, None):
             hosts.initialize(*explicit)
         stop_on_sigterm()
-        workdir = Path(os.path.expanduser(flag.workdir))
+        workdir = path(flag.workdir)
         keep_compiled_programs()
         if flag.mode == "train":
             table = train(flag.config, workdir, flag.restart)

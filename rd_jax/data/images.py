@@ -14,15 +14,14 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from rd_jax.data.cache import cached_array
+from rd_jax.data.formats import FORMAT_NAMES, open_image
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DECODER_VERSION = 3  # part of every cache key: raise it when decoding changes
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # whatever the suffix says
-_LOSSY = ("JPEG", "MPO", "WEBP")  # around an edge they hold more levels than were written
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # which make levels that were not written
 _ORIENTATION = ExifTags.Base.Orientation
 _ORIENTATION_IN_XMP = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])""")
 _BRIGHTEST_OF_14_BITS = 64  # in 8 bits
@@ -42,7 +41,7 @@ def resized(image: Image.Image, size: int) -> np.ndarray:
 def _upright(path: Path) -> Image.Image:
     """The one picture in a file, upright. Raises ValueError if its pixels have no such reading."""
     # From a stream: what Pillow maps into memory by its name, a TIFF that is turned, it garbles.
-    with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
+    with path.open("rb") as stream, open_image(stream) as file:
         if file.width * file.height > _MOST_PIXELS:
             raise ValueError(
                 f"{file.width} x {file.height} pixels are more than {_MOST_PIXELS}: scale it down"
@@ -57,12 +56,16 @@ def _upright(path: Path) -> Image.Image:
             raise ValueError(
                 f"pixels of {bits} bits would be read as too dark; convert it to 8 or 16 bits"
             )
-        if file.mode in ("I", "F") or np.max(tags.get(ExifTags.Base.SampleFormat, 1)) > 1:
+        # Pillow scales the deep levels of PNM files to 16 bits.
+        has_white = file.mode not in ("I", "F") or (file.mode, file.format) == ("I", "PPM")
+        if not has_white or np.max(tags.get(ExifTags.Base.SampleFormat, 1)) > 1:
             raise ValueError(
                 "32-bit, signed or fractional pixels have no defined white; convert it to 8 or "
                 "16 bits"
             )
-        is_deep = file.format in ("PNG", "TIFF") and ";16" in str(file.tile[:1])
+        is_deep = file.mode[0] == "I" or (
+            file.format in ("PNG", "TIFF") and ";16" in str(getattr(file, "tile", ())[:1])
+        )
         # The one kind of negative that Pillow does not make positive.
         is_negative = file.mode == "I;16" and tags.get(ExifTags.Base.PhotometricInterpretation) == 0
         image = _turned(file)
@@ -98,7 +101,7 @@ def _turned(file: Image.Image) -> Image.Image:
 def read_image(path: Path, notes: Notes | None = None) -> Image.Image:
     """The image upright and in RGB; alpha is dropped. Notes the range of 16 bits if dark."""
     image = _upright(path)
-    is_deep_grey = image.mode.startswith("I;16")
+    is_deep_grey = image.mode[0] == "I"
     eight_bits = (
         Image.fromarray(_eight_bits(np.asarray(image, np.uint16))) if is_deep_grey else image
     )
@@ -127,7 +130,7 @@ def read_mask(path: Path, image: Path, notes: Notes | None = None) -> Image.Imag
         )
     if mask.has_transparency_data and np.asarray(mask.convert("RGBA"))[..., 3].min() < 255:
         raise ValueError("the mask has transparent pixels: save it without an alpha channel")
-    if mask.mode.startswith("I;16"):
+    if mask.mode[0] == "I":
         levels, white = np.asarray(mask, np.uint16), 65535
     else:
         levels, white = np.maximum.reduce([*map(np.asarray, mask.convert("RGB").split())]), 255
@@ -203,7 +206,7 @@ def each_file(read: Callable[..., Any], paths: Sequence, *others: Sequence) -> l
         try:
             return read(path, *its_others), None
         except Image.UnidentifiedImageError:
-            return None, f"{path} (not an image in PNG, JPEG, BMP, TIFF or WebP)"
+            return None, f"{path} (not an image in {FORMAT_NAMES})"
         except Exception as error:  # decoders raise all kinds of errors for broken files
             return None, f"{path} ({str(error) or type(error).__name__})"
 

@@ -22,8 +22,8 @@ from rd_jax.data.images import (
     warn_of_dark_images,
     warn_of_levels,
 )
-from rd_jax.data.mvtec import NORMAL, LabelledImage, read_category
-from rd_jax.system.errors import UserError
+from rd_jax.data.mvtec import NORMAL, PARTS, LabelledImage, read_category, warn_of_unused
+from rd_jax.system.errors import UserError, printable
 
 CATEGORIES = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
@@ -67,7 +67,9 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        files = read_category(Path(dl_manager.manual_dir), self.builder_config.name)
+        data_dir = Path(dl_manager.manual_dir)
+        files = read_category(data_dir, self.builder_config.name)
+        warn_of_unused(data_dir / files.name, PARTS)
         if not files.has_masks and any(image.defect != NORMAL for image in files.test):
             raise UserError(f"{dl_manager.manual_dir}/{files.name} has no ground_truth folder")
         train = [LabelledImage(path, NORMAL, None) for path in files.train]
@@ -82,7 +84,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         dark: Notes = {}
         odd_masks: Notes = {}
         for image in images:
-            name = f"{image.defect}/{image.path.name}"
+            name = printable(f"{image.defect}/{image.path.name}")
             [pixels] = each_file(partial(read_image, notes=dark), [image.path])
             mask = Image.new("L", pixels.size)
             if image.mask is not None:
@@ -92,7 +94,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
                 "image": _png(pixels),
                 "mask": _png(mask.point(lambda v: 255 if v > 127 else 0)),
                 "label": int(image.defect != NORMAL),
-                "defect": image.defect,
+                "defect": printable(image.defect),
                 "name": name,
             }
             yield name, example

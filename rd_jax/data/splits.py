@@ -7,7 +7,7 @@ from pathlib import Path
 from rd_jax.config import Config
 from rd_jax.data import Split, mvtec, one_class, synthetic
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import cache_folder
+from rd_jax.system.files import as_on_disk, cache_folder
 
 
 def chosen_name(config: Config) -> str:
@@ -28,6 +28,8 @@ def check_splits(config: Config) -> None:
     if not config.dataset:
         for category in _names(config):
             mvtec.read_category(_data_dir(config), category)
+        if not config.category:
+            mvtec.warn_of_unused(_data_dir(config), _names(config))
 
 
 def load_split(config: Config, name: str) -> Split:
@@ -54,4 +56,4 @@ def _classes(config: Config) -> one_class.Classes:
 def _data_dir(config: Config) -> Path:
     if config.data_dir == "synthetic":
         return synthetic.cached_data_dir(cache_folder())
-    return Path(os.path.expanduser(config.data_dir))
+    return as_on_disk(Path(os.path.expanduser(config.data_dir)))

@@ -2,6 +2,8 @@
 
 python -m rd_jax.predict --workdir DIR[/CATEGORY] IMAGES_OR_FOLDERS... --output OUT
     [--maps=npy|png16] [--masks] [--batch_size=N] [--threshold=X] [--teacher_weights=FILE]
+    [--false_positive_rate=X] [--pixel_false_positive_rate=X] [--blur_sigma=X]
+    [--image_score=max|sum]
 
 OUT/predictions.csv and OUT/predictions.jsonl get a row for each image: file, score, threshold,
 verdict, and where in OUT its heatmap, map and mask are. These are named after the image: x/1.jpg
@@ -24,9 +26,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rd_jax.method.calibration import with_threshold
 from rd_jax.predict.inputs import find_inputs
 from rd_jax.predict.outputs import FOLDERS, Outputs, distinct, tables, write_images, write_scale
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
+from rd_jax.report.promise import promise
+from rd_jax.run.trained import add_applied, applied
 from rd_jax.store.rows import Row
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import Parser, log_to_stderr, path
@@ -46,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         inputs = find_inputs(flags.images, flags.output, FOLDERS)
         counts["images"] = len(inputs)
         keep_compiled_programs()
-        predictor = load_predictor(flags.workdir, flags.teacher_weights)
+        predictor = load_predictor(flags.workdir, flags.teacher_weights, **applied(flags))
         _follow(predict(predictor, inputs, _outputs(flags, predictor), flags.batch_size), counts)
     except EXPECTED as error:
         kept = f" ({_summary(counts)})" if counts["scored"] else ""
@@ -117,29 +122,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
     add("--output", required=True, type=path, help="the folder to write to")
     add("--maps", choices=["npy", "png16"], help="write anomaly maps, as float32 or on 16 bits")
-    add("--masks", action="store_true", help="write which pixels are above their threshold")
+    add("--masks", action="store_true", help="write which pixels are anomalous")
     add("--batch_size", type=batch_size, default=16, help="images scored at a time (default: 16)")
     add("--threshold", type=number, help="of the image score (default: the checkpoint's)")
     add("--teacher_weights", help="where they are, if not where they were in training")
+    add_applied(parser)
     return parser.parse_intermixed_args(argv)
 
 
 def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
     """What the flags ask for. Raises UserError for masks without a threshold."""
-    calibration = predictor.calibration
+    calibration, config = predictor.calibration, predictor.config
+    if flags.threshold is not None:
+        is_maximum = config.image_score == "max"
+        calibration = with_threshold(calibration, flags.threshold, is_maximum)
     if flags.masks and calibration.pixel_threshold is None:
         raise UserError(
             "--masks needs a threshold for pixels, and the training held no images out to set one "
             "with: train with --config.holdout=0.1"
         )
-    threshold = calibration.image_threshold if flags.threshold is None else flags.threshold
-    if threshold is None:
-        logger.warning(
-            "no verdicts: the training held no images out to set a threshold with; set one with "
-            "--threshold, or train with --config.holdout=0.1"
-        )
-    limit = 2.0 * len(predictor.config.scales)  # of a sum of cosine distances
-    return Outputs(flags.output, calibration, threshold, flags.maps, limit, flags.masks)
+    logger.info("%s", promise(calibration))
+    limit = 2.0 * len(config.scales)  # of a sum of cosine distances
+    return Outputs(flags.output, calibration, flags.maps, limit, flags.masks)
 
 
 if __name__ == "__main__":

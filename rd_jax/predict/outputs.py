@@ -33,7 +33,6 @@ class Outputs(NamedTuple):
 
     folder: Path
     calibration: Calibration
-    threshold: float | None  # of the image score; None: no verdict
     maps: str | None  # "npy", "png16" or None
     map_limit: float  # no map has values above; 65535 in maps of 16 bits
     masks: bool
@@ -80,9 +79,11 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     row = dict.fromkeys(COLUMNS) | {"file": str(result.path)}
     if isinstance(result, Unreadable):
         return row | {"error": result.reason}
-    row |= {"score": result.score, "threshold": outputs.threshold}
-    if outputs.threshold is not None:
-        row["verdict"] = "anomalous" if result.score > outputs.threshold else "normal"
+    calibration, threshold = outputs.calibration, outputs.calibration.image_threshold
+    row |= {"score": result.score, "threshold": threshold}
+    is_anomalous = threshold is not None and result.score > threshold
+    if threshold is not None:
+        row["verdict"] = "anomalous" if is_anomalous else "normal"
     image = attempt(lambda path: np.asarray(read_image(path)), result.path)
     if isinstance(image, Unreadable):
         return row | {"error": image.reason}
@@ -99,7 +100,7 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
             except UserError:
                 raise error from error.__cause__
 
-    anomaly_map, calibration = result.anomaly_map, outputs.calibration
+    anomaly_map = result.anomaly_map
     heatmap = overlay(image, anomaly_map, calibration.map_low, calibration.map_high)
     write("heatmap", "png", _png(heatmap))
     if outputs.maps == "npy":
@@ -112,6 +113,7 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     if outputs.masks:
         height, width = image.shape[:2]
         mask = resized_map(anomaly_map, width, height) > calibration.pixel_threshold
+        mask &= is_anomalous  # what is normal has no anomalous pixel
         write("mask", "png", _png(np.uint8(255) * mask))
     return row
 

@@ -72,7 +72,7 @@ def write_evaluation(
     shown = informative(wrongness(scores, labels, calibration), scores, _MAX_SHOWN)
     size = min(split.test.shape[1], _MAX_SIZE)
     images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
-    strengths = [255 * strength(resized_map(maps[i], size, size), low, high) for i in shown]
+    strengths = [strength(resized_map(maps[i], size, size), low, high) for i in shown]
     shown_masks = [] if masks is None else [resized_map(255 * masks[i], size, size) for i in shown]
     evaluation = Evaluation(
         np.array(split.test_names, str),
@@ -85,7 +85,7 @@ def write_evaluation(
         calibration,
         shown,
         np.array(images, np.uint8),
-        np.array(np.round(strengths), np.uint8),
+        np.array(strengths, np.uint8),
         np.array(shown_masks, np.uint8),
     )
     file = io.BytesIO()

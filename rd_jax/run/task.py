@@ -12,7 +12,7 @@ from rd_jax.config import Config, Depends, as_dict, differing, with_seed
 from rd_jax.data import Split
 from rd_jax.data.order import batch_indices, holdout_indices, steps_until
 from rd_jax.method.train import TrainState, create_train_state
-from rd_jax.run.build import model_of, optimizer_of
+from rd_jax.run.build import compute_dtype, model_of, optimizer_of
 from rd_jax.run.trained import check_teacher
 from rd_jax.store import checkpoint
 from rd_jax.store.workdir import Training, moved_aside, training_of, trainings_of
@@ -96,6 +96,11 @@ def check_same_training(
             for name, before, now in differing(saved["config"], as_dict(config), Depends.TRAINING)
             if name != "seed" or not config.seeds
         ]
+        before, now = saved["dtype"], compute_dtype(config).name
+        is_finished = checkpoint.steps(training.checkpoints)[0] == saved["last_step"]
+        if now != before and not is_finished:
+            where = jax.default_backend()
+            changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
         problem = f"another config: {', '.join(changes)}" if changes else None
         if saved["train_sha256"] != split.train_sha256:
             problem = problem or "other training images than are there now"

@@ -13,8 +13,12 @@ from rd_jax.system.errors import UserError
 
 AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
 TIMING = ("train_seconds", "eval_seconds", "images_per_second")
-_SCORING = [name for name, field in FIELDS.items() if field.depends & Depends.SCORING]
-_EVALUATED_ALIKE = (*_SCORING, "dtype")
+_HELD_OUT = ("num_held_out", "kept_false_positive_rate")
+_OF_SCORES = Depends.SCORING | Depends.APPLIED
+_EVALUATED_ALIKE = (
+    *(name for name, field in FIELDS.items() if field.depends & _OF_SCORES),
+    "dtype",
+)
 # Of the config, as it was evaluated.
 RECORDED = (
     *("dataset", "teacher_weights", "rd4ad_checkpoint", "loss", "seed", "num_epochs", "holdout"),
@@ -35,7 +39,7 @@ def read_results(workdir: Path) -> dict[str, list[Result]]:
     What an older version did not write yet has its default, and a metric is None.
     """
     defaults = {name: FIELDS[name].default for name in RECORDED}
-    defaults |= dict.fromkeys((*METRICS, *TIMING, "num_steps", "last_step", "num_held_out"))
+    defaults |= dict.fromkeys((*METRICS, *TIMING, "num_steps", "last_step", *_HELD_OUT))
     found: dict[str, list[Result]] = {}
     for training in find_trainings(workdir):
         row = read_json(training.results)

@@ -5,8 +5,8 @@ WORKDIR/CATEGORY/                                        a training, or with sev
 WORKDIR/CATEGORY/seed_K/                                 a training for each, and their results.json
 WORKDIR/replaced-DATE/CATEGORY/                          what --restart moved aside
 
-A training has checkpoints/, results.json, metrics.jsonl, evaluation.npz and, where they are asked
-for or needed, tensorboard/ and damaged/.
+A training has checkpoints/, results.json, metrics.jsonl, evaluation.npz, distances.npz and, where
+they are asked for or needed, tensorboard/ and damaged/.
 """
 
 import itertools
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from rd_jax.system.files import as_on_disk
 
 
 class _Inside:
@@ -40,6 +42,7 @@ class Training:
     results = _Inside("results.json")  # facts and figures, written last
     metrics = _Inside("metrics.jsonl")  # rows of the loss and, where asked for, of metrics
     evaluation = _Inside("evaluation.npz")  # what the report shows
+    distances = _Inside("distances.npz")  # of normal images: what thresholds come from
     tensorboard = _Inside("tensorboard")  # event files
     damaged = _Inside("damaged")  # checkpoints that were moved out of the way
 
@@ -70,13 +73,14 @@ def category_results(training: Training) -> Path:
 
 def training_of(workdir: Path, category: str, seed: int | None = None) -> Training:
     """The training of a category, or of one of its seeds, there or not."""
-    folder = workdir / category
+    folder = as_on_disk(workdir / category)
     return Training(folder if seed is None else folder / f"seed_{seed}", category, seed)
 
 
 def trainings_of(workdir: Path, category: str) -> list[Training]:
     """The trainings of a category that are there, seeds in order."""
-    numbers = (p.name.removeprefix("seed_") for p in (workdir / category).glob("seed_*"))
+    folder = as_on_disk(workdir / category)
+    numbers = (p.name.removeprefix("seed_") for p in folder.glob("seed_*"))
     seeds = sorted(int(number) for number in numbers if number.isdecimal())
     return [
         training
@@ -105,7 +109,7 @@ def trainings_at(folder: Path) -> list[Training]:
 
 def set_aside(workdir: Path, category: str) -> Path | None:
     """Moves a category's folder, if there is one, into replaced-DATE; returns where it is."""
-    folder = workdir / category
+    folder = as_on_disk(workdir / category)
     if not folder.exists():
         return None
     return moved_aside(folder, workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")

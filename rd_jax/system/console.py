@@ -10,6 +10,7 @@ from typing import NoReturn
 from PIL import Image
 
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import as_on_disk
 
 
 def log_to_stderr() -> None:
@@ -46,4 +47,4 @@ class Parser(argparse.ArgumentParser):
 
 def path(text: str) -> Path:
     """The type of a flag that is a path; ~ is the user's home."""
-    return Path(os.path.expanduser(text))
+    return as_on_disk(Path(os.path.expanduser(text)))

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,21 @@ def write_whole(path: Path, content: bytes) -> None:
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
+
+
+def composed(name: str) -> str:
+    """A name in the form in which accents typed at a keyboard come; macOS stores another one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def as_on_disk(path: Path) -> Path:
+    """The path, or the one that is there and differs only in how Unicode spells its accents."""
+    if path == path.parent or os.path.lexists(path):
+        return path
+    parent = as_on_disk(path.parent)
+    there = os.listdir(parent) if os.access(parent, os.R_OK) and os.path.isdir(parent) else []
+    alike = [name for name in there if composed(name) == composed(path.name)]
+    return parent / (alike[0] if len(alike) == 1 else path.name)
 
 
 def cache_folder() -> Path:

@@ -96,6 +96,21 @@ def test_defects_without_masks_are_refused(tmp_path: Path) -> None:
         builder.download_and_prepare(download_config=config)
 
 
+def test_odd_names_are_taken_and_unused_folders_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_category(tmp_path, num_train=1, num_test=1, size=48)
+    root = (tmp_path / "weave").rename(tmp_path / "bottle")
+    shutil.copytree(root / "test", root / "validation")
+    (root / "test/good/000.png").rename(root / "test/good/\udcff.png")
+    builder = tfds.builder("mvtec_ad/bottle", data_dir=tmp_path / "tfds")
+    config = tfds.download.DownloadConfig(manual_dir=tmp_path)
+    builder.download_and_prepare(download_config=config)
+    assert "bottle: images are not used from validation, but from train, test" in caplog.text
+    names = [example["name"].decode() for example in builder.as_data_source("test")]
+    assert "good/\\udcff.png" in names
+
+
 def test_there_is_a_config_for_each_of_the_fifteen_categories() -> None:
     names = [config.name for config in rd_jax.data.mvtec_ad.MvtecAd.BUILDER_CONFIGS]
     assert len(set(names)) == 15

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rd_jax.method.calibration import with_threshold
 from rd_jax.predict import outputs as outputs_module
 from rd_jax.predict.outputs import (
     COLUMNS,
@@ -30,7 +31,7 @@ from tests.trained import CALIBRATION, SIZE
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Outputs:
-    return Outputs(tmp_path / "out", CALIBRATION, 0.5, maps=None, map_limit=6.0, masks=False)
+    return Outputs(tmp_path / "out", CALIBRATION, maps=None, map_limit=6.0, masks=False)
 
 
 @pytest.fixture
@@ -116,6 +117,33 @@ def test_maps_give_their_values_back(outputs: Outputs, prediction: Prediction) -
     np.testing.assert_allclose(pixels * scale, prediction.anomaly_map, atol=6 / 65535)
 
 
+@pytest.mark.parametrize("size", [(90, 50), (20, 300), (7, 9), (1, 1)])
+@pytest.mark.parametrize("margin", [-1e-3, 0.0, 1e-3])
+def test_mask_heatmap_and_verdict_are_one(
+    outputs: Outputs, prediction: Prediction, size: tuple[int, int], margin: float
+) -> None:
+    """At any size, an image's mask is empty exactly where it is normal, as is full colour."""
+    Image.fromarray(np.full((size[1], size[0], 3), 128, np.uint8)).save(prediction.path)
+    threshold = prediction.score - margin
+    calibration = with_threshold(CALIBRATION, threshold, is_maximum=True)
+    outputs = outputs._replace(calibration=calibration._replace(pixel_threshold=0.8 * threshold))
+    row = write_images(outputs._replace(masks=True), prediction, "photo.jpg")
+    assert row["verdict"] == ("anomalous" if margin > 0 else "normal")
+    mask, heatmap = read(outputs.folder / row["mask"]), read(outputs.folder / row["heatmap"])
+    assert mask.shape == heatmap.shape[:2] == size[::-1]
+    assert set(np.unique(mask)) <= {0, 255}
+    full = overlay(np.full((1, 1, 3), 128, np.uint8), np.full((1, 1), 9.0), 0, 1)[0, 0]
+    is_full = (heatmap == full).all(-1)
+    if margin > 0:
+        row_of, column = np.unravel_index(prediction.anomaly_map.argmax(), (SIZE, SIZE))
+        place = int((row_of + 0.5) * size[1] / SIZE), int((column + 0.5) * size[0] / SIZE)
+        assert mask[place] == 255
+        assert is_full[place]
+    else:
+        assert not mask.any()
+        assert not is_full.any()
+
+
 def test_a_mask_shows_the_pixels_above_their_threshold(
     outputs: Outputs, prediction: Prediction
 ) -> None:
@@ -133,8 +161,9 @@ def test_a_mask_shows_the_pixels_above_their_threshold(
 def test_only_scores_above_the_threshold_are_anomalous(
     outputs: Outputs, prediction: Prediction, threshold: float | None, verdict: str | None
 ) -> None:
+    calibration = CALIBRATION._replace(image_threshold=threshold)
     result = prediction._replace(score=0.5)
-    row = write_images(outputs._replace(threshold=threshold), result, "photo.jpg")
+    row = write_images(outputs._replace(calibration=calibration), result, "photo.jpg")
     assert (row["score"], row["threshold"], row["verdict"]) == (0.5, threshold, verdict)
     assert row["error"] is None
 

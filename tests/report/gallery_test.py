@@ -44,7 +44,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.images, split.test[read.shown])
     np.testing.assert_array_equal(read.masks, 255 * split.masks[read.shown])
     expected = np.clip((maps[read.shown] - 0.1) / 2, 0, 1) * 255
-    np.testing.assert_allclose(read.strengths, expected, atol=0.51)
+    np.testing.assert_allclose(read.strengths, expected, atol=1.01)
     assert read.pro[-1, 0] == pytest.approx(0.3)
 
 
@@ -59,7 +59,7 @@ def test_without_a_calibration_the_maps_set_the_scale(tmp_path: Path) -> None:
     assert read is not None
     assert read.calibration is None
     np.testing.assert_allclose(read.map_range, [np.median(maps), maps.max()])
-    assert read.strengths.max() == 255
+    assert read.strengths.max() == 254  # nothing is above a threshold that there is not
 
 
 def test_large_images_become_thumbnails(tmp_path: Path) -> None:
