@@ -14,7 +14,8 @@ from rd_jax.store.workdir import Workdir, category_results
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A first column of texts, the others aligned as numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
 
 
 def per_cent(row: Row, name: str) -> str:

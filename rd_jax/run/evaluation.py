@@ -29,7 +29,7 @@ from rd_jax.run.trained import check_teacher, config_of
 from rd_jax.store import checkpoint
 from rd_jax.store.results import RECORDED, TIMING
 from rd_jax.store.rows import read_json, write_json
-from rd_jax.store.workdir import Training, find_trainings, training_of, trainings_of
+from rd_jax.store.workdir import Training, check_category, find_trainings, training_of, trainings_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import composed
@@ -102,6 +102,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     path = Path(os.path.expanduser(config.rd4ad_checkpoint))
     variables = load_rd4ad(path, config.backbone)
     split = load_split(config, name)
+    check_category(split.name)
     if any(training.checkpoints.is_dir() for training in trainings_of(workdir, split.name)):
         raise UserError(f"{workdir / split.name} holds a training: choose another --workdir")
     teacher = teacher_of(config)

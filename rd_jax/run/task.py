@@ -15,7 +15,7 @@ from rd_jax.method.train import TrainState, create_train_state
 from rd_jax.run.build import compute_dtype, model_of, optimizer_of
 from rd_jax.run.trained import check_teacher
 from rd_jax.store import checkpoint
-from rd_jax.store.workdir import Training, moved_aside, training_of, trainings_of
+from rd_jax.store.workdir import Training, check_category, moved_aside, training_of, trainings_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 from rd_jax.weights.teacher import LoadedTeacher
@@ -59,6 +59,7 @@ def planned(config: Config, workdir: Path, split: Split) -> list[Task]:
     Raises UserError if it has those of the other layout already, or if the hold-out leaves
     nothing to train on, or holds nothing.
     """
+    check_category(split.name)
     there = [t for t in trainings_of(workdir, split.name) if t.checkpoints.is_dir()]
     folder = workdir / split.name
     if config.seeds and any(training.seed is None for training in there):
@@ -117,7 +118,8 @@ def initial_state(
     """A new state, or that of the latest good checkpoint, with the time spent so far.
 
     The optimiser's state is read if there are steps left, before `last_step`, that need it.
-    Damaged checkpoints are moved out of the way.
+    Damaged checkpoints are moved out of the way. Raises UserError for what cannot be read, or is
+    the state of another optimiser.
     """
     state = create_train_state(model_of(config), optimizer_of(config), jax.random.key(config.seed))
     for step in checkpoint.steps(training.checkpoints):
@@ -128,8 +130,11 @@ def initial_state(
             if step < last_step:
                 like = jax.device_get(opt_state)
                 opt_state = checkpoint.load_opt_state(training.checkpoints, step, like)
-        except checkpoint.DamagedCheckpointError as error:
+        except UserError as error:
             problem = error
+        with hosts.together():  # what is no damage ends them all, and leaves everything as it is
+            if problem and not isinstance(problem, checkpoint.DamagedCheckpointError):
+                raise problem
         if hosts.all_agree(problem is None):
             state = TrainState(
                 **saved.student_variables, opt_state=opt_state, step=state.step + step

@@ -1,16 +1,11 @@
 """What normal images gave at each scale: thresholds for any rate, blur and score come from it."""
 
-import io
-import logging
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from rd_jax.system.files import write_whole
-
-logger = logging.getLogger(__name__)
+from rd_jax.store.arrays import read_arrays, write_arrays
 
 
 class NormalDistances(NamedTuple):
@@ -22,32 +17,25 @@ class NormalDistances(NamedTuple):
 
 
 def write_distances(path: Path, distances: NormalDistances) -> None:
-    """Writes an .npz file, whole or not at all."""
+    """Writes the whole file or nothing."""
     arrays = {
         f"{dtype}-{i}": array
         for dtype, of_scales in distances.by_dtype.items()
         for i, array in enumerate(of_scales)
     }
-    file = io.BytesIO()
     facts = {"is_holdout": distances.is_holdout, "checkpoint": distances.checkpoint}
-    np.savez(file, allow_pickle=False, **facts, **arrays)
-    write_whole(path, file.getvalue())
+    write_arrays(path, facts | arrays)
 
 
 def read_distances(path: Path, checkpoint: int) -> NormalDistances | None:
-    """What `write_distances` wrote of this checkpoint; None, with a warning if damaged, if not."""
-    try:
-        with path.open("rb") as opened, np.load(opened) as file:
-            arrays = dict(file)
-            found = NormalDistances(
-                bool(arrays.pop("is_holdout")), int(arrays.pop("checkpoint")), {}
-            )
-    except FileNotFoundError:
+    """What `write_distances` wrote of this checkpoint; None if there is none."""
+    arrays = read_arrays(path)
+    if not {"is_holdout", "checkpoint"} <= arrays.keys() or arrays["checkpoint"] != checkpoint:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("%s is left out, since it cannot be read (%s)", path, error)
-        return None
+    is_holdout = bool(arrays.pop("is_holdout"))
+    del arrays["checkpoint"]
+    by_dtype: dict[str, tuple[np.ndarray, ...]] = {}
     for name in sorted(arrays):
         dtype = name.partition("-")[0]
-        found.by_dtype[dtype] = (*found.by_dtype.get(dtype, ()), arrays[name])
-    return found if found.checkpoint == checkpoint else None
+        by_dtype[dtype] = (*by_dtype.get(dtype, ()), arrays[name])
+    return NormalDistances(is_holdout, checkpoint, by_dtype)

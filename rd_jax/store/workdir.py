@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rd_jax.system.errors import UserError
 from rd_jax.system.files import as_on_disk
 
 
@@ -69,6 +70,15 @@ class Workdir:
 def category_results(training: Training) -> Path:
     """Facts and mean figures over the seeds of a training's category."""
     return Workdir(training.folder.parent).results
+
+
+def check_category(name: str) -> None:
+    """Raises UserError if a category's folder could not be told from what else is in a workdir."""
+    taken = ("checkpoints", "figures", "report.html")
+    if name in taken or name.startswith(("results.", "replaced-")):
+        raise UserError(
+            f"category {name!r}: a run keeps other things under this name; rename the category"
+        )
 
 
 def training_of(workdir: Path, category: str, seed: int | None = None) -> Training:

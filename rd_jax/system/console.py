@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -46,5 +47,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str) -> Path:
-    """The type of a flag that is a path; ~ is the user's home."""
+    """The type of a flag that is a path; ~ is the user's home. Raises UserError for a URL."""
+    if re.match(r"[\w+.-]+://", text):
+        raise _NoFolderError(
+            f"{text} is not a folder of this machine: give one, or mount the bucket that it is"
+        )
     return as_on_disk(Path(os.path.expanduser(text)))
+
+
+class _NoFolderError(UserError, argparse.ArgumentTypeError):
+    """argparse shows its text, which it would not of another UserError."""

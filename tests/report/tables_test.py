@@ -44,6 +44,11 @@ def test_tables_hold_every_category_and_the_mean_of_what_is_defined(tmp_path: Pa
     assert table[1]["aupro"] == ""
 
 
+def test_a_bar_in_a_name_is_no_border(tmp_path: Path) -> None:
+    write_json(tmp_path / "a|b" / "results.json", row("a|b", 0.5))
+    assert "| a\\|b | 50.00 |" in write_results(tmp_path)
+
+
 def test_the_rate_that_thresholds_keep_is_said(tmp_path: Path) -> None:
     for name, rate in {"a": 1 / 22, "b": 0.01, "c": None}.items():
         held_out = {"holdout": 0.1, "num_held_out": 21, "kept_false_positive_rate": rate}
