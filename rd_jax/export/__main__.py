@@ -20,7 +20,7 @@ from rd_jax.run.build import scoring_of
 from rd_jax.run.trained import load_trained, warn_of_other_dtype
 from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.errors import EXPECTED, UserError, explained
-from rd_jax.system.files import write_whole
+from rd_jax.system.files import check_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,9 @@ def export(training: Path, output: Path, teacher_weights: str | None = None) -> 
         raise UserError(f"--output {output}: its suffix must be one of {', '.join(FORMATS)}")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
+    check_writable(output.parent)
     trained = load_trained(training, teacher_weights)
     step, last_step = trained.checkpoint.step, trained.checkpoint.metadata["last_step"]
     if step < last_step:

@@ -25,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rd_jax.predict.inputs import find_inputs
-from rd_jax.predict.outputs import FOLDERS, Outputs, tables, write_images, write_scale
+from rd_jax.predict.outputs import FOLDERS, Outputs, check_output, tables, write_images, write_scale
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
 from rd_jax.store.rows import Row
 from rd_jax.system.compilation import keep_compiled_programs
@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     try:
         flags = _parse(argv)
+        check_output(flags.output)
         inputs = find_inputs(flags.images, flags.output, FOLDERS)
         counts["images"] = len(inputs)
         keep_compiled_programs()
