@@ -854,13 +854,17 @@ def test_safetensors_of_half_precision_are_read(
     ids=["name of bytes", "shared mask", "code as weights", "home of nobody"],
 )
 def test_a_bad_input_is_one_line_on_the_command_line(
-    category: Path, change: Callable[[Path], Any], arguments: list[str], message: str
+    category: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    change: Callable[[Path], Any],
+    arguments: list[str],
+    message: str,
 ) -> None:
     change(category)
     data_dir = category.parent
     done = run(
         *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL),
-        *("--workdir", str(data_dir / "work")),
+        *("--workdir", str(tmp_path_factory.mktemp("work"))),
         *(argument.format(data_dir=data_dir) for argument in arguments),
     )
     assert_one_line(done, message)

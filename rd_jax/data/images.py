@@ -223,7 +223,7 @@ def each_file(read: Callable[..., Any], paths: Sequence, *others: Sequence) -> l
 
 
 def content_sha256(paths: Sequence[Path | None]) -> str:
-    """A hash of what the files hold, in order. Each process reads its share of them."""
+    """A hash of what the files hold, in order. Raises UserError if processes read other files."""
 
     def digest(path: Path | None) -> bytes:
         if path is None:
@@ -232,9 +232,12 @@ def content_sha256(paths: Sequence[Path | None]) -> str:
             return hashlib.file_digest(file, "sha256").digest()
 
     with hosts.together():
-        own = each_file(digest, paths[hosts.share(len(paths))])
-    digests = np.frombuffer(b"".join(own), np.uint8).reshape(-1, 32)
-    return hashlib.sha256(hosts.gathered(digests, len(paths)).tobytes()).hexdigest()
+        digests = each_file(digest, paths)
+    sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
+    if not hosts.all_same(sha256):
+        where = os.path.commonpath([path for path in paths if path])
+        raise UserError(f"the processes read different files in {where}: give all the same data")
+    return sha256
 
 
 def _load(

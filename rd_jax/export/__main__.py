@@ -22,7 +22,7 @@ from rd_jax.run.build import model_of, scoring_of
 from rd_jax.run.trained import add_applied, applied, load_trained
 from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.errors import EXPECTED, UserError, explained
-from rd_jax.system.files import write_whole
+from rd_jax.system.files import check_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,9 @@ def export(training: Path, output: Path, teacher_weights: str | None = None, **c
         raise UserError(f"--output {output}: its suffix must be one of {', '.join(FORMATS)}")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
+    check_writable(output.parent)
     trained = load_trained(training, teacher_weights, **changes)
     verdict, threshold, size = "no verdict", None, trained.config.image_size
     if trained.is_finished:

@@ -28,7 +28,15 @@ from tqdm import tqdm
 
 from rd_jax.method.calibration import with_threshold
 from rd_jax.predict.inputs import find_inputs
-from rd_jax.predict.outputs import FOLDERS, Outputs, distinct, tables, write_images, write_scale
+from rd_jax.predict.outputs import (
+    FOLDERS,
+    Outputs,
+    check_output,
+    distinct,
+    tables,
+    write_images,
+    write_scale,
+)
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
 from rd_jax.report.promise import promise
 from rd_jax.run.trained import add_applied, applied
@@ -48,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     try:
         flags = _parse(argv)
+        check_output(flags.output)
         inputs = find_inputs(flags.images, flags.output, FOLDERS)
         counts["images"] = len(inputs)
         keep_compiled_programs()

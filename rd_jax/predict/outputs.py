@@ -22,9 +22,10 @@ from rd_jax.predict.predictor import Prediction, Unreadable, attempt
 from rd_jax.report.heatmap import overlay, resized_map
 from rd_jax.store.rows import Row, write_json
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import write_whole, writing
+from rd_jax.system.files import check_writable, write_whole, writing
 
 FOLDERS = ("heatmaps", "maps", "masks")
+_TRAINED_ON = "train/good"  # in every category of data
 COLUMNS = ("file", "score", "threshold", "verdict", "heatmap", "map", "mask", "error")
 
 
@@ -36,6 +37,23 @@ class Outputs(NamedTuple):
     maps: str | None  # "npy", "png16" or None
     map_limit: float  # no map has values above; 65535 in maps of 16 bits
     masks: bool
+
+
+def check_output(folder: Path) -> None:
+    """Raises UserError if it cannot be written to, or if heatmaps in it would be taken for data."""
+    real = Path(os.path.realpath(folder))
+    parts = ("train", "test", "ground_truth")
+    around = [part.parent for part in (real, *real.parents) if part.name in parts]
+    beside = [found.parents[1] for found in real.glob(f"*/{_TRAINED_ON}")]
+    for category in [*around, *(folder for folder in beside if folder.name not in FOLDERS)]:
+        if not (category / _TRAINED_ON).is_dir():
+            continue
+        raise UserError(
+            f"--output {folder}: what is written there would be taken for data, as those of "
+            f"{category}; choose another"
+        )
+    for name in ("", *FOLDERS):
+        check_writable(folder / name)
 
 
 @contextmanager

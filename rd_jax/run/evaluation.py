@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import jax
 
 from rd_jax.config import FIELDS, Config, Depends, as_dict, validate
 from rd_jax.data import Split
-from rd_jax.data.splits import chosen_name, load_split
+from rd_jax.data.splits import check_apart, chosen_name, load_split
 from rd_jax.method.calibration import Calibration, metrics_at
 from rd_jax.method.metrics import metrics_of
 from rd_jax.report import gallery, page, tables
@@ -27,9 +27,17 @@ from rd_jax.run.thresholds import (
 )
 from rd_jax.run.trained import check_teacher, config_of
 from rd_jax.store import checkpoint
+from rd_jax.store.lock import claimed, summarising
 from rd_jax.store.results import RECORDED, TIMING
 from rd_jax.store.rows import read_json, write_json
-from rd_jax.store.workdir import Training, check_category, find_trainings, training_of, trainings_of
+from rd_jax.store.workdir import (
+    Training,
+    Workdir,
+    check_category,
+    find_trainings,
+    training_of,
+    trainings_of,
+)
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import composed
@@ -46,23 +54,36 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
     could change.
     """
     find = cache(find_teacher)  # categories share it
-    for training in _chosen_trainings(workdir, name, overrides.get("seeds", ())):
-        trained = checkpoint.load_latest(training.checkpoints)
-        config = config_of(trained.metadata)
-        for field, value in overrides.items():
-            if FIELDS[field].depends & Depends.TRAINED and value != config[field]:
-                raise UserError(
-                    f"config.{field}={value!r}: the checkpoint in {training.folder} was trained "
-                    f"with {config[field]!r}"
-                )
-            with config.ignore_type():
-                config[field] = value
-        validate(config)
-        teacher = teacher_of(config, find)
-        check_teacher(teacher, trained.metadata, training.folder)
-        split = load_split(config, training.category)
-        evaluate_trained(config, split, teacher, trained, scorer_of(config), training)
+    chosen = _chosen_trainings(workdir, name, overrides.get("seeds", ()))
+    with claimed(workdir, chosen) as give_back:
+        for training in chosen:
+            _evaluate_checkpoint(overrides, find, workdir, training)
+            give_back(training)
     return write_summaries(workdir)
+
+
+def _evaluate_checkpoint(
+    overrides: Mapping[str, Any],
+    find: Callable[[str, str, bool], LoadedTeacher],
+    workdir: Path,
+    training: Training,
+) -> None:
+    trained = checkpoint.load_latest(training.checkpoints)
+    config = config_of(trained.metadata)
+    for field, value in overrides.items():
+        if FIELDS[field].depends & Depends.TRAINED and value != config[field]:
+            raise UserError(
+                f"config.{field}={value!r}: the checkpoint in {training.folder} was trained "
+                f"with {config[field]!r}"
+            )
+        with config.ignore_type():
+            config[field] = value
+    validate(config)
+    teacher = teacher_of(config, find)
+    check_teacher(teacher, trained.metadata, training.folder)
+    check_apart(config, [training.category], workdir)
+    split = load_split(config, training.category)
+    evaluate_trained(config, split, teacher, trained, scorer_of(config), training)
 
 
 def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[Training]:
@@ -101,6 +122,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
         )
     path = Path(os.path.expanduser(config.rd4ad_checkpoint))
     variables = load_rd4ad(path, config.backbone)
+    check_apart(config, [name], workdir)
     split = load_split(config, name)
     check_category(split.name)
     if any(training.checkpoints.is_dir() for training in trainings_of(workdir, split.name)):
@@ -109,7 +131,8 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     of_training = ("loss", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
     known = _what_is_evaluated(config, split, teacher) | dict.fromkeys(of_training)
     both, place = (teacher.variables, variables), training_of(workdir, split.name)
-    _write(known, config, split, both, scorer_of(config), None, place)
+    with claimed(workdir, [place]):
+        _write(known, config, split, both, scorer_of(config), None, place)
     return write_summaries(workdir)
 
 
@@ -207,6 +230,7 @@ def write_summaries(workdir: Path) -> str:
     """
     if not hosts.is_first():
         return ""
-    text = tables.write_results(workdir)
-    page.write_page(workdir)
+    with summarising(Workdir(workdir)):
+        text = tables.write_results(workdir)
+        page.write_page(workdir)
     return text

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rd_jax.config import Config, as_dict, validate
-from rd_jax.data.splits import check_splits, load_splits
+from rd_jax.data.splits import check_apart, check_splits, load_splits
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of
 from rd_jax.method.train import TrainState, make_parallel_train_steps, train_state_shapes
@@ -23,9 +24,10 @@ from rd_jax.run.progress import Clock, Diverged, followed, row_writer
 from rd_jax.run.scoring import Program, Scorer, compiled_distances, score_images
 from rd_jax.run.task import Task, check_same_training, divergence, initial_state, planned
 from rd_jax.store import checkpoint
+from rd_jax.store.lock import claimed
 from rd_jax.store.results import read_results
 from rd_jax.store.rows import drop_rows_after
-from rd_jax.store.workdir import set_aside
+from rd_jax.store.workdir import set_aside, training_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 from rd_jax.system.interruption import Interrupted, deferred
@@ -42,24 +44,32 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     images are decoded and all checkpoints compared with the config. Raises UserError for what the
     user can mend, Interrupted after a signal.
     """
-    validate(config, jax.device_count())
-    if config.rd4ad_checkpoint:
-        raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
-    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise UserError("config.tensorboard=True needs pip install tensorboardX")
-    check_splits(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    teacher = teacher_of(config)
-    _check_same_teacher(teacher)
-    compiler = ThreadPoolExecutor(1)
-    try:
-        programs = _compile_programs(compiler, config, teacher)
-        tasks = []
-        for split in load_splits(config):
-            if restart:
-                _start_anew(workdir, split.name)
-            tasks += planned(config, workdir, split)
-            check_same_training(config, split, teacher, workdir)
+    with ExitStack() as stack:
+        with hosts.together():
+            validate(config, jax.device_count())
+            if config.rd4ad_checkpoint:
+                raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
+            if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+                raise UserError("config.tensorboard=True needs pip install tensorboardX")
+            names = check_splits(config)
+            check_apart(config, names, workdir)
+            places = [
+                training_of(workdir, name, seed)
+                for name in names
+                for seed in config.seeds or [None]
+            ]
+            give_back = stack.enter_context(claimed(workdir, places, whole_categories=restart))
+            teacher = teacher_of(config)
+            _check_same_teacher(teacher)
+            compiler = ThreadPoolExecutor(1)
+            stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
+            programs = _compile_programs(compiler, config, teacher)
+            tasks = []
+            for split in load_splits(config):
+                if restart:
+                    _start_anew(workdir, split.name)
+                tasks += planned(config, workdir, split)
+                check_same_training(config, split, teacher, workdir)
         for task in tasks:
             try:
                 _train_and_evaluate(task, teacher, *programs)
@@ -67,15 +77,13 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
                 if read_results(workdir):
                     write_summaries(workdir)  # of what was finished before
                 raise
-    finally:
-        compiler.shutdown(wait=False, cancel_futures=True)
+            give_back(task.training)
     return write_summaries(workdir)
 
 
 def _check_same_teacher(teacher: LoadedTeacher) -> None:
     """Raises UserError if several processes loaded different weights."""
-    own = int(teacher.sha256[:7], 16)
-    if not hosts.all_agree(hosts.as_the_first(own) == own):
+    if not hosts.all_same(teacher.sha256):
         raise UserError(
             f"the processes loaded different teacher weights (here {teacher.weights}, sha256 "
             f"{teacher.sha256[:12]}...): set --config.teacher_weights to a file that all see"

@@ -4,6 +4,7 @@ WORKDIR/results.{json,csv,md}, report.html, figures/     of all trainings
 WORKDIR/CATEGORY/                                        a training, or with several seeds
 WORKDIR/CATEGORY/seed_K/                                 a training for each, and their results.json
 WORKDIR/replaced-DATE/CATEGORY/                          what --restart moved aside
+WORKDIR/.locks/                                          which of them a process works on
 
 A training has checkpoints/, results.json, metrics.jsonl, evaluation.npz, distances.npz and, where
 they are asked for or needed, tensorboard/ and damaged/.
@@ -12,6 +13,7 @@ they are asked for or needed, tensorboard/ and damaged/.
 import itertools
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -61,10 +63,30 @@ class Workdir:
 
     results = _Inside("results.json")  # all rows and their mean; .csv and .md stand beside it
     page = _Inside("report.html")
+    figures = _Inside("figures")
+    locks = _Inside(".locks")  # beside the trainings, so that they can be moved while locked
 
     def figure(self, training: Training) -> Path:
         """What the names of a training's figures begin with."""
-        return self.folder / "figures" / training.name
+        return self.figures / training.name
+
+    def lock(self, training: Training) -> Path:
+        """The file that is locked by whoever works on a training."""
+        return self.locks / training.category / f"{training.folder.name}.lock"
+
+    def begun(self, category: str) -> list[Training]:
+        """The trainings of a category that anyone has ever locked."""
+        names = (path.stem for path in (self.locks / category).glob("*.lock"))
+        seeds = (None if n == category else int(n.removeprefix("seed_")) for n in names)
+        return [training_of(self.folder, category, seed) for seed in seeds]
+
+    def written_to(self, trainings: Iterable[Training]) -> list[Path]:
+        """The folders in which something is made or replaced, there or not."""
+        folders = [self.folder, self.figures, self.locks]
+        for training in trainings:
+            folders += [training.folder.parent, training.folder, training.checkpoints]
+            folders += [training.tensorboard, training.damaged]
+        return list(dict.fromkeys(folders))
 
 
 def category_results(training: Training) -> Path:

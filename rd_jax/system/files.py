@@ -17,8 +17,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; free some: nothing that was there is lost" if is_full else ""
+        hint = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "; free some: nothing that was there is lost"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = "; make it writable for this user, or choose another place"
         raise UserError(f"cannot write {path}: {error.strerror}{hint}") from error
 
 
@@ -52,6 +55,23 @@ def as_on_disk(path: Path) -> Path:
     there = os.listdir(parent) if os.access(parent, os.R_OK) and os.path.isdir(parent) else []
     alike = [name for name in there if composed(name) == composed(path.name)]
     return parent / (alike[0] if len(alike) == 1 else path.name)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError if nothing can be written into a folder, or to where it is to be made.
+
+    A file is really made and removed: permissions say nothing of what mounts allow.
+    """
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    with writing(there), tempfile.NamedTemporaryFile(dir=there, prefix=".rd_jax-"):
+        pass
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path`, there or not, is `folder` or lies in it, whatever links lead there."""
+    real = Path(os.path.realpath(path))
+    there = filter(os.path.exists, (real, *real.parents))
+    return os.path.exists(folder) and any(os.path.samefile(parent, folder) for parent in there)
 
 
 def cache_folder() -> Path:
