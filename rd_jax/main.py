@@ -7,9 +7,7 @@ CONFIG is the path of a file, or the bare name of a config that comes with the p
 folder, mvtec, one_class.
 """
 
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -22,7 +20,9 @@ from rd_jax.run.training import train
 from rd_jax.system import hosts
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import log_to_stderr
+from rd_jax.system.environment import require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
+from rd_jax.system.files import user_path
 from rd_jax.system.interruption import stop_on_sigterm
 
 
@@ -45,19 +45,21 @@ def _flags(argv: list[str]) -> flags.FlagValues:
 
 def main(argv: list[str]) -> int:
     """Parses the flags, trains or evaluates, prints the table; returns the exit code."""
+    settle()
     log_to_stderr()
     again = "the same command"
     try:
         flag = _parse(argv)
         if flag.help:
-            print(f"{__doc__}\n{flag.get_help()}")
+            print(f"{__doc__ or ''}\n{flag.get_help()}")
             return 0
         again += " without --restart" if flag.restart else ""
         explicit = (flag.coordinator_address, flag.num_processes, flag.process_id)
         if flag.distributed or explicit != (None, None, None):
             hosts.initialize(*explicit)
+        require_devices()
         stop_on_sigterm()
-        workdir = Path(os.path.expanduser(flag.workdir))
+        workdir = user_path(flag.workdir)
         keep_compiled_programs()
         if flag.mode == "train":
             table = train(flag.config, workdir, flag.restart)

@@ -1,13 +1,12 @@
 """Which splits a config asks for: categories of a folder, or classes of a data set."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from rd_jax.config import Config
 from rd_jax.data import Split, mvtec, one_class, synthetic
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import cache_folder
+from rd_jax.system.files import cache_folder, user_path
 
 
 def chosen_name(config: Config) -> str:
@@ -54,4 +53,4 @@ def _classes(config: Config) -> one_class.Classes:
 def _data_dir(config: Config) -> Path:
     if config.data_dir == "synthetic":
         return synthetic.cached_data_dir(cache_folder())
-    return Path(os.path.expanduser(config.data_dir))
+    return user_path(config.data_dir)

@@ -19,6 +19,7 @@ from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.run.build import scoring_of
 from rd_jax.run.trained import load_trained, warn_of_other_dtype
 from rd_jax.system.console import Parser, log_to_stderr, path
+from rd_jax.system.environment import require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
 from rd_jax.system.files import write_whole
 
@@ -29,6 +30,7 @@ FORMATS = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, exports, says what the file takes and gives; returns the exit code."""
+    settle()
     log_to_stderr()
     try:
         parser = Parser("python -m rd_jax.export", __doc__)
@@ -37,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         add("--output", required=True, type=path, help="the file to write")
         add("--teacher_weights", help="where they are, if not where they were in training")
         flags = parser.parse_args(argv)
+        require_devices()
         print(export(flags.workdir, flags.output, flags.teacher_weights))
     except EXPECTED as error:
         print(f"error: {explained(error)}", file=sys.stderr)

@@ -30,6 +30,7 @@ from rd_jax.predict.predictor import Predictor, load_predictor, score_files
 from rd_jax.store.rows import Row
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import Parser, log_to_stderr, path
+from rd_jax.system.environment import require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,14 @@ _LOG_EVERY = 100  # images, where there is no terminal
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, scores, says what came out; returns the exit code."""
+    settle()
     log_to_stderr()
     counts: Counter[str] = Counter()
     try:
         flags = _parse(argv)
         inputs = find_inputs(flags.images, flags.output, FOLDERS)
         counts["images"] = len(inputs)
+        require_devices()
         keep_compiled_programs()
         predictor = load_predictor(flags.workdir, flags.teacher_weights)
         _follow(predict(predictor, inputs, _outputs(flags, predictor), flags.batch_size), counts)

@@ -1,7 +1,6 @@
 """Evaluating what was trained, here or by the authors' code, and writing what came out."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -25,6 +24,7 @@ from rd_jax.store.rows import read_json, write_json
 from rd_jax.store.workdir import Training, find_trainings, training_of, trainings_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import user_path
 from rd_jax.weights.teacher import LoadedTeacher, find_teacher, load_rd4ad, teacher_of
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
         raise UserError(
             f"config.bottleneck={config.bottleneck!r}: the authors' checkpoints have 'mff_oce'"
         )
-    path = Path(os.path.expanduser(config.rd4ad_checkpoint))
+    path = user_path(config.rd4ad_checkpoint)
     variables = load_rd4ad(path, config.backbone)
     split = load_split(config, name)
     if any(training.checkpoints.is_dir() for training in trainings_of(workdir, split.name)):

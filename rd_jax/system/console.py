@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -10,6 +9,7 @@ from typing import NoReturn
 from PIL import Image
 
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import user_path
 
 
 def log_to_stderr() -> None:
@@ -26,6 +26,11 @@ def log_to_stderr() -> None:
     # TFDS and orbax tell what is no concern, and log with a traceback what they also raise.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of caches that are not there; `cache_folder` says so once.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache entry")
+    # ml_collections loads config files by a method that Python calls deprecated.
+    warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,4 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 def path(text: str) -> Path:
     """The type of a flag that is a path; ~ is the user's home."""
-    return Path(os.path.expanduser(text))
+    try:
+        return user_path(text)
+    except UserError as error:  # of other errors argparse says nothing
+        raise argparse.ArgumentTypeError(str(error)) from error

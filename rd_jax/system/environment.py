@@ -1,0 +1,84 @@
+"""What a command makes of the environment it is started in, so that its results depend on none."""
+
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+import jax
+
+from rd_jax.system.errors import UserError, first_line
+from rd_jax.system.files import cache_folder
+
+# What users set for programs of their own. Flax and optax fail with some; figures would differ.
+_OF_JAX = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_transfer_guard": "allow",
+    "jax_disable_jit": False,
+}
+
+
+def settle() -> None:
+    """Of this process: whatever its streams can take, JAX's defaults, no windows, a cache folder.
+
+    To be called by commands, before anything else, and not by a library.
+    """
+    _keep_standard_descriptors()
+    sys.stdout, sys.stderr = map(_unfailing, (sys.stdout, sys.stderr))
+    for name, value in _OF_JAX.items():
+        jax.config.update(name, value)
+    # What matplotlib reads when it is imported, which is why `report` does that when it draws.
+    os.environ["MPLBACKEND"] = "agg"
+    os.environ["XDG_CACHE_HOME"] = str(cache_folder().parent)  # other libraries have none elsewhere
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+
+
+def require_devices() -> None:
+    """Raises UserError if JAX has no device to compute on, as JAX_PLATFORMS may see to."""
+    try:
+        jax.devices()
+    except Exception as error:  # the plugins of platforms raise all kinds of errors
+        wanted = os.environ.get("JAX_PLATFORMS")
+        which = f"device for JAX_PLATFORMS={wanted}" if wanted else "device"
+        reason = f" ({first_line(error)})" if str(error) else ""
+        raise UserError(
+            f"JAX finds no {which}{reason}: unset JAX_PLATFORMS or set it to cpu, or install JAX "
+            "for that device, as pip install 'jax[cuda13]'"
+        ) from error
+
+
+class _Unfailing(io.FileIO):
+    """Drops what nobody reads any more or a full disk does not take: results are in files."""
+
+    def write(self, content: Any) -> int:
+        """As FileIO's."""
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
+def _unfailing(stream: TextIO | None) -> TextIO:
+    """The stream without what it can fail at; what its encoding lacks is escaped."""
+    if stream is None:  # closed
+        return io.TextIOWrapper(io.BufferedWriter(_Unfailing(os.devnull, "w")))
+    if type(stream) is not io.TextIOWrapper or os.name == "nt":  # of a notebook, a test, a console
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Unfailing(stream.fileno(), "w", closefd=False)),
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _keep_standard_descriptors() -> None:
+    """Opens those that are closed: files would get their numbers, and what C++ writes to these."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
