@@ -20,7 +20,7 @@ from rd_jax.run.training import train
 from rd_jax.system import hosts
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import log_to_stderr
-from rd_jax.system.environment import require_devices, settle
+from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
 from rd_jax.system.files import user_path
 from rd_jax.system.interruption import stop_on_sigterm
@@ -102,4 +102,5 @@ def _parse(argv: list[str]) -> flags.FlagValues:
 
 
 if __name__ == "__main__":
+    read_names_as_utf8()
     sys.exit(main(sys.argv))

@@ -19,7 +19,7 @@ from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.run.build import scoring_of
 from rd_jax.run.trained import load_trained, warn_of_other_dtype
 from rd_jax.system.console import Parser, log_to_stderr, path
-from rd_jax.system.environment import require_devices, settle
+from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
 from rd_jax.system.files import write_whole
 
@@ -85,4 +85,5 @@ def export(training: Path, output: Path, teacher_weights: str | None = None) -> 
 
 
 if __name__ == "__main__":
+    read_names_as_utf8()
     sys.exit(main(sys.argv[1:]))

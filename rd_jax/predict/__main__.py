@@ -30,7 +30,7 @@ from rd_jax.predict.predictor import Predictor, load_predictor, score_files
 from rd_jax.store.rows import Row
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import Parser, log_to_stderr, path
-from rd_jax.system.environment import require_devices, settle
+from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
 
 logger = logging.getLogger(__name__)
@@ -144,4 +144,5 @@ def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
 
 
 if __name__ == "__main__":
+    read_names_as_utf8()
     sys.exit(main(sys.argv[1:]))

@@ -21,6 +21,15 @@ _OF_JAX = {
 }
 
 
+def read_names_as_utf8() -> None:
+    """Starts this process anew with names of files as UTF-8, if Python would only know ASCII ones.
+
+    That is LC_ALL=C where Python's own remedies are switched off.
+    """
+    if sys.getfilesystemencoding() == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def settle() -> None:
     """Of this process: whatever its streams can take, JAX's defaults, no windows, a cache folder.
 
