@@ -45,10 +45,10 @@ def _flags(argv: list[str]) -> flags.FlagValues:
 
 def main(argv: list[str]) -> int:
     """Parses the flags, trains or evaluates, prints the table; returns the exit code."""
-    settle()
     log_to_stderr()
     again = "the same command"
     try:
+        settle()
         flag = _parse(argv)
         if flag.help:
             print(f"{__doc__ or ''}\n{flag.get_help()}")

@@ -47,7 +47,7 @@ def _names(config: Config) -> list[str]:
 
 
 def _classes(config: Config) -> one_class.Classes:
-    return one_class.load_classes(config.dataset, _data_dir(config), config.image_size)
+    return one_class.load_classes(config.dataset, config.data_dir, config.image_size)
 
 
 def _data_dir(config: Config) -> Path:

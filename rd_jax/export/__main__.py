@@ -30,9 +30,9 @@ FORMATS = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, exports, says what the file takes and gives; returns the exit code."""
-    settle()
     log_to_stderr()
     try:
+        settle()
         parser = Parser("python -m rd_jax.export", __doc__)
         add = parser.add_argument
         add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")

@@ -40,10 +40,10 @@ _LOG_EVERY = 100  # images, where there is no terminal
 
 def main(argv: Sequence[str]) -> int:
     """Parses the flags, scores, says what came out; returns the exit code."""
-    settle()
     log_to_stderr()
     counts: Counter[str] = Counter()
     try:
+        settle()
         flags = _parse(argv)
         inputs = find_inputs(flags.images, flags.output, FOLDERS)
         counts["images"] = len(inputs)

@@ -1,9 +1,7 @@
 """What a command makes of the environment it is started in, so that its results depend on none."""
 
-import io
 import os
 import sys
-from typing import Any, TextIO
 
 import jax
 
@@ -31,12 +29,10 @@ def read_names_as_utf8() -> None:
 
 
 def settle() -> None:
-    """Of this process: whatever its streams can take, JAX's defaults, no windows, a cache folder.
+    """Of this process: JAX's defaults, no windows, a cache folder.
 
-    To be called by commands, before anything else, and not by a library.
+    To be called by commands, before they compute, and not by a library.
     """
-    _keep_standard_descriptors()
-    sys.stdout, sys.stderr = map(_unfailing, (sys.stdout, sys.stderr))
     for name, value in _OF_JAX.items():
         jax.config.update(name, value)
     # What matplotlib reads when it is imported, which is why `report` does that when it draws.
@@ -57,37 +53,3 @@ def require_devices() -> None:
             f"JAX finds no {which}{reason}: unset JAX_PLATFORMS or set it to cpu, or install JAX "
             "for that device, as pip install 'jax[cuda13]'"
         ) from error
-
-
-class _Unfailing(io.FileIO):
-    """Drops what nobody reads any more or a full disk does not take: results are in files."""
-
-    def write(self, content: Any) -> int:
-        """As FileIO's."""
-        try:
-            return super().write(content)
-        except OSError:
-            return len(content)
-
-
-def _unfailing(stream: TextIO | None) -> TextIO:
-    """The stream without what it can fail at; what its encoding lacks is escaped."""
-    if stream is None:  # closed
-        return io.TextIOWrapper(io.BufferedWriter(_Unfailing(os.devnull, "w")))
-    if type(stream) is not io.TextIOWrapper or os.name == "nt":  # of a notebook, a test, a console
-        return stream
-    stream.flush()
-    return io.TextIOWrapper(
-        io.BufferedWriter(_Unfailing(stream.fileno(), "w", closefd=False)),
-        stream.encoding,
-        "backslashreplace",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
-
-
-def _keep_standard_descriptors() -> None:
-    """Opens those that are closed: files would get their numbers, and what C++ writes to these."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)

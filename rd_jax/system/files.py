@@ -43,7 +43,7 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def user_path(text: str) -> Path:
+def user_path(text: str | Path) -> Path:
     """A path as a user writes it; ~ is the home folder. Raises UserError if there is none."""
     path = Path(os.path.expanduser(text))
     if str(path).startswith("~"):
