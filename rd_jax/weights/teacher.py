@@ -34,7 +34,9 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
     weights = resolve_weights(backbone, weights)
     if weights == "random":
         logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
-        return init_variables(teacher_shapes(backbone, layer4), jax.random.key(0))
+        return init_variables(
+            teacher_shapes(backbone, layer4), jax.random.key(0, impl="threefry2x32")
+        )
     is_imagenet = weights == "imagenet"
     path = hub.download(backbone) if is_imagenet else user_path(weights)
     return convert_teacher(read_file(path), backbone, layer4)
