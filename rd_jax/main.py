@@ -21,8 +21,10 @@ from rd_jax.run.evaluation import evaluate_checkpoints, evaluate_rd4ad
 from rd_jax.run.training import train
 from rd_jax.system import hosts
 from rd_jax.system.compilation import keep_compiled_programs
-from rd_jax.system.console import log_to_stderr, path
+from rd_jax.system.console import log_to_stderr
+from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
+from rd_jax.system.files import user_path
 from rd_jax.system.interruption import stop_on_sigterm
 
 # They may differ from process to process: what is found there is compared.
@@ -56,14 +58,16 @@ def main(argv: list[str]) -> int:
     log_to_stderr()
     again = "the same command"
     try:
+        settle()
         with hosts.together() if _join_processes(argv) else nullcontext():
             flag = _parse(argv)
         if flag.help:
-            print(f"{__doc__}\n{flag.get_help()}")
+            print(f"{__doc__ or ''}\n{flag.get_help()}")
             return 0
         again += " without --restart" if flag.restart else ""
+        require_devices()
         stop_on_sigterm()
-        workdir = path(flag.workdir)
+        workdir = user_path(flag.workdir)
         keep_compiled_programs()
         _check_same_command(flag)
         if flag.mode == "train":
@@ -106,6 +110,7 @@ def _join_processes(argv: list[str]) -> bool:
     is_one_of_several = values.distributed or explicit != (None, None, None)
     if is_one_of_several:
         hosts.initialize(*explicit)
+        require_devices()
     return is_one_of_several
 
 
@@ -141,4 +146,5 @@ def _parse(argv: list[str]) -> flags.FlagValues:
 
 
 if __name__ == "__main__":
+    read_names_as_utf8()
     sys.exit(main(sys.argv))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from rd_jax import main
 
@@ -51,9 +52,7 @@ def _put_back() -> Iterator[None]:
     levels, handlers = [logger.level for logger in loggers], loggers[0].handlers[:]
     on_sigterm, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     try:
-        with warnings.catch_warnings():
-            # ml_collections loads config files by a method that Python calls deprecated.
-            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+        with warnings.catch_warnings(), mock.patch.dict(os.environ):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -65,8 +64,7 @@ def _put_back() -> Iterator[None]:
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """`python -m rd_jax.main` in a process of its own."""
-    flags = ("-W", "error", "-W", "ignore:the load_module() method:DeprecationWarning")
-    command = [sys.executable, *flags, "-m", "tests.tiny_main", *arguments]
+    command = [sys.executable, "-W", "error", "-m", "tests.tiny_main", *arguments]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
     )

@@ -29,7 +29,7 @@ keep_compiled_programs()  # for other tests of this session, and processes that 
 
 # Rooms in which other things than the arithmetic are the point, so that XLA's own convolutions will
 # do: they compile four times as fast as those for a CPU.
-QUICK = ("run", "predict", "report", "store", "docs_test.py", "bad_input_test.py")
+QUICK = ("run", "predict", "report", "store", "system", "docs_test.py", "bad_input_test.py")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

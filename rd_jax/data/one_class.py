@@ -17,6 +17,7 @@ from rd_jax.data import Split
 from rd_jax.data.cache import cached_array
 from rd_jax.data.images import DECODER_VERSION, content_sha256, resized
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import user_path
 
 
 class Classes(NamedTuple):
@@ -31,12 +32,12 @@ class Classes(NamedTuple):
 
 
 @lru_cache(maxsize=1)  # of which each class in turn is made a split
-def load_classes(dataset: str, data_dir: Path, size: int) -> Classes:
+def load_classes(dataset: str, data_dir: str | Path, size: int) -> Classes:
     """Decodes a data set: "digits", or the splits train and test of one of TFDS in `data_dir`.
 
     Raises UserError if it is not prepared there, saying how, or if it does not classify images.
     """
-    return _digits(size) if dataset == "digits" else _tfds(dataset, data_dir, size)
+    return _digits(size) if dataset == "digits" else _tfds(dataset, user_path(data_dir), size)
 
 
 def one_class(classes: Classes, normal_class: int) -> Split:

@@ -6,9 +6,8 @@ from pathlib import Path
 from rd_jax.config import Config
 from rd_jax.data import Split, mvtec, one_class, synthetic
 from rd_jax.system import hosts
-from rd_jax.system.console import path
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import cache_folder, is_inside
+from rd_jax.system.files import cache_folder, is_inside, user_path
 
 
 def chosen_name(config: Config) -> str:
@@ -79,10 +78,10 @@ def _names(config: Config) -> list[str]:
 
 
 def _classes(config: Config) -> one_class.Classes:
-    return one_class.load_classes(config.dataset, _data_dir(config), config.image_size)
+    return one_class.load_classes(config.dataset, config.data_dir, config.image_size)
 
 
 def _data_dir(config: Config) -> Path:
     if config.data_dir == "synthetic":
         return synthetic.cached_data_dir(cache_folder())
-    return path(config.data_dir)
+    return user_path(config.data_dir)

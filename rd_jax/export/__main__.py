@@ -21,6 +21,7 @@ from rd_jax.report.promise import promise
 from rd_jax.run.build import model_of, scoring_of
 from rd_jax.run.trained import add_applied, applied, load_trained
 from rd_jax.system.console import Parser, log_to_stderr, path
+from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
 from rd_jax.system.files import check_writable, write_whole
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """Parses the flags, exports, says what the file takes and gives; returns the exit code."""
     log_to_stderr()
     try:
+        settle()
         parser = Parser("python -m rd_jax.export", __doc__)
         add = parser.add_argument
         add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
@@ -40,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         add("--teacher_weights", help="where they are, if not where they were in training")
         add_applied(parser)
         flags = parser.parse_args(argv)
+        require_devices()
         print(export(flags.workdir, flags.output, flags.teacher_weights, **applied(flags)))
     except EXPECTED as error:
         print(f"error: {explained(error)}", file=sys.stderr)
@@ -89,4 +92,5 @@ def export(training: Path, output: Path, teacher_weights: str | None = None, **c
 
 
 if __name__ == "__main__":
+    read_names_as_utf8()
     sys.exit(main(sys.argv[1:]))

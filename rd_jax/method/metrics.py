@@ -44,7 +44,7 @@ def roc(anomalous: jax.Array, normal: jax.Array) -> Roc:
         return ascending.size - jnp.searchsorted(ascending, anomalous, side="left")
 
     return Roc(
-        is_sample / jnp.maximum(jnp.sum(is_sample), 1),
+        is_sample.astype(jnp.int32) / jnp.maximum(jnp.sum(is_sample), 1),
         num_at_least(jnp.sort(anomalous)),
         num_at_least(normal),
         normal.size - jnp.searchsorted(normal, anomalous, side="right"),
@@ -127,7 +127,8 @@ def _mean(curve: Roc, values: jax.Array) -> jax.Array:
 
 
 def _nan_if_empty(curve: Roc, value: jax.Array) -> jax.Array:
-    return jnp.where(jnp.any(curve.weights > 0) & (curve.num_normal > 0), value, jnp.nan)
+    is_defined = jnp.any(curve.weights > 0) & (curve.num_normal > 0)
+    return jnp.where(is_defined, value, jnp.nan).astype(jnp.float32)  # also with jax_enable_x64
 
 
 @jax.jit

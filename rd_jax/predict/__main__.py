@@ -43,6 +43,7 @@ from rd_jax.run.trained import add_applied, applied
 from rd_jax.store.rows import Row
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import Parser, log_to_stderr, path
+from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained, printable
 
 logger = logging.getLogger(__name__)
@@ -55,10 +56,12 @@ def main(argv: Sequence[str]) -> int:
     log_to_stderr()
     counts: Counter[str] = Counter()
     try:
+        settle()
         flags = _parse(argv)
         check_output(flags.output)
         inputs = find_inputs(flags.images, flags.output, FOLDERS)
         counts["images"] = len(inputs)
+        require_devices()
         keep_compiled_programs()
         predictor = load_predictor(flags.workdir, flags.teacher_weights, **applied(flags))
         _follow(predict(predictor, inputs, _outputs(flags, predictor), flags.batch_size), counts)
@@ -156,4 +159,5 @@ def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
 
 
 if __name__ == "__main__":
+    read_names_as_utf8()
     sys.exit(main(sys.argv[1:]))

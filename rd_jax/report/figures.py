@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.style import context
 
 from rd_jax.report.gallery import MAX_FPR, Evaluation
 from rd_jax.report.tables import per_cent
@@ -33,9 +33,10 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
     "svg.hashsalt": "rd_jax",
 }
 _Drawn = tuple[Figure, str]
+_styled = context(_STYLE, after_reset=True)  # whatever a matplotlibrc says
 
 
-@rc_context(_STYLE)
+@_styled
 def draw(
     evaluation: Evaluation | None, row: Row, training_rows: Sequence[Row]
 ) -> dict[str, tuple[Figure, str]]:
@@ -116,7 +117,7 @@ def _loss(losses: np.ndarray) -> _Drawn:
     return figure, f"Training loss: {losses[0, 1]:.4g} to {losses[-1, 1]:.4g}"
 
 
-@rc_context(_STYLE)
+@_styled
 def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format=kind, **options)

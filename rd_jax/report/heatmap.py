@@ -1,12 +1,19 @@
 """Anomaly maps as colours over the image, on one scale for all images of a category."""
 
+from functools import cache
+
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image
 
-# From blue to red, without the nearly black ends. The opacity grows from nothing to 70%.
-_COLOURS = np.round(255 * colormaps["turbo"](np.linspace(0.1, 0.92, 256))[:, :3]).astype(np.uint8)
-_OPACITIES = np.round(0.7 * np.arange(256)).astype(np.uint8)
+_OPACITIES = np.round(0.7 * np.arange(256)).astype(np.uint8)  # from nothing to 70%
+
+
+@cache
+def _colours() -> np.ndarray:
+    """[256, 3] uint8, from blue to red, without the nearly black ends."""
+    from matplotlib import colormaps  # here, since it reads the environment: see `settle`
+
+    return np.round(255 * colormaps["turbo"](np.linspace(0.1, 0.92, 256))[:, :3]).astype(np.uint8)
 
 
 def strength(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -41,5 +48,7 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
 def coloured(image: np.ndarray, level: np.ndarray) -> np.ndarray:
     """A `strength` uint8 [H, W] in colours over the image [H, W, 3] uint8."""
     # Pillow blends in 8 bits: a photograph in floats would take ten times the memory.
-    colours, background, opacity = map(Image.fromarray, (_COLOURS[level], image, _OPACITIES[level]))
+    colours, background, opacity = map(
+        Image.fromarray, (_colours()[level], image, _OPACITIES[level])
+    )
     return np.asarray(Image.composite(colours, background, opacity))

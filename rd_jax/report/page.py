@@ -16,7 +16,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from rd_jax.method.metrics import METRICS
-from rd_jax.report import figures
 from rd_jax.report.gallery import Evaluation, informative, read_evaluation, wrongness
 from rd_jax.report.heatmap import coloured
 from rd_jax.report.promise import promise, scale_is
@@ -91,6 +90,8 @@ def _table(found: dict[str, list[Result]]) -> Iterator[tuple[str, int | None, Ro
 
 def _section(number: int, result: Result, run: Workdir, max_images: int) -> dict[str, Any]:
     """Figures and gallery of the training of this number."""
+    from rd_jax.report import figures  # here, since matplotlib reads the environment: see `settle`
+
     training, row = result
     evaluation = read_evaluation(training.evaluation)
     drawn = figures.draw(evaluation, row, read_rows(training.metrics))

@@ -1,7 +1,6 @@
 """Evaluating what was trained, here or by the authors' code, and writing what came out."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -40,7 +39,7 @@ from rd_jax.store.workdir import (
 )
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import composed
+from rd_jax.system.files import composed, user_path
 from rd_jax.weights.teacher import LoadedTeacher, find_teacher, load_rd4ad, teacher_of
 
 logger = logging.getLogger(__name__)
@@ -120,7 +119,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
         raise UserError(
             f"config.bottleneck={config.bottleneck!r}: the authors' checkpoints have 'mff_oce'"
         )
-    path = Path(os.path.expanduser(config.rd4ad_checkpoint))
+    path = user_path(config.rd4ad_checkpoint)
     variables = load_rd4ad(path, config.backbone)
     check_apart(config, [name], workdir)
     split = load_split(config, name)

@@ -1,21 +1,24 @@
 """What the commands share: their log, and their flags."""
 
 import argparse
+import io
 import logging
 import os
-import re
+import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from PIL import Image
 
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import as_on_disk
+from rd_jax.system.files import user_path
 
 
 def log_to_stderr() -> None:
-    """Shows what this package tells, and of others warnings alone."""
+    """Shows what this package tells, and of others warnings alone, as far as streams take it."""
+    _keep_standard_descriptors()
+    sys.stdout, sys.stderr = map(_unfailing, (sys.stdout, sys.stderr))
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
@@ -28,6 +31,46 @@ def log_to_stderr() -> None:
     # TFDS and orbax tell what is no concern, and log with a traceback what they also raise.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of caches that are not there; `cache_folder` says so once.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache entry")
+    # ml_collections loads config files by a method that Python calls deprecated.
+    warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+
+
+class _Unfailing(io.FileIO):
+    """Drops what nobody reads any more or a full disk does not take: results are in files."""
+
+    def write(self, content: Any) -> int:
+        """As FileIO's."""
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
+def _unfailing(stream: TextIO | None) -> TextIO:
+    """The stream without what it can fail at; what its encoding lacks is escaped."""
+    if stream is None:  # closed
+        return io.TextIOWrapper(io.BufferedWriter(_Unfailing(os.devnull, "w")))
+    is_own = stream in (sys.__stdout__, sys.__stderr__)  # not a notebook's, or redirected
+    if not is_own or not isinstance(stream, io.TextIOWrapper) or os.name == "nt":
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Unfailing(stream.fileno(), "w", closefd=False)),
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _keep_standard_descriptors() -> None:
+    """Opens those that are closed: files would get their numbers, and what C++ writes to these."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,13 +90,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str) -> Path:
-    """The type of a flag that is a path; ~ is the user's home. Raises UserError for a URL."""
-    if re.match(r"[\w+.-]+://", text):
-        raise _NoFolderError(
-            f"{text} is not a folder of this machine: give one, or mount the bucket that it is"
-        )
-    return as_on_disk(Path(os.path.expanduser(text)))
-
-
-class _NoFolderError(UserError, argparse.ArgumentTypeError):
-    """argparse shows its text, which it would not of another UserError."""
+    """The type of a flag that is a path; ~ is the user's home."""
+    try:
+        return user_path(text)
+    except UserError as error:  # of other errors argparse says nothing
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -1,14 +1,21 @@
 """Files: whole ones or none, and where those go that can be made again."""
 
+import atexit
 import errno
+import logging
 import os
+import re
+import secrets
+import shutil
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from rd_jax.system.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -32,14 +39,12 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".rd_jax-")
+        temporary = path.with_name(f".rd_jax-{secrets.token_hex(8)}")  # readable as umask says
         try:
-            with open(handle, "wb") as file:
-                file.write(content)
-            os.chmod(temporary, 0o644)
+            temporary.write_bytes(content)
             os.replace(temporary, path)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def composed(name: str) -> str:
@@ -74,6 +79,44 @@ def is_inside(path: Path, folder: Path) -> bool:
     return os.path.exists(folder) and any(os.path.samefile(parent, folder) for parent in there)
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it; ~ is the home folder, accents are as on disk.
+
+    Raises UserError if there is no such home, or for a URL.
+    """
+    if re.match(r"[\w+.-]+://", str(text)):
+        raise UserError(
+            f"{text} is no path on this machine: give one, or mount the bucket that it is"
+        )
+    path = Path(os.path.expanduser(text))
+    if str(path).startswith("~"):
+        raise UserError(f"{text}: there is no such home folder (HOME is not set): write it out")
+    return as_on_disk(path)
+
+
 def cache_folder() -> Path:
-    """Where everything that can be made again is kept: $XDG_CACHE_HOME/rd_jax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rd_jax"
+    """Where everything that can be made again is kept: $XDG_CACHE_HOME/rd_jax.
+
+    Where that cannot be written, a folder that is removed when the process ends; a warning says so.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base).absolute() / "rd_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        return folder
+    except (OSError, RuntimeError) as error:  # without a home folder
+        return _temporary_cache(str(error))
+
+
+@cache
+def _temporary_cache(problem: str) -> Path:
+    logger.warning(
+        "no cache is kept (%s): what it would save is done again each time; set XDG_CACHE_HOME to "
+        "a folder that can be written",
+        problem,
+    )
+    base = Path(tempfile.mkdtemp(prefix="rd_jax-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    (base / "rd_jax").mkdir()
+    return base / "rd_jax"

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rd_jax.system.errors import UserError, first_line
 
@@ -39,24 +39,16 @@ def download(backbone: str) -> Path:
 
     Raises UserError if it cannot be had, with the address to fetch it from, or is damaged.
     """
-    import huggingface_hub as hub
-
     pinned = IMAGENET[backbone]
-    where = (f"timm/{backbone}.tv_in1k", "model.safetensors")
+    repository, file = f"timm/{backbone}.tv_in1k", "model.safetensors"
     try:
-        path = Path(hub.hf_hub_download(*where, revision=pinned.revision, local_files_only=True))
-    except hub.errors.LocalEntryNotFoundError:
-        url = hub.hf_hub_url(*where, revision=pinned.revision)
-        try:
-            # The download itself retries for half a minute where there is no network.
-            hub.get_hf_file_metadata(url, timeout=5)
-            path = Path(hub.hf_hub_download(*where, revision=pinned.revision))
-        except Exception as error:  # the hub's HTTP client, and so its errors, vary by version
-            raise UserError(
-                f"cannot download the ImageNet weights of {backbone} ({first_line(error)}): fetch "
-                f"{url} where there is a network and set "
-                "--config.teacher_weights=FOLDER/model.safetensors"
-            ) from error
+        path = _found_or_downloaded(repository, file, pinned.revision)
+    except Exception as error:  # the hub's HTTP client, and so its errors, vary by version
+        raise UserError(
+            f"cannot download the ImageNet weights of {backbone} ({first_line(error)}): fetch "
+            f"https://huggingface.co/{repository}/resolve/{pinned.revision}/{file} where there is "
+            "a network and set --config.teacher_weights=FOLDER/model.safetensors"
+        ) from error
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if sha256 != pinned.sha256:
@@ -65,3 +57,16 @@ def download(backbone: str) -> Path:
             "and start again"
         )
     return path
+
+
+def _found_or_downloaded(repository: str, file: str, revision: str) -> Path:
+    import huggingface_hub as hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    where: Any = {"repo_id": repository, "filename": file, "revision": revision}
+    try:
+        return Path(hub.hf_hub_download(**where, local_files_only=True))
+    except LocalEntryNotFoundError:
+        # The download itself retries for half a minute where there is no network.
+        hub.get_hf_file_metadata(hub.hf_hub_url(**where), timeout=5)
+        return Path(hub.hf_hub_download(**where))

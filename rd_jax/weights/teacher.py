@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from rd_jax.config import Config
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.models.init import init_variables, teacher_shapes
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import user_path
 from rd_jax.weights import hub
 from rd_jax.weights.convert import convert_rd4ad, convert_teacher
 from rd_jax.weights.files import as_numpy, load_pth, read_file
@@ -34,9 +34,11 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
     weights = resolve_weights(backbone, weights)
     if weights == "random":
         logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
-        return init_variables(teacher_shapes(backbone, layer4), jax.random.key(0))
+        return init_variables(
+            teacher_shapes(backbone, layer4), jax.random.key(0, impl="threefry2x32")
+        )
     is_imagenet = weights == "imagenet"
-    path = hub.download(backbone) if is_imagenet else Path(os.path.expanduser(weights))
+    path = hub.download(backbone) if is_imagenet else user_path(weights)
     return convert_teacher(read_file(path), backbone, layer4)
 
 

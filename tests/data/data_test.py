@@ -106,7 +106,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     Image.fromarray(GREY).save(tmp_path / "a.png")
     np.testing.assert_array_equal(load_images([tmp_path / "a.png"], 64)[0, ..., 0], GREY)
-    assert "no image cache in" in caplog.text
+    assert "no cache is kept" in caplog.text
 
 
 def test_all_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

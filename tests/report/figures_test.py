@@ -65,6 +65,18 @@ def test_files_for_papers_are_written_without_a_trace_in_matplotlib(tmp_path: Pa
     assert dict(mpl.rcParams) == before
 
 
+def test_figures_are_the_same_whatever_a_matplotlibrc_says(tmp_path: Path) -> None:
+    evaluation = evaluation_in(tmp_path)
+
+    def svg() -> str:
+        return inline_svg(draw(evaluation, ROW, LOSSES)["roc"][0], "roc")
+
+    expected = svg()
+    odd = {"axes.facecolor": "red", "font.family": "serif", "savefig.bbox": "tight"}
+    with mpl.rc_context({**odd, "text.usetex": True}):
+        assert svg() == expected
+
+
 def test_an_inline_svg_has_the_colours_of_the_page_and_ids_of_its_own(tmp_path: Path) -> None:
     for name, (figure, _) in draw(evaluation_in(tmp_path), ROW, LOSSES).items():
         svg = inline_svg(figure, f"{name}-0")

@@ -18,7 +18,7 @@ from rd_jax.store.workdir import Workdir, training_of
 from rd_jax.system.files import cache_folder
 from tests.command import SMALL, Done, assert_one_line, captured, run
 from tests.run.distributed_test import free_port, run_all
-from tests.trained import NO_HOLDOUT, save_training
+from tests.trained import save_training
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("runs")
-    save_training(workdir / "weave", NO_HOLDOUT, train_sha256="of other images")
+    save_training(workdir / "weave", holdout=None, train_sha256="of other images")
     (workdir / "figures").mkdir()
     (workdir / ".locks").mkdir()
     return workdir

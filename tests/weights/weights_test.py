@@ -1,5 +1,6 @@
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -89,6 +90,20 @@ def test_a_download_is_verified(
     expected = teacher_sha256(convert_teacher(state_dict, "resnet18"))
     assert find_teacher("resnet18", "auto").sha256 == expected
     assert find_teacher("resnet18", "auto").weights == "imagenet"
+
+
+def test_a_hub_that_cannot_even_be_imported_is_as_one_without_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"fetch https://huggingface\.co/timm/resnet34\.tv_in1k/"):
+        load_teacher("resnet34", "imagenet")
+
+
+def test_the_random_teacher_is_the_same_whatever_generator_jax_uses() -> None:
+    expected = teacher_sha256(load_teacher("resnet18", "random"))
+    with jax.default_prng_impl("rbg"):
+        assert teacher_sha256(load_teacher("resnet18", "random")) == expected
 
 
 def test_without_network_imagenet_says_what_to_fetch_and_auto_is_random(

@@ -31,7 +31,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1],)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         if (
             not self.train
             and not self.is_initializing()
@@ -39,7 +39,7 @@ class BatchNorm(nn.Module):
         ):
             # In the dtype of the convolution, so that cuDNN adds it there, with ReLU and shortcut.
             return x + bias.astype(x.dtype)
-        scale = self.param("scale", nn.initializers.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if not self.train:

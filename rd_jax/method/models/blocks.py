@@ -50,7 +50,7 @@ class TransposedConv2x2(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], 2, 2, self.features)
-        kernel = self.param("kernel", transposed_kaiming_normal, shape)
+        kernel = self.param("kernel", transposed_kaiming_normal, shape, jnp.float32)
         return convolve_transposed(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
