@@ -59,6 +59,8 @@ def main(argv: list[str]) -> int:
     try:
         with hosts.together() if _join_processes(argv) else nullcontext():
             flag = _parse(argv)
+            if not flag.help:
+                _check_same_command(flag)
         if flag.help:
             print(f"{__doc__}\n{flag.get_help()}")
             return 0
@@ -66,7 +68,6 @@ def main(argv: list[str]) -> int:
         stop_on_sigterm()
         workdir = Path(os.path.expanduser(flag.workdir))
         keep_compiled_programs()
-        _check_same_command(flag)
         if flag.mode == "train":
             table = train(flag.config, workdir, flag.restart)
         else:
