@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
         settle()
         with hosts.together() if _join_processes(argv) else nullcontext():
             flag = _parse(argv)
+            if not flag.help:
+                _check_same_command(flag)
         if flag.help:
             print(f"{__doc__ or ''}\n{flag.get_help()}")
             return 0
@@ -69,7 +71,6 @@ def main(argv: list[str]) -> int:
         stop_on_sigterm()
         workdir = user_path(flag.workdir)
         keep_compiled_programs()
-        _check_same_command(flag)
         if flag.mode == "train":
             table = train(flag.config, workdir, flag.restart)
         else:

@@ -69,7 +69,7 @@ def _write_cached(
         cached.parent.mkdir(parents=True, exist_ok=True)
     is_shared = hosts.all_see(cached.parent)
     name = hosts.as_the_first(secrets.randbits(31)) + (0 if is_shared else jax.process_index())
-    unfinished = cached.with_suffix(f".{name}.partial")
+    unfinished, checksum = (cached.with_suffix(f".{name}{end}") for end in (".partial", ".sum"))
     own = range(shape[0])[hosts.share(shape[0]) if is_shared else slice(None)]
     owns_file = hosts.is_first() or not is_shared
     try:
@@ -86,8 +86,10 @@ def _write_cached(
             os.fsync(file.fileno())
         with hosts.together():
             if owns_file:
-                cached.with_suffix(".crc32").write_text(_checksum(unfinished))
+                checksum.write_text(_checksum(unfinished))
+                os.replace(checksum, cached.with_suffix(".crc32"))
                 os.replace(unfinished, cached)
     finally:
         if owns_file:
-            unfinished.unlink(missing_ok=True)
+            for path in (unfinished, checksum):
+                path.unlink(missing_ok=True)

@@ -37,23 +37,23 @@ def claimed(
     with hosts.together():
         with writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-        for folder in run.written_to(trainings):
-            check_writable(folder)
+        check_writable(workdir)
     if not hosts.all_see(workdir):
         raise UserError(
             f"--workdir {workdir} is not the same folder for all processes: choose one on a file "
             "system that they share"
         )
-    if whole_categories:
-        others = (other for training in trainings for other in run.begun(training.category))
-        trainings = list(dict.fromkeys([*trainings, *others]))
     with ExitStack() as held:
         locks = {}
         with hosts.together():
-            if hosts.is_first():  # for all
-                for training in trainings:
-                    locks[training] = lock = take(run, training)
-                    held.callback(lock.release)
+            if whole_categories:
+                others = [other for t in trainings for other in run.begun(t.category)]
+                trainings = list(dict.fromkeys([*trainings, *others]))
+            for training in trainings if hosts.is_first() else ():  # for all processes
+                locks[training] = lock = take(run, training)
+                held.callback(lock.release)
+            for folder in run.written_to(trainings):
+                check_writable(folder)
         yield lambda training: locks[training].release() if locks else None
 
 

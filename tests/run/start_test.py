@@ -257,9 +257,10 @@ def test_a_mistake_that_one_of_two_processes_sees_is_one_line_in_both(
     done = run_all([["tests.run.start_worker", str(i), "2", port, commands[i]] for i in range(2)])
     for i, (code, text, errors) in enumerate(done):
         assert code == 0, errors
-        for case, found in zip(cases.values(), json.loads(text), strict=True):
+        (last,) = (line for line in text.splitlines() if line.startswith("[["))  # not Gloo's
+        for case, found in zip(cases.values(), json.loads(last), strict=True):
             assert_one_line(Done(*found), case[2 + i])
-    assert not list(new.rglob("*.json"))
+    assert not (new / "weave").exists()
 
 
 def test_a_command_line_that_one_of_two_processes_cannot_read_ends_both(tmp_path: Path) -> None:
@@ -272,5 +273,5 @@ def test_a_command_line_that_one_of_two_processes_cannot_read_ends_both(tmp_path
         ]
     )
     messages = ("process 1 failed: its own output says why", "configs/absent.py")
-    for (code, text, errors), message in zip(done, messages, strict=True):
-        assert_one_line(Done(code, text, errors), message)
+    for (code, _, errors), message in zip(done, messages, strict=True):
+        assert_one_line(Done(code, "", errors), message)
