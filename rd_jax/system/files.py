@@ -69,7 +69,7 @@ def check_writable(folder: Path) -> None:
     A file is really made and removed: permissions say nothing of what mounts allow.
     """
     there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
-    with writing(there), tempfile.NamedTemporaryFile(dir=there, prefix=".rd_jax-"):
+    with writing(folder), tempfile.NamedTemporaryFile(dir=there, prefix=".rd_jax-"):
         pass
 
 

@@ -200,7 +200,7 @@ def test_an_interruption_keeps_the_rows_of_all_batches_before(
         (["images", "images/a/empty"], "images/a/empty holds no images"),
         ([], "the following arguments are required: images"),
         (["images", "--workdir", "nowhere"], "no checkpoint in nowhere"),
-        (["images", "--output", "images/a/1.png"], "cannot write images/a/1.png: File exists"),
+        (["images", "--output", "images/a/1.png"], "cannot write images/a/1.png: Not a dir"),
         (["images", "--output", "/proc/out"], "cannot write /proc/out: "),
         (["images", "--batch_size=0"], "argument --batch_size: invalid"),
         (["images", "--blur_sigma=-1"], "config.blur_sigma=-1.0: must be a number >= 0"),

@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_the_first_step(
     before = state(workdir)
     with read_only(workdir / name):
         done = command(data_dir, workdir)
-    assert_one_line(done, f"cannot write {workdir / name}: ")
+    assert_one_line(done, f"cannot write {workdir / name}")
     assert "choose another place" in done.stderr
     assert "step" not in done.stderr
     assert state(workdir) == before

@@ -1,6 +1,5 @@
 """A training belongs to one run at a time."""
 
-import logging
 import os
 import platform
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rd_jax.store import lock
 from rd_jax.store.lock import claimed, summarising
 from rd_jax.store.workdir import Workdir, training_of
 from rd_jax.system.errors import UserError
@@ -50,11 +50,10 @@ def test_a_killed_process_holds_nothing_and_one_alive_is_named(tmp_path: Path) -
 
 
 def test_summaries_are_written_one_after_the_other(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "rd_jax")
     waits, done = threading.Event(), []
-    caplog.handler.emit = lambda _: waits.set()  # type: ignore[method-assign]
+    monkeypatch.setattr(lock.logger, "info", lambda *_: waits.set())
 
     def write() -> None:
         with summarising(Workdir(tmp_path)):
