@@ -63,11 +63,12 @@ def cache_folder() -> Path:
         tempfile.TemporaryFile(dir=folder).close()
         return folder
     except (OSError, RuntimeError) as error:  # without a home folder
-        return _temporary_cache(str(error))
+        return temporary_cache(str(error))
 
 
 @cache
-def _temporary_cache(problem: str) -> Path:
+def temporary_cache(problem: str) -> Path:
+    """A folder for what would go into the cache; the `problem` with that one is told once."""
     logger.warning(
         "no cache is kept (%s): what it would save is done again each time; set XDG_CACHE_HOME to "
         "a folder that can be written",

@@ -1,5 +1,6 @@
 """What surrounds a process changes no figure; what it lacks is done without, or is one line."""
 
+import errno
 import json
 import os
 import pwd
@@ -16,6 +17,9 @@ import pytest
 
 import rd_jax
 from rd_jax import main
+from rd_jax.config import Config
+from rd_jax.data import synthetic
+from rd_jax.data.splits import load_split
 from rd_jax.data.synthetic import write_category
 from rd_jax.export import __main__ as export
 from rd_jax.method.metrics import METRICS, metrics_of
@@ -35,6 +39,8 @@ HOSTILE = ASCII | {
     "JAX_TRANSFER_GUARD": "disallow",
     "JAX_DEFAULT_PRNG_IMPL": "rbg",
     "JAX_DISABLE_JIT": "1",
+    "JAX_DEBUG_NANS": "1",
+    "JAX_DEBUG_INFS": "1",
     "MPLBACKEND": "garbage",
     "PYTHONIOENCODING": "ascii",
     "PYTHONOPTIMIZE": "2",
@@ -189,7 +195,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     for name in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
         monkeypatch.delenv(name, raising=False)
-    files._temporary_cache.cache_clear()
+    files.temporary_cache.cache_clear()
 
 
 @pytest.mark.usefixtures("homeless")
@@ -227,6 +233,21 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(
     (first / "x").write_text("kept while the process lasts")
     assert cache_folder() == first
     assert caplog.text.count("no cache is kept") == 1
+
+
+def test_the_generated_category_is_written_elsewhere_if_the_cache_is_full(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files.temporary_cache.cache_clear()
+
+    def write(data_dir: Path) -> None:
+        if data_dir.is_relative_to(tmp_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_category(data_dir, num_train=1, num_test=1, size=32)
+
+    monkeypatch.setattr(synthetic, "write_category", write)
+    assert len(load_split(config, "weave").train) == 1
 
 
 def test_a_relative_cache_is_in_the_folder_of_the_start(
