@@ -46,8 +46,8 @@ def write_whole(path: Path, content: bytes) -> None:
 def user_path(text: str | Path) -> Path:
     """A path as a user writes it; ~ is the home folder. Raises UserError if there is none."""
     path = Path(os.path.expanduser(text))
-    if str(path).startswith("~"):
-        raise UserError(f"{text}: there is no such home folder (HOME is not set): write it out")
+    if path.parts[:1] == ("~",):
+        raise UserError(f"{text}: there is no home folder (HOME is not set): write the path out")
     return path
 
 

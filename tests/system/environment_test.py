@@ -212,11 +212,12 @@ def test_without_a_home_the_commands_do_without_a_cache_and_say_so_once(
 
 @pytest.mark.usefixtures("homeless", "trained")
 def test_a_path_in_a_home_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UserError, match="~/x: there is no such home folder"):
+    with pytest.raises(UserError, match="~/x: there is no home folder"):
         user_path("~/x")
-    assert_one_line(run("--config", "demo", "--workdir=~/run"), "~/run: there is no such home")
+    assert user_path("~x") == Path("~x")
+    assert_one_line(run("--config", "demo", "--workdir=~/run"), "~/run: there is no home folder")
     done = captured(predict.main, ["--workdir=~/run", "--output=out", "images"])
-    assert_one_line(done, "argument --workdir: ~/run: there is no such home folder")
+    assert_one_line(done, "argument --workdir: ~/run: there is no home folder")
 
 
 @pytest.mark.parametrize("there", ["a file", "a folder below a file", "the kernel's"])
