@@ -43,7 +43,6 @@ HOSTILE = ASCII | {
     "JAX_DEBUG_INFS": "1",
     "MPLBACKEND": "garbage",
     "PYTHONIOENCODING": "ascii",
-    "PYTHONOPTIMIZE": "2",
     "PYTHONWARNINGS": "error",
 }
 
@@ -176,6 +175,16 @@ def test_without_a_device_the_commands_say_in_one_line_what_to_do(
         "JAX_PLATFORMS or set it to cpu, or install JAX for that device",
     )
     assert {path.name for path in trained.parent.iterdir()} == {"trained", "data"}
+
+
+def test_help_is_shown_also_by_a_python_without_docstrings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(main, "__doc__", None)
+    done = captured(main.main, ["main", "--help"])
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout
+    assert "None\n" not in done.stdout.partition("--")[0]
 
 
 def test_a_platform_that_is_not_here_is_one_line(tmp_path: Path) -> None:
