@@ -28,8 +28,9 @@ class Depends(Flag):
 
     NOTHING = 0
     TRAINING = auto()  # what is trained: going on takes the same value
-    SCORING = auto()  # maps and scores: thresholds hold for the same value alone
+    SCORING = auto()  # maps and scores
     TRAINED = auto()  # what a checkpoint is: evaluation cannot take another value, either
+    APPLIED = auto()  # what is done with distances: prediction and export can take another, too
 
 
 class Field(NamedTuple):
@@ -93,7 +94,7 @@ _SEEDS = Rule(
     "a choice of different seeds, each an integer from 0 to 2**32 - 1",
 )
 
-_NOTHING, _SCORING = Depends.NOTHING, Depends.SCORING
+_NOTHING, _SCORING, _APPLIED = Depends.NOTHING, Depends.SCORING, Depends.APPLIED
 _TRAINING, _FIXED = Depends.TRAINING, Depends.TRAINING | Depends.TRAINED
 
 # Defaults are the paper's values where it names them. Of data and teacher, hashes
@@ -149,7 +150,10 @@ FIELDS = {
         0.0, _FRACTION, _FIXED, "fraction of the training images kept aside for thresholds"
     ),
     "false_positive_rate": Field(
-        0.01, _FRACTION, _FIXED, "of held-out images, and their pixels, above their threshold"
+        0.01, _FRACTION, _APPLIED, "of new normal images above the threshold, kept if `holdout` can"
+    ),
+    "pixel_false_positive_rate": Field(
+        0.001, _FRACTION, _APPLIED, "of held-out images' pixels above the threshold of masks"
     ),
     "rd4ad_checkpoint": Field(
         "", _TEXT, _FIXED, "a `.pth` file of the authors' code, for `--mode eval`"
@@ -157,13 +161,16 @@ FIELDS = {
     "dtype": Field(
         "auto",
         _one_of(("auto", "bfloat16", "float32")),
-        _TRAINING,
+        _NOTHING,
         "of computation; `auto`: float32 on CPU, else bfloat16",
     ),
     "blur_sigma": Field(
-        4.0, _number(lambda v: 0 <= v < float("inf"), ">= 0"), _SCORING, "pixels; 0: no blur"
+        4.0,
+        _number(lambda v: 0 <= v < float("inf"), ">= 0"),
+        _SCORING | _APPLIED,
+        "pixels; 0: no blur",
     ),
-    "image_score": Field("max", _one_of(("max", "sum")), _SCORING, "of the map"),
+    "image_score": Field("max", _one_of(("max", "sum")), _SCORING | _APPLIED, "of the map"),
     "log_every_steps": Field(20, _integer(1), _NOTHING, "a row in `metrics.jsonl`"),
     "eval_every_epochs": Field(0, _integer(0), _NOTHING, "0: after the last step alone"),
     "checkpoint_every_epochs": Field(20, _integer(0), _NOTHING, "0: after the last step alone"),

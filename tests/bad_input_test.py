@@ -30,9 +30,11 @@ from PIL import ExifTags, Image
 from safetensors.numpy import save_file
 
 from rd_jax import load_teacher
-from rd_jax.config import Config, validate
+from rd_jax.config import Config, get_config, validate
+from rd_jax.data import formats
 from rd_jax.data.images import decode_image, load_images, load_masks
 from rd_jax.data.mvtec import find_categories, load_category, read_category
+from rd_jax.data.splits import check_splits
 from rd_jax.data.synthetic import write_category
 from rd_jax.system.errors import UserError
 from rd_jax.weights.convert import _torch_name
@@ -66,6 +68,16 @@ def png_of_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + b"\0\0\1\0IDAT"
 
 
+def tiff(pixels: np.ndarray, *, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """An uncompressed grey TIFF, little-endian, of tags that Pillow does not write."""
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: photometric}
+    tags |= {273: 200, 277: 1, 278: height, 279: pixels.nbytes, 339: sample_format}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries)
+    return head.ljust(200, b"\0") + pixels.tobytes()
+
+
 def tiff_of_12_bits() -> bytes:
     tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 273: 134, 277: 1, 278: 2, 279: 6}
     entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
@@ -90,14 +102,14 @@ def image(pixels: np.ndarray, form: str = "PNG") -> Callable[[Path], None]:
 
 
 PNG, JPEG, WEBP = (bytes_of(format=form) for form in ("PNG", "JPEG", "WEBP"))
-NO_IMAGE = "(not an image in PNG, JPEG, BMP, TIFF or WebP)"
+NO_IMAGE = "(not an image in PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF, AVIF or PNM)"
 TWO = "(2 pictures in one file: save the one that is meant)"
-DEPTH = "(32-bit pixels have no defined white; convert it to 8 or 16 bits)"
+DEPTH = "(32-bit, signed or fractional pixels have no defined white; convert it to 8 or 16 bits)"
 
 IMAGES = {
     "empty file": (content(b""), NO_IMAGE),
     "text": (content(b"an image"), NO_IMAGE),
-    "GIF by another name": (image(RAMP, "GIF"), NO_IMAGE),
+    "icon by another name": (image(RAMP, "ICO"), NO_IMAGE),
     "PNG of a header alone": (content(PNG[:40]), "("),
     "truncated PNG": (content(PNG[: len(PNG) // 2]), "(image file is truncated"),
     "truncated JPEG": (content(JPEG[: len(JPEG) // 2]), "(image file is truncated"),
@@ -106,17 +118,23 @@ IMAGES = {
     "truncated WebP": (content(WEBP[: len(WEBP) // 2]), "("),
     "PNG with a wrong checksum": (content(PNG.replace(PNG[-20:-16], b"\0\1\2\3")), "("),
     "no pixels": (content(png_of_size(0, 5)), "("),
-    "PNG whose EXIF data are none": (content(bytes_of(format="PNG", exif=b"Exif\0\0?")), "("),
+    "PNG whose EXIF data are none": (
+        content(bytes_of(format="PNG", exif=b"Exif\0\0?")),
+        "(its EXIF data cannot be read (",
+    ),
     "decompression bomb": (
         content(png_of_size(50_000, 50_000)),
         "(Image size (2500000000 pixels) exceeds limit of 536870912 pixels, could be ",
     ),
     "12-bit TIFF": (content(tiff_of_12_bits()), "(pixels of 12 bits would be read as too dark"),
+    "signed 8-bit integers": (content(tiff(RAMP, sample_format=2)), DEPTH),
+    "signed 16-bit integers": (content(tiff(RAMP.astype(np.int16), sample_format=2)), DEPTH),
     "32-bit integers": (image(RAMP.astype(np.int32), "TIFF"), DEPTH),
     "32-bit floats": (image(RAMP.astype(np.float32), "TIFF"), DEPTH),
     "animated PNG": (two_pictures("PNG"), TWO),
     "animated WebP": (two_pictures("WEBP"), TWO),
     "TIFF of many pages": (two_pictures("TIFF"), TWO),
+    "animated GIF": (two_pictures("GIF"), TWO),
 }
 
 
@@ -149,7 +167,21 @@ READ = {
     "alpha, which is dropped": (transparent, RAMP),
     "another format than the suffix says": (image(RAMP, "BMP"), RAMP),
     "JPEG with a depth map behind it": (two_pictures("MPO"), RAMP),
+    "GIF": (image(RAMP, "GIF"), RAMP),
+    "JPEG 2000": (image(RAMP, "JPEG2000"), RAMP),
+    "AVIF": (lambda path: Image.fromarray(RAMP).convert("RGB").save(path, "AVIF"), RAMP),
+    "PGM": (image(RAMP, "PPM"), RAMP),
     "16 bits, scaled": (image(RAMP.astype(np.uint16) * 257), RAMP),
+    "16 bits, of which 0 is white": (
+        content(tiff(65535 - RAMP.astype(np.uint16) * 257, photometric=0)),
+        RAMP,
+    ),
+    "16 bits in JPEG 2000": (image(RAMP.astype(np.uint16) * 257, "JPEG2000"), RAMP),
+    "16 bits in PGM": (image(RAMP.astype(np.int32) * 257, "PPM"), RAMP),
+    "12 bits in PGM": (
+        content(b"P5 64 48 4095\n" + (RAMP * np.uint16(16)).astype(">u2").tobytes()),
+        RAMP,
+    ),
     "a TIFF that is turned": (turned_grey_tiff, RAMP),
     "JPEG whose EXIF data are none, as stored": (
         lambda path: Image.fromarray(RAMP).save(path, "JPEG", exif=b"Exif\0\0nonsense"),
@@ -179,8 +211,13 @@ MARKED = np.where(RAMP > 250, 255, 0).astype(np.uint8)
 MASKS = {
     "of another size": (image(MARKED[:, :-1]), "(the mask has 63 x 48 pixels, its image "),
     "lying": (image(MARKED.T), "(the mask has 48 x 64 pixels, its image "),
-    "empty": (image(0 * MARKED), "(mask values are 0 to 0: write anomalous pixels as 255)"),
-    "with labels": (image(MARKED // 255), "(mask values are 0 to 1: write anomalous pixels as"),
+    "empty": (image(0 * MARKED), "(mask values are 0 to 0, of which none would be anomalous: wri"),
+    "labels from 1": (image(MARKED // 255 + 1), "(mask values are 1 to 2, of which all would be "),
+    "a dark JPEG": (image(MARKED // 3, "JPEG"), " of which none would be anomalous: write anom"),
+    "colours without black": (
+        image(np.where(MARKED[..., None], [200, 0, 0], [31, 119, 180]).astype(np.uint8)),
+        "(mask values are 180 to 200, of which all would be anomalous: write anomalous pixels as ",
+    ),
     "transparent": (
         image(np.dstack([MARKED, MARKED])),
         "(the mask has transparent pixels: save it without an alpha channel)",
@@ -258,6 +295,8 @@ def replaced_by_a_file(name: str) -> Callable[[Path], Any]:
     return change
 
 
+COMPOSED, DECOMPOSED = "b\u00fcrste", "bu\u0308rste"
+DEEP = "lies too deep: move it up into"
 ONE, MASK = "train/good/000.png", "ground_truth/stain/000_mask.png"
 NEITHER = "is neither a file nor a folder, nor a link to one that can be reached: mend or remove it"
 NO_FOLDER = "is not a folder, nor a link to one that can be reached"
@@ -276,42 +315,89 @@ FOLDERS = {
     "file in the place of test": (replaced_by_a_file("test"), f"test {NO_FOLDER}"),
     "no training images": (
         lambda root: [path.unlink() for path in (root / "train/good").iterdir()],
-        "train/good holds no images (.bmp, ",
+        "train/good holds no images (PNG, JPEG, ",
     ),
     "no train/good": (renamed("train/good", "train/normal"), "train/normal holds images, but only"),
     "defects to train on": (copied(ONE, "train/bad/0.png"), "train/bad holds images, but only th"),
     "image beside train/good": (copied(ONE, "train/0.png"), "train/0.png lies beside the folders"),
     "image beside test/good": (copied(ONE, "test/0.png"), "test/0.png lies beside the folders in"),
-    "folder in a folder": (copied(ONE, "test/good/more/0.png"), "test/good/more holds images: mo"),
-    "animation": (
-        lambda root: Image.fromarray(RAMP).save(root / "train/good/x.gif"),
-        "train/good/x.gif is an image, but not in .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+    "folder in a folder": (copied(ONE, "test/good/more/0.png"), f"test/good/more/0.png {DEEP}"),
+    "folders in folders": (copied(ONE, "train/good/a/b/1.png"), f"train/good/a/b/1.png {DEEP}"),
+    "deep in a defect": (copied(ONE, "test/stain/a/b/c/1.png"), f"test/stain/a/b/c/1.png {DEEP}"),
+    "deep in the masks": (
+        copied(MASK, "ground_truth/stain/a/b/c/1_mask.png"),
+        f"ground_truth/stain/a/b/c/1_mask.png {DEEP}",
+    ),
+    "deep, without a suffix": (copied(ONE, "train/good/a/b/1"), f"train/good/a/b/1 {DEEP}"),
+    "link to images": (
+        linked("train/good/all", "../../test"),
+        f"train/good/all/distortion/000.png {DEEP}",
+    ),
+    "icon": (
+        lambda root: Image.fromarray(RAMP).save(root / "train/good/x.ico"),
+        "train/good/x.ico is an image, but not in PNG, JPEG, ",
     ),
     "photograph of a telephone": (
         lambda root: (root / "test/good/x.HEIC").write_bytes(b"?"),
-        "test/good/x.HEIC is an image, but not in .bmp, ",
+        "test/good/x.HEIC is an image, but not in PNG, JPEG, ",
     ),
-    "good with a capital": (renamed("test/good", "test/Good"), "test/Good counts as a defect"),
+    "raw data of a camera, with a preview": (
+        lambda root: Image.fromarray(RAMP).save(root / "train/good/x.dng", "TIFF"),
+        "train/good/x.dng is an image, but not in PNG, JPEG, ",
+    ),
+    "good with a capital": (renamed("test/good", "test/Good"), "test/Good is not called good: ren"),
+    "good with a space": (renamed("test/good", "test/good "), "test/good  is not called good: ren"),
+    "train/Good": (renamed("train/good", "train/Good"), "train/Good is not called good: rename or"),
+    "Train beside train": (copied(ONE, "Train/good/0.png"), "Train is not called train: rename or"),
+    "Test": (renamed("test", "Test"), "Test is not called test: rename or move it"),
+    "Ground Truth": (
+        renamed("ground_truth", "Ground Truth"),
+        "Ground Truth is not called ground_t",
+    ),
+    "groundtruth": (
+        renamed("ground_truth", "groundtruth"),
+        "groundtruth is not called ground_trut",
+    ),
+    "two spellings of a defect": (
+        lambda root: [(root / "test" / name).mkdir() for name in (COMPOSED, DECOMPOSED)],
+        f"two folders in {{root}}/test are called {COMPOSED}, with its accents spelled in two ways",
+    ),
     "image without a mask": (lambda root: (root / MASK).unlink(), f"{MASK} of test image "),
     "images without a mask": (
         lambda root: shutil.rmtree(root / "ground_truth/stain"),
         f"{MASK} of test image ",
     ),
     "mask by another name": (
-        renamed(MASK, "ground_truth/stain/000.png"),
-        f"{MASK} of test image ",
+        renamed(MASK, "ground_truth/stain/000-msk.png"),
+        "is missing: rename {root}/ground_truth/stain/000-msk.png if it is that, add it, or remove",
+    ),
+    "masks in a folder of another name": (
+        renamed("ground_truth/stain", "ground_truth/Stain"),
+        "is missing: rename {root}/ground_truth/Stain/000_mask.png if it is that, add it, or rem",
     ),
     "mask without an image": (
         lambda root: (root / "test/stain/000.png").unlink(),
-        f"{MASK} is the mask of no test image: remove it, or mend its name",
+        f"{MASK} is the mask of no anomalous image in test/stain: remove it, or mend its name",
     ),
     "masks without images": (
         lambda root: shutil.rmtree(root / "test/stain"),
-        f"{MASK} is the mask of no test image",
+        f"{MASK} is the mask of no anomalous image in test/stain",
     ),
     "mask of a normal image": (
         copied(MASK, "ground_truth/good/000_mask.png"),
-        "ground_truth/good/000_mask.png is the mask of a normal image: remove it",
+        "ground_truth/good/000_mask.png is the mask of no anomalous image in test/good: remove it",
+    ),
+    "two masks of one image": (
+        copied(MASK, "ground_truth/stain/000.png"),
+        "ground_truth/stain/000.png are both masks of {root}/test/stain/000.png: remove one",
+    ),
+    "two forms of a mask": (
+        copied(MASK, "ground_truth/stain/000_mask.tif"),
+        "ground_truth/stain/000_mask.tif are both masks of {root}/test/stain/000.png: remove one",
+    ),
+    "mask in a format with losses": (
+        renamed(MASK, "ground_truth/stain/000_mask.JPG"),
+        "ground_truth/stain/000_mask.JPG may have lost pixels: save it in one of .bmp, .gif, ",
     ),
     "two images of one mask": (
         lambda root: Image.fromarray(RAMP).save(root / "test/stain/000.jpg"),
@@ -324,8 +410,91 @@ FOLDERS = {
 def test_what_a_folder_would_leave_out_in_silence_is_refused(category: Path, row: str) -> None:
     change, message = FOLDERS[row]
     change(category)
+    message = message.replace("{root}", str(category))
     line = refused(message, read_category, category.parent, "weave")  # before anything is decoded
     assert str(category) in line
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("000.png", "000.png"),
+        ("000.png", "000_mask.PNG"),
+        ("000.JPG", "000.Tiff"),
+        ("000.png", "000_mask.bmp"),
+        (f"{COMPOSED}.png", f"{DECOMPOSED}_mask.png"),
+        (f"{DECOMPOSED}.png", f"{COMPOSED}.png"),
+    ],
+)
+def test_a_mask_is_found_by_its_images_name(category: Path, image: str, mask: str) -> None:
+    (category / "test/stain/000.png").rename(category / "test/stain" / image)
+    (category / MASK).rename(category / "ground_truth/stain" / mask)
+    (category / "test/stain").rename(category / "test" / COMPOSED)
+    (category / "ground_truth/stain").rename(category / "ground_truth" / DECOMPOSED)
+    found = {i.path: i.mask for i in read_category(category.parent, "weave").test}
+    expected = category / "ground_truth" / DECOMPOSED / mask
+    assert found[category / "test" / COMPOSED / image] == expected
+
+
+def test_links_in_circles_are_followed_once(category: Path) -> None:
+    expected = read_category(category.parent, "weave")
+    (category / "train/good/itself").symlink_to(".")
+    (category / "train/good/back").symlink_to("..")
+    (category / "test/good/deep/deeper").mkdir(parents=True)
+    (category / "test/good/deep/deeper/up").symlink_to("../..")
+    assert read_category(category.parent, "weave") == expected
+
+
+def test_images_in_folders_of_other_names_are_said_not_to_be_used(
+    category: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("validation/good/1.png", "masks/1/2/3.png", "4.png"):
+        copied(ONE, name)(category)
+    copied(ONE, "../loose/1.png")(category)
+    (category / "notes").mkdir()
+    (category / "notes/1.txt").write_text("no image")
+    load_category(category.parent, "weave", 32)
+    message = "weave: images are not used from 4.png, masks, validation, but from train, test, grou"
+    assert caplog.text.count("images are not used") == 1
+    assert message in caplog.text
+    caplog.clear()
+    check_splits(get_config(data_dir=str(category.parent)))
+    assert "images are not used from loose, but from weave alone" in caplog.text
+
+
+@pytest.mark.parametrize(("on_disk", "named"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_category_is_found_however_its_accents_are_spelled(
+    category: Path, on_disk: str, named: str
+) -> None:
+    root = category.rename(category.parent / on_disk)
+    assert read_category(root.parent, named) == read_category(root.parent, on_disk)
+    assert len(read_category(root.parent, named).train) == 2
+    (root.parent / named / "train/good").mkdir(parents=True)
+    refused("are called", read_category, root.parent, named)
+    refused("are called", find_categories, root.parent)
+
+
+def test_what_looks_like_a_category_is_said_to_be_none(category: Path) -> None:
+    data_dir = category.parent
+    copied(ONE, "../parts/Train/good/1.png")(category)
+    refused("parts/Train is not called train", find_categories, data_dir)
+    refused("parts/Train is not called train", read_category, data_dir, "parts")
+    refused("parts/Train is not called train", find_categories, data_dir / "parts")
+    assert len(read_category(data_dir, "weave").train) == 2
+    copied(ONE, "../bare/1.png")(category)
+    refused("bare has no train/good: put the good images there", read_category, data_dir, "bare")
+
+
+def test_a_space_behind_a_categorys_name_is_shown(category: Path) -> None:
+    category.rename(category.parent / "weave ")
+    refused("it has 'weave '", read_category, category.parent, "weave")
+    assert len(read_category(category.parent, "weave ").train) == 2
+
+
+def test_a_linked_category_is_read_as_one(category: Path) -> None:
+    (category.parent / "linked").symlink_to(category)
+    assert find_categories(category.parent) == ["linked", "weave"]
+    assert len(read_category(category.parent, "linked").train) == 2
 
 
 @pytest.mark.parametrize("name", ["..", "../weave", ".", "/", "weave/", "", "weave\0", "WEAVE"])
@@ -380,10 +549,34 @@ def test_what_is_no_image_is_left_out(category: Path) -> None:
             (category / folder / name).write_text("no image")
         (category.parent / name).write_text("no category")
     (category / "test" / ".cache").mkdir()
-    (category / "train/good/@eaDir/000.png").mkdir(parents=True)  # a network drive's thumbnails
+    for name in ("train/good/@eaDir/000.png/THUMB.jpg", "__MACOSX/000.png", "test/#recycle/0.png"):
+        copied(ONE, name)(category)
+    for name in ("README", "LICENSE", "report.pdf", "film.mp4", "values.h5"):
+        (category / "train/good" / name).write_text("Python's")
     (category.parent / "notes").mkdir()
     assert read_category(category.parent, "weave") == expected
     assert find_categories(category.parent) == ["weave"]
+
+
+def test_what_a_file_without_a_suffix_holds_says_if_it_is_an_image(category: Path) -> None:
+    for number, name in enumerate(("scan", "scan.001", "scan.png.part", "scan.gif", "scan.PNG ")):
+        Image.fromarray(RAMP + np.uint8(number)).save(category / "train/good" / name, "PNG")
+    split = load_category(category.parent, "weave", 32)
+    names = ["000.png", "001.png", "scan", "scan.001", "scan.PNG ", "scan.gif", "scan.png.part"]
+    assert split.train_names == names
+    (category / "train/good/scan").write_bytes(PNG[: len(PNG) // 2])
+    refused("train/good/scan (image file is tr", load_category, category.parent, "weave", 32)
+
+
+def test_files_are_listed_without_being_opened(
+    category: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    monkeypatch.setattr(formats, "open_image", opened.append)
+    for name in ("a.txt", "b.csv", "c.json", "d.xml", "e.PNG", "f.jp2"):
+        (category / "train/good" / name).write_text("")
+    assert len(read_category(category.parent, "weave").train) == 4
+    assert not opened
 
 
 def test_without_normal_test_images_everything_is_anomalous(category: Path) -> None:
@@ -661,13 +854,17 @@ def test_safetensors_of_half_precision_are_read(
     ids=["name of bytes", "shared mask", "code as weights", "home of nobody"],
 )
 def test_a_bad_input_is_one_line_on_the_command_line(
-    category: Path, change: Callable[[Path], Any], arguments: list[str], message: str
+    category: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    change: Callable[[Path], Any],
+    arguments: list[str],
+    message: str,
 ) -> None:
     change(category)
     data_dir = category.parent
     done = run(
         *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL),
-        *("--workdir", str(data_dir / "work")),
+        *("--workdir", str(tmp_path_factory.mktemp("work"))),
         *(argument.format(data_dir=data_dir) for argument in arguments),
     )
     assert_one_line(done, message)

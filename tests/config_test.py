@@ -112,13 +112,14 @@ def test_a_config_survives_json_and_what_is_missing_has_its_default(config: Conf
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "goes_on", "is_evaluated", "keeps_thresholds"),
+    ("field", "value", "goes_on", "is_evaluated", "scores_alike"),
     [
         ("learning_rate", 0.1, False, False, True),
         ("backbone", "resnet34", False, False, False),
         ("image_size", 64, False, True, False),
         ("batch_size", 4, False, True, True),
         ("blur_sigma", 1.0, True, True, False),
+        ("false_positive_rate", 0.1, True, True, True),
         ("log_every_steps", 7, True, True, True),
     ],
 )
@@ -128,7 +129,7 @@ def test_what_depends_on_a_field_is_in_its_row(
     value: Any,
     goes_on: bool,
     is_evaluated: bool,
-    keeps_thresholds: bool,
+    scores_alike: bool,
 ) -> None:
     before = as_dict(config)
     now = before | {field: value}
@@ -136,7 +137,7 @@ def test_what_depends_on_a_field_is_in_its_row(
         not differing(before, now, depends)
         for depends in (Depends.TRAINING, Depends.TRAINED, Depends.SCORING)
     ]
-    assert found == [goes_on, is_evaluated, keeps_thresholds]
+    assert found == [goes_on, is_evaluated, scores_alike]
     assert not differing(before, json.loads(json.dumps(before)), ~Depends.NOTHING)
 
 

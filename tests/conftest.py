@@ -52,7 +52,7 @@ def _convolutions(request: pytest.FixtureRequest) -> Iterator[None]:
             patch.setattr(cpu, "_is_on_cpu", lambda: False)
             patch.setenv(tests.tiny.XLA_CONVOLUTIONS, "true")  # of the processes that tests start
         yield
-    build._make_scorer.cache_clear()
+    build._make_distances.cache_clear()
     jax.clear_caches()  # and their memory
 
 

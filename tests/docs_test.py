@@ -24,7 +24,7 @@ from rd_jax.predict import __main__ as predict
 from rd_jax.weights import teacher
 from tests.command import ROOT, captured
 from tests.reference_weights import draw_images
-from tests.trained import CALIBRATION, save_training
+from tests.trained import save_training
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -52,7 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("mvtec/bottle", "mvtec/cable", "parts/bracket"):
         shutil.copytree(tmp_path / "data" / "weave", tmp_path / "data" / name)
     for name in ("mine/bracket", "demo/weave"):
-        save_training(tmp_path / "prepared" / name, CALIBRATION)
+        save_training(tmp_path / "prepared" / name)
     (tmp_path / "new_images").mkdir()
     images = draw_images(4, 32)
     np.save(tmp_path / "images.npy", images)
@@ -86,6 +86,8 @@ def run_commands(text: str) -> None:
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+# JAX warns of it, and OpenVINO does so, before anything of JAX is used in the child.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_runs_as_printed(page: Path, folder: Path) -> None:
     for name in ("mine", "demo"):

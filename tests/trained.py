@@ -1,6 +1,6 @@
 """States, steps and checkpoints of the tiny backbone, for tests of what comes after."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from rd_jax.method.calibration import Calibration
 from rd_jax.method.loss import LOSSES
 from rd_jax.run.build import model_of, optimizer_of
 from rd_jax.store import checkpoint
+from rd_jax.store.distances import NormalDistances, write_distances
 from rd_jax.store.workdir import Training
 from rd_jax.weights.teacher import find_teacher
 
 SIZE = 32
-CALIBRATION = Calibration("holdout", 20, 0.01, 0.5, 0.4, 0.1, 1.2)
-NO_HOLDOUT = CALIBRATION._replace(source="train", image_threshold=None, pixel_threshold=None)
+CALIBRATION = Calibration("holdout", 20, 0.01, 0.5, 0.4, 0.1, 0.5, 1 / 21, 0.001)
 
 
 def first_state(config: Config) -> TrainState:
@@ -32,9 +32,25 @@ def train_step_of(config: Config) -> Callable:
     return jax.jit(make_train_step(model_of(config), optimizer_of(config), loss))
 
 
-def save_training(folder: Path, calibration: Calibration | None, **changes: object) -> Path:
-    """Leaves in `folder` what a training would; `changes` are of the metadata."""
-    changes_of_config = dict(backbone="tiny", image_size=SIZE, dtype="float32")
+def draw_distances(seed: int, num_images: int = 20) -> tuple[np.ndarray, ...]:
+    """At each scale of images of `SIZE` pixels, as those of normal images might be."""
+    rng = np.random.default_rng(seed)
+    shapes = [(num_images, SIZE // stride, SIZE // stride) for stride in (4, 8, 16)]
+    return tuple(rng.gamma(8, 0.04, shape).astype(np.float32) for shape in shapes)
+
+
+def save_training(
+    folder: Path,
+    holdout: bool | None = True,
+    dtypes: Sequence[str] = ("float32",),
+    dtype: str = "float32",
+    **changes: object,
+) -> Path:
+    """Leaves in `folder` what a training of 7 steps would; `changes` are of the metadata.
+
+    What normal images gave is drawn, the first of `dtypes` with seed 0; of none for holdout=None.
+    """
+    changes_of_config = dict(backbone="tiny", image_size=SIZE, dtype=dtype)
     config = get_config(category="weave", teacher_weights="random", **changes_of_config)
     teacher = find_teacher("tiny", "random")
     variables = jax.device_get(first_state(config).student_variables)
@@ -43,12 +59,16 @@ def save_training(folder: Path, calibration: Calibration | None, **changes: obje
         "teacher_weights": teacher.weights,
         "teacher_sha256": teacher.sha256,
         "last_step": 7,
-        "dtype": "float32",
-        "calibration": calibration and calibration._asdict(),
+        "dtype": dtype,
         **changes,
     }
-    with checkpoint.writer(Training(folder, "weave").checkpoints) as save:
+    training = Training(folder, "weave")
+    with checkpoint.writer(training.checkpoints) as save:
         save(7, variables, {"m": np.zeros(1)}, metadata)
+    if holdout is not None:
+        by_dtype = {name: draw_distances(seed) for seed, name in enumerate(dtypes)}
+        distances = NormalDistances(holdout, checkpoint.checksum(variables), by_dtype)
+        write_distances(training.distances, distances)
     return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
@@ -21,7 +22,7 @@ _CHUNK = 512  # rows made at a time
 
 
 def cached_array(
-    key: str, shape: tuple[int, ...], dtype: type, rows: Callable[[range], np.ndarray]
+    key: str, shape: tuple[int, ...], dtype: DTypeLike, rows: Callable[[range], np.ndarray]
 ) -> np.ndarray:
     """What `rows` makes of all indices, memory-mapped from the cache file of `key`.
 
@@ -41,7 +42,7 @@ def cached_array(
     return np.load(cached, mmap_mode="r")
 
 
-def _read_cached(cached: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray | None:
+def _read_cached(cached: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
     if not os.path.exists(cached):  # Path.exists would raise where the folder cannot be read
         return None
     try:
@@ -61,14 +62,14 @@ def _checksum(path: Path) -> str:
 
 
 def _write_cached(
-    cached: Path, shape: tuple[int, ...], dtype: type, rows: Callable[[range], np.ndarray]
+    cached: Path, shape: tuple[int, ...], dtype: DTypeLike, rows: Callable[[range], np.ndarray]
 ) -> None:
     """The whole file or nothing. Processes that share the folder write a part of it each."""
     with hosts.together():
         cached.parent.mkdir(parents=True, exist_ok=True)
     is_shared = hosts.all_see(cached.parent)
     name = hosts.as_the_first(secrets.randbits(31)) + (0 if is_shared else jax.process_index())
-    unfinished = cached.with_suffix(f".{name}.partial")
+    unfinished, checksum = (cached.with_suffix(f".{name}{end}") for end in (".partial", ".sum"))
     own = range(shape[0])[hosts.share(shape[0]) if is_shared else slice(None)]
     owns_file = hosts.is_first() or not is_shared
     try:
@@ -85,8 +86,10 @@ def _write_cached(
             os.fsync(file.fileno())
         with hosts.together():
             if owns_file:
-                cached.with_suffix(".crc32").write_text(_checksum(unfinished))
+                checksum.write_text(_checksum(unfinished))
+                os.replace(checksum, cached.with_suffix(".crc32"))
                 os.replace(unfinished, cached)
     finally:
         if owns_file:
-            unfinished.unlink(missing_ok=True)
+            for path in (unfinished, checksum):
+                path.unlink(missing_ok=True)

@@ -3,25 +3,31 @@
 DATA_DIR/CATEGORY/train/good/*.png
 DATA_DIR/CATEGORY/test/good/*.png
 DATA_DIR/CATEGORY/test/DEFECT/*.png
-DATA_DIR/CATEGORY/ground_truth/DEFECT/*_mask.png
+DATA_DIR/CATEGORY/ground_truth/DEFECT/*_mask.png    see masks.py
 """
 
 import hashlib
+import itertools
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from rd_jax.data import Split
-from rd_jax.data.folders import images_by_folder, listed, names
-from rd_jax.data.images import IMAGE_SUFFIXES, content_sha256, load_images, load_masks
+from rd_jax.data.folders import images_below, images_by_folder, listed, names
+from rd_jax.data.formats import FORMAT_NAMES, is_named_like_image
+from rd_jax.data.images import content_sha256, load_images, load_masks
+from rd_jax.data.masks import masks_of
 from rd_jax.system.errors import UserError, printable
+from rd_jax.system.files import composed
 
 logger = logging.getLogger(__name__)
 
+PARTS = ("train", "test", "ground_truth")
 NORMAL = "good"
 
 
@@ -43,17 +49,21 @@ class Category(NamedTuple):
 
 
 def find_categories(data_dir: Path) -> list[str]:
-    """The names of all categories in `data_dir`, sorted. Raises UserError if there is none."""
-    if not os.path.isdir(data_dir):
-        raise UserError(f"data_dir {data_dir} is not a folder: set --config.data_dir")
-    _, folders = listed(data_dir)
-    categories = [folder.name for folder in folders if "train" in names(folder)]
+    """The names of all categories in `data_dir`, sorted.
+
+    Raises UserError if there is none, or if a folder would be one but for the spelling of train.
+    """
+    categories = _categories(data_dir)
+    for folder in listed(data_dir)[1]:
+        if folder.name not in categories:
+            _check_spelling(folder, ["train"])
     if not categories and os.path.isdir(data_dir / "train" / NORMAL):
         raise UserError(
             f"data_dir {data_dir} is itself a category: set --config.data_dir="
             f"{data_dir.parent} --config.category={data_dir.name}"
         )
     if not categories:
+        _check_spelling(data_dir, PARTS)
         raise UserError(
             f"data_dir {data_dir} holds no category: expected CATEGORY/train/{NORMAL}/ in it"
         )
@@ -68,14 +78,11 @@ def read_category(data_dir: Path, name: str) -> Category:
     missing, if images lie where they would be left out, or if there are masks, but not exactly
     one for each anomalous image.
     """
-    categories = find_categories(data_dir)
-    if name not in categories:
-        raise UserError(
-            f"category {name!r} is not in data_dir {data_dir}: it has {', '.join(categories)}"
-        )
-    if name != printable(name):
-        raise UserError(f"category {name!r} in data_dir {data_dir}: rename it to printable text")
-    root = data_dir / name
+    root = _category_folder(data_dir, name)
+    _check_spelling(root, PARTS)
+    for part in ("train", "test"):
+        if os.path.isdir(root / part):
+            _check_spelling(root / part, [NORMAL])
     train = images_by_folder(root / "train")
     for folder, found in train.items():
         if folder != NORMAL and found:
@@ -84,53 +91,77 @@ def read_category(data_dir: Path, name: str) -> Category:
                 "on: move them there, or elsewhere"
             )
     if not train.get(NORMAL):
-        raise UserError(f"{root / 'train' / NORMAL} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{root / 'train' / NORMAL} holds no images ({FORMAT_NAMES})")
+    test = {
+        path: folder for folder, found in images_by_folder(root / "test").items() for path in found
+    }
     has_masks = "ground_truth" in names(root)
-    test = []
-    for folder, found in images_by_folder(root / "test").items():
-        if folder != NORMAL and folder.lower() == NORMAL:
-            raise UserError(
-                f"{root / 'test' / folder} counts as a defect: call it {NORMAL} if it is none, or "
-                "by another name"
-            )
-        masks = root / "ground_truth" / folder if has_masks and folder != NORMAL else None
-        for path in found:
-            test.append(LabelledImage(path, folder, masks and masks / f"{path.stem}_mask.png"))
-    if has_masks:
-        _check_masks(test, root / "ground_truth")
-    return Category(name, tuple(train[NORMAL]), tuple(test), has_masks)
+    anomalous = [path for path, folder in test.items() if folder != NORMAL]
+    mask_of = masks_of(anomalous, root / "ground_truth") if has_masks else {}
+    labelled = (LabelledImage(path, folder, mask_of.get(path)) for path, folder in test.items())
+    return Category(root.name, tuple(train[NORMAL]), tuple(labelled), has_masks)
 
 
-def _check_masks(test: Sequence[LabelledImage], root: Path) -> None:
-    """Raises UserError if the masks in `root` are not exactly those of the images."""
-    found = {path for masks in images_by_folder(root).values() for path in masks}
-    image_of: dict[Path, Path] = {}
-    for path, _, mask in test:
-        if mask is None:
-            continue
-        if mask in image_of:
-            raise UserError(f"{image_of[mask]} and {path} share {mask}: rename one")
-        if mask not in found:
-            raise UserError(
-                f"mask {mask} of test image {path} is missing: add it, or remove {root} to "
-                "evaluate images alone"
-            )
-        image_of[mask] = path
-    for mask in sorted(found - image_of.keys()):
-        which = "a normal image" if mask.parent.name == NORMAL else "no test image"
-        raise UserError(f"{mask} is the mask of {which}: remove it, or mend its name")
+def warn_of_unused(folder: Path, used: Collection[str]) -> None:
+    """Says which images in a folder are not in one of the folders that are `used`."""
+    files, folders = listed(folder)
+    unused = [path for path in files if is_named_like_image(path)]
+    for other in folders:
+        if other.name not in used and any(images_below(other, is_image=is_named_like_image)):
+            unused.append(other)
+    if unused:
+        logger.warning(
+            "%s: images are not used from %s, but from %s alone",
+            *(folder, printable(", ".join(path.name for path in unused)), ", ".join(used)),
+        )
+
+
+def _categories(data_dir: Path) -> list[str]:
+    if not os.path.isdir(data_dir):
+        raise UserError(f"data_dir {data_dir} is not a folder: set --config.data_dir")
+    return [folder.name for folder in listed(data_dir)[1] if "train" in names(folder)]
+
+
+def _category_folder(data_dir: Path, name: str) -> Path:
+    categories = _categories(data_dir)
+    for folder in listed(data_dir)[1]:
+        if composed(folder.name) == composed(name):
+            if folder.name not in categories:
+                _check_spelling(folder, PARTS)
+                raise UserError(f"{folder} has no train/{NORMAL}: put the good images there")
+            if folder.name != printable(folder.name):
+                raise UserError(
+                    f"category {name!r} in data_dir {data_dir}: rename it to printable text"
+                )
+            return folder
+    found = find_categories(data_dir)
+    there = ", ".join(other if other == other.strip() else repr(other) for other in found)
+    raise UserError(f"category {name!r} is not in data_dir {data_dir}: it has {there}")
+
+
+def _check_spelling(folder: Path, expected: Iterable[str]) -> None:
+    """Raises UserError for a folder inside that is called as expected, but for case and signs."""
+
+    def letters(name: str) -> str:
+        return re.sub(r"[\W_]", "", name.casefold())
+
+    inside = [name for name in names(folder) if name[0] != "." and os.path.isdir(folder / name)]
+    for name, right in itertools.product(inside, expected):
+        if name != right and letters(name) == letters(right):
+            raise UserError(f"{folder / name} is not called {right}: rename or move it")
 
 
 def load_category(data_dir: Path, name: str, size: int) -> Split:
     """Decodes a category. Raises UserError as `read_category`, or for files it cannot read."""
     files = read_category(data_dir, name)
+    warn_of_unused(data_dir / files.name, PARTS)
     test, masks = [image.path for image in files.test], [image.mask for image in files.test]
     train_sha256 = content_sha256(files.train)
     pairs_sha256 = content_sha256([*test, *masks])
     test_names = [printable(f"{image.defect}/{image.path.name}") for image in files.test]
     tested = repr((pairs_sha256, test_names, files.has_masks))
     split = Split(
-        name=name,
+        name=files.name,
         train=load_images(files.train, size, train_sha256),
         train_names=[printable(path.name) for path in files.train],
         train_sha256=train_sha256,
@@ -145,6 +176,6 @@ def load_category(data_dir: Path, name: str, size: int) -> Split:
         if len(vanished):
             logger.warning(
                 "%s: at %d pixels nothing is left of %d masks, so their pixels count as normal: %s",
-                *(name, size, len(vanished), ", ".join(vanished[:3])),
+                *(files.name, size, len(vanished), ", ".join(vanished[:3])),
             )
     return split

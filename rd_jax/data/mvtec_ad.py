@@ -4,16 +4,26 @@ import rd_jax.data.mvtec_ad
 tfds.data_source("mvtec_ad/bottle", split="test")
 """
 
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from rd_jax.data.images import read_image, read_mask
-from rd_jax.data.mvtec import NORMAL, LabelledImage, read_category
-from rd_jax.system.errors import UserError
+from rd_jax.data.images import (
+    Notes,
+    each_file,
+    read_image,
+    read_mask,
+    warn_of_dark_images,
+    warn_of_levels,
+)
+from rd_jax.data.mvtec import NORMAL, PARTS, LabelledImage, read_category, warn_of_unused
+from rd_jax.system.errors import UserError, printable
 
 CATEGORIES = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
@@ -57,7 +67,9 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        files = read_category(Path(dl_manager.manual_dir), self.builder_config.name)
+        data_dir = Path(dl_manager.manual_dir)
+        files = read_category(data_dir, self.builder_config.name)
+        warn_of_unused(data_dir / files.name, PARTS)
         if not files.has_masks and any(image.defect != NORMAL for image in files.test):
             raise UserError(f"{dl_manager.manual_dir}/{files.name} has no ground_truth folder")
         train = [LabelledImage(path, NORMAL, None) for path in files.train]
@@ -67,25 +79,33 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(
-        self, images: Iterable[LabelledImage]
+        self, images: Sequence[LabelledImage]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
+        dark: Notes = {}
+        odd_masks: Notes = {}
         for image in images:
-            name = f"{image.defect}/{image.path.name}"
-            pixels = read_image(image.path)
+            name = printable(f"{image.defect}/{image.path.name}")
+            [pixels] = each_file(partial(read_image, notes=dark), [image.path])
             mask = Image.new("L", pixels.size)
             if image.mask is not None:
-                mask = read_mask(image.mask, image.path).point(lambda v: 255 if v > 127 else 0)
+                read = partial(read_mask, notes=odd_masks)
+                [mask] = each_file(read, [image.mask], [image.path])
             example = {
-                "image": image.path if _is_rgb_png(image.path) else pixels,
-                "mask": mask,
+                "image": _png(pixels),
+                "mask": _png(mask.point(lambda v: 255 if v > 127 else 0)),
                 "label": int(image.defect != NORMAL),
-                "defect": image.defect,
+                "defect": printable(image.defect),
                 "name": name,
             }
             yield name, example
+        warn_of_dark_images(dark, len(images))
+        warn_of_levels(odd_masks, sum(image.mask is not None for image in images))
 
 
-def _is_rgb_png(path: Path) -> bool:
-    """Whether TFDS can take the file as it is, which is faster than to encode its pixels again."""
-    with Image.open(path) as file:
-        return (file.format, file.mode) == ("PNG", "RGB") and not file.getexif()
+def _png(image: Image.Image) -> io.BytesIO:
+    """A file of these pixels and nothing else, which no decoder could read in its own way."""
+    file = io.BytesIO()
+    # Four times as fast as the default for a quarter more bytes.
+    Image.fromarray(np.asarray(image)).save(file, "PNG", compress_level=1)
+    file.seek(0)
+    return file

@@ -1,12 +1,13 @@
 """Which splits a config asks for: categories of a folder, or classes of a data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rd_jax.config import Config
 from rd_jax.data import Split, mvtec, one_class, synthetic
+from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import cache_folder, temporary_cache, user_path
+from rd_jax.system.files import cache_folder, is_inside, temporary_cache, user_path
 
 
 def chosen_name(config: Config) -> str:
@@ -22,11 +23,41 @@ def load_splits(config: Config) -> Iterator[Split]:
         yield load_split(config, name)
 
 
-def check_splits(config: Config) -> None:
-    """Lists the files of what is chosen. Raises UserError for what is missing, in no time."""
+def check_splits(config: Config) -> list[str]:
+    """Lists the files of what is chosen, and returns its names.
+
+    Raises UserError for what is missing, in no time, or if processes see other names.
+    """
+    names = _names(config)
+    if not hosts.all_same(names):
+        raise UserError(
+            f"the processes see different categories in data_dir {config.data_dir} (here "
+            f"{', '.join(names)}): give all of them the same data"
+        )
     if not config.dataset:
-        for category in _names(config):
+        for category in names:
             mvtec.read_category(_data_dir(config), category)
+        if not config.category:
+            mvtec.warn_of_unused(_data_dir(config), names)
+    return names
+
+
+def check_apart(config: Config, names: Iterable[str], workdir: Path) -> None:
+    """Raises UserError if `workdir` lies in the data, or the data where a training is kept."""
+    if config.dataset == "digits":  # which scikit-learn keeps
+        return
+    data_dir = _data_dir(config)
+    for name in names:
+        root = data_dir / name
+        links = (folder for depth in ("*/", "*/*/") for folder in root.glob(depth))
+        for folder in [data_dir] if config.dataset else [data_dir, root, *links]:
+            if is_inside(workdir, folder):
+                raise UserError(f"--workdir {workdir} lies in the data, {folder}: choose another")
+            if is_inside(folder, workdir / name):
+                raise UserError(
+                    f"the data {folder} lie in {workdir / name}, where the training is kept: "
+                    "choose another --workdir"
+                )
 
 
 def load_split(config: Config, name: str) -> Split:

@@ -1,7 +1,7 @@
 """Writes a trained scorer as one file that runs without rd_jax.
 
 python -m rd_jax.export --workdir DIR[/CATEGORY] --output FILE.{stablehlo,onnx}
-    [--teacher_weights=FILE]
+    [--teacher_weights=FILE] [--false_positive_rate=X] [--blur_sigma=X] [--image_score=max|sum]
 
 The file takes uint8 RGB images [B, S, S, 3], any number B of the size S trained with, and gives
 map [B, S, S] and score [B] (float32) and, if the training held images out to set a threshold
@@ -13,15 +13,17 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
-from rd_jax.run.build import scoring_of
-from rd_jax.run.trained import load_trained, warn_of_other_dtype
+from rd_jax.report.promise import promise
+from rd_jax.run.build import model_of, scoring_of
+from rd_jax.run.trained import add_applied, applied, load_trained
 from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
-from rd_jax.system.files import write_whole
+from rd_jax.system.files import check_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,10 @@ def main(argv: Sequence[str]) -> int:
         add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
         add("--output", required=True, type=path, help="the file to write")
         add("--teacher_weights", help="where they are, if not where they were in training")
+        add_applied(parser)
         flags = parser.parse_args(argv)
         require_devices()
-        print(export(flags.workdir, flags.output, flags.teacher_weights))
+        print(export(flags.workdir, flags.output, flags.teacher_weights, **applied(flags)))
     except EXPECTED as error:
         print(f"error: {explained(error)}", file=sys.stderr)
         return 2
@@ -50,36 +53,40 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def export(training: Path, output: Path, teacher_weights: str | None = None) -> str:
+def export(training: Path, output: Path, teacher_weights: str | None = None, **changes: Any) -> str:
     """Writes what the one training in this folder learnt to `output`; returns a description.
 
-    The suffix of `output` says how. `teacher_weights`, as of `load_teacher`, says where the
-    teacher's weights are by now, if not where they were. Raises UserError if there is no
-    checkpoint, if the teacher is not the one trained with, or if `output` cannot be written.
+    The suffix of `output` says how. `teacher_weights` and `changes` are as of `load_predictor`.
+    Raises UserError if there is no checkpoint, if the training is finished but not evaluated, if
+    the teacher is not the one trained with, or if `output` cannot be written.
     """
     if output.suffix not in FORMATS:
         raise UserError(f"--output {output}: its suffix must be one of {', '.join(FORMATS)}")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no folder {output.parent}; make it first")
-    trained = load_trained(training, teacher_weights)
-    step, last_step = trained.checkpoint.step, trained.checkpoint.metadata["last_step"]
-    if step < last_step:
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
+    check_writable(output.parent)
+    trained = load_trained(training, teacher_weights, **changes)
+    verdict, threshold, size = "no verdict", None, trained.config.image_size
+    if trained.is_finished:
+        calibration = trained.calibration("float32")
+        threshold = calibration.image_threshold
+        verdict = promise(calibration)
+        if threshold is not None:
+            verdict = f"anomalous [B] ({verdict})"
+    else:
+        step, last_step = trained.checkpoint.step, trained.checkpoint.metadata["last_step"]
         logger.warning("UNFINISHED training: exported is step %d of %d", step, last_step)
-    warn_of_other_dtype(trained, "float32")
-    config, threshold = trained.config, trained.calibration and trained.calibration.image_threshold
-    size = config.image_size
     content = FORMATS[output.suffix](
-        trained.model,
+        model_of(trained.config),
         trained.teacher.variables,
         trained.checkpoint.student_variables,
         size=size,
-        **scoring_of(config),
+        **scoring_of(trained.config),
         threshold=threshold,
     )
     write_whole(output, content)
-    verdict = "no verdict, as there is no threshold (train with --config.holdout=0.1)"
-    if threshold is not None:
-        verdict = f"anomalous [B] (score > {threshold:.6g})"
     images, maps = f"uint8 [B, {size}, {size}, 3]", f"[B, {size}, {size}]"
     return f"{output}: images {images} -> map {maps}, score [B], {verdict}"
 

@@ -132,8 +132,10 @@ def _cosine_distance(graph: Graph, a: str, b: str) -> str:
     def dot(a: str, b: str) -> str:
         return graph.add("ReduceSum", graph.add("Mul", a, b), np.array([1]), keepdims=0)
 
-    squared_norms = graph.add("Mul", dot(a, a), dot(b, b))
-    norms = graph.add("Sqrt", graph.add("Max", squared_norms, _float32(1e-16)))
+    def squared_norm(a: str) -> str:
+        return graph.add("Max", dot(a, a), _float32(1e-16))
+
+    norms = graph.add("Sqrt", graph.add("Mul", squared_norm(a), squared_norm(b)))
     return graph.add("Sub", _float32(1), graph.add("Div", dot(a, b), norms))
 
 

@@ -1,50 +1,104 @@
-"""What normal images score: decision thresholds and the colour scale of heatmaps."""
+"""What normal images score: thresholds of images and pixels, and the colour scale of heatmaps."""
 
 import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Calibration(NamedTuple):
-    """What the maps and scores of normal images say; kept with the last checkpoint.
+    """What the maps and scores of normal images say, of one arithmetic.
 
-    An image (a pixel) is called anomalous if its score (its value in the map) is above the
-    threshold. Without a hold-out there are no thresholds: images that were trained on score too
-    low to set one.
+    An image is anomalous if its score is above `image_threshold`; its pixels are, if it is, where
+    the map is above `pixel_threshold`. By the maximum as score, no pixel of a normal image lies
+    above `map_high`, which is the image threshold. Without a hold-out there are no thresholds:
+    images that were trained on score too low to set one.
     """
 
     source: str  # "holdout" or "train": which normal images these are
     num_images: int
-    false_positive_rate: float  # at most this fraction of them is above each threshold
+    false_positive_rate: float  # of new normal images, as asked for
     image_threshold: float | None
     pixel_threshold: float | None
     map_low: float  # up to here heatmaps are calm, as 99% of normal pixels are
-    map_high: float  # here at full strength: five times as far above the median of normal pixels
+    map_high: float  # above, at full strength: a pixel alone makes its image anomalous
+    kept_rate: float | None = None  # expected of new normal images; may be above what was asked
+    pixel_false_positive_rate: float | None = None  # of these images' pixels, at most this fraction
+    dtype: str = "float32"  # that the scores were computed in
 
 
-def threshold_at(values: np.ndarray, false_positive_rate: float) -> float:
-    """The smallest of `values` that at most this fraction of them exceeds."""
-    num_above = round(false_positive_rate * values.size)
-    if num_above / values.size > false_positive_rate:  # a floor would take 0.29 * 100 for 28
-        num_above -= 1
+def exceeded_by(values: np.ndarray, num_above: int) -> float:
+    """The smallest of `values` that at most so many of them exceed."""
     position = values.size - 1 - num_above
     return float(np.partition(values.ravel(), position)[position])
 
 
+def num_exceeding(num_images: int, rate: float) -> int:
+    """How many of so many normal scores may lie above a threshold that keeps `rate` on new ones.
+
+    Split conformal prediction: with k of N above, a new one is with probability (k+1) / (N+1).
+    Negative where N is too small for any threshold to keep the rate (below 1/rate - 1).
+    """
+    return math.floor(_exact(rate) * (num_images + 1)) - 1
+
+
+def images_needed(rate: float) -> float:
+    """How many held-out images it takes to keep a rate; of 0, infinity."""
+    return math.ceil(1 / _exact(rate)) - 1 if rate else math.inf
+
+
+def _exact(rate: float) -> Fraction:
+    """As it was written: 0.29 of 100 are 29, which floats round down to 28."""
+    return Fraction(repr(float(rate)))
+
+
 def calibrate(
-    maps: np.ndarray, scores: np.ndarray, false_positive_rate: float, is_holdout: bool
+    scores: np.ndarray,
+    maxima: np.ndarray,
+    pixels: np.ndarray,
+    *,
+    is_holdout: bool,
+    false_positive_rate: float,
+    pixel_false_positive_rate: float,
+    dtype: str = "float32",
 ) -> Calibration:
-    """From maps [N, H, W] and scores [N] of normal images, N > 0, held out or trained on."""
-    median, low = (float(value) for value in np.quantile(maps, [0.5, 0.99]))
+    """From scores [N] of normal images, their maps' `maxima` [N] and `pixels` [.] of these maps.
+
+    At least one image, held out or trained on. Too few held-out ones for the rate give the highest
+    score as threshold, and a `kept_rate` above the one asked for.
+    """
+    median, low = (float(value) for value in np.quantile(pixels, [0.5, 0.99]))
+    known = (len(scores), false_positive_rate)
+    if not is_holdout:
+        high = low + 4 * max(low - median, 1e-6)
+        return Calibration("train", *known, None, None, low, high, dtype=dtype)
+    num_above = max(num_exceeding(len(scores), false_positive_rate), 0)
+    high = exceeded_by(maxima, num_above)
+    pixels_above = math.floor(_exact(pixel_false_positive_rate) * pixels.size)
     return Calibration(
-        "holdout" if is_holdout else "train",
-        len(scores),
-        false_positive_rate,
-        threshold_at(scores, false_positive_rate) if is_holdout else None,
-        threshold_at(maps, false_positive_rate) if is_holdout else None,
-        low,
-        low + 4 * max(low - median, 1e-6),
+        "holdout",
+        *known,
+        image_threshold=exceeded_by(scores, num_above),
+        pixel_threshold=min(exceeded_by(pixels, pixels_above), high),
+        map_low=min(low, high - 1e-6),
+        map_high=high,
+        kept_rate=(num_above + 1) / (len(scores) + 1),
+        pixel_false_positive_rate=pixel_false_positive_rate,
+        dtype=dtype,
+    )
+
+
+def with_threshold(calibration: Calibration, threshold: float, is_maximum: bool) -> Calibration:
+    """Decided by a threshold of the user's, which by the maximum is one of pixels, too."""
+    calibration = calibration._replace(image_threshold=threshold, kept_rate=None)
+    if not is_maximum:
+        return calibration
+    pixel = calibration.pixel_threshold
+    return calibration._replace(
+        pixel_threshold=threshold if pixel is None else min(pixel, threshold),
+        map_low=min(calibration.map_low, threshold - 1e-6),
+        map_high=threshold,
     )
 
 

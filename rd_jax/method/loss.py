@@ -12,14 +12,13 @@ from rd_jax.method.models import Features
 def cosine_distance(a: jax.Array, b: jax.Array, axis: int = -1) -> jax.Array:
     """1 - cos(a, b) along `axis`, in float32 or float64.
 
-    Value and gradient are finite for zero vectors: the product of the norms is clamped at 1e-8,
-    as in torch.nn.functional.cosine_similarity.
+    Value and gradient are finite for zero vectors: each norm is at least 1e-8, as in
+    torch.nn.functional.cosine_similarity.
     """
     dtype = jnp.promote_types(a.dtype, jnp.float32)
     a, b = a.astype(dtype), b.astype(dtype)
-    dot = jnp.sum(a * b, axis)
-    squared_norms = jnp.sum(a * a, axis) * jnp.sum(b * b, axis)
-    return 1 - dot * lax.rsqrt(jnp.maximum(squared_norms, 1e-16))
+    inverse_a, inverse_b = (lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis), 1e-16)) for x in (a, b))
+    return 1 - jnp.sum(a * b, axis) * inverse_a * inverse_b
 
 
 def per_position_cosine_loss(teacher_features: Features, student_features: Features) -> jax.Array:

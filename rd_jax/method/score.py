@@ -1,5 +1,7 @@
 """Anomaly maps and image scores (paper, equation 3)."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -28,27 +30,40 @@ def blur_matrix(size: int, sigma: float) -> np.ndarray:
     return windows @ (weights / weights.sum())
 
 
+def distance_maps(teacher_features: Features, student_features: Features) -> tuple[jax.Array, ...]:
+    """The cosine distance at each position of each scale given: [B, h, w] float32, 0 to 2."""
+    pairs = zip(teacher_features, student_features, strict=True)
+    return tuple(cosine_distance(t, s) for t, s in pairs)
+
+
+def upsampled_sum(distances: Sequence[jax.Array], size: int, sigma: float = 4.0) -> jax.Array:
+    """Anomaly maps [B, size, size], float32, of `distance_maps` (paper, equation 3).
+
+    Bilinearly upsampled to the image size, summed over scales, blurred with a Gaussian of `sigma`
+    pixels (0: not blurred).
+    """
+    blur = blur_matrix(size, sigma)
+    maps = jnp.float32(0)
+    for distance in distances:
+        # Both are linear, so upsampling and blur are one product per axis.
+        rows, columns = (
+            jnp.asarray(blur @ upsampling_matrix(size, length), jnp.float32)
+            for length in distance.shape[1:]
+        )
+        maps = maps + jnp.einsum(
+            "yh,bhw,xw->byx", rows, distance, columns, precision=lax.Precision.HIGHEST
+        )
+    return maps
+
+
 def anomaly_map(
     teacher_features: Features, student_features: Features, size: int, sigma: float = 4.0
 ) -> jax.Array:
     """Anomaly maps [B, size, size], float32, higher is more anomalous (paper, equation 3).
 
-    The cosine distance at each position of each scale given, bilinearly upsampled to the image
-    size, summed over scales, blurred with a Gaussian of `sigma` pixels (0: not blurred). Each
-    scale contributes 0 to 2.
+    `upsampled_sum` of the `distance_maps`: each scale contributes 0 to 2.
     """
-    blur = blur_matrix(size, sigma)
-    maps = jnp.float32(0)
-    for t, s in zip(teacher_features, student_features, strict=True):
-        # Both are linear, so upsampling and blur are one product per axis.
-        rows, columns = (
-            jnp.asarray(blur @ upsampling_matrix(size, length), jnp.float32)
-            for length in t.shape[1:3]
-        )
-        maps = maps + jnp.einsum(
-            "yh,bhw,xw->byx", rows, cosine_distance(t, s), columns, precision=lax.Precision.HIGHEST
-        )
-    return maps
+    return upsampled_sum(distance_maps(teacher_features, student_features), size, sigma)
 
 
 def image_score(maps: jax.Array, reduction: str = "max") -> jax.Array:
@@ -58,26 +73,53 @@ def image_score(maps: jax.Array, reduction: str = "max") -> jax.Array:
     return jnp.max(maps, axis=(1, 2)) if reduction == "max" else jnp.sum(maps, axis=(1, 2))
 
 
+def make_distances(model: Model) -> jax.stages.Wrapped:
+    """A jitted function (teacher_variables, student_variables, images) -> `distance_maps`.
+
+    `images` is uint8 [B, H, W, 3] with H and W multiples of 32. Variables may be in inference
+    form: see `models.batch_norm`. A model of float32 computes in float32 on every device, not in
+    what GPUs and TPUs round it to by default. Each shape of images compiles once.
+    """
+
+    @jax.jit
+    def distances(
+        teacher_variables: Any, student_variables: Any, images: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        is_exact = jnp.dtype(model.dtype) == jnp.float32
+        with jax.default_matmul_precision("highest") if is_exact else nullcontext():
+            teacher_features = model.teacher_features(teacher_variables, images)
+            student_features = model.student_features(
+                teacher_variables, student_variables, teacher_features
+            )
+        return distance_maps(model.select(teacher_features), model.select(student_features))
+
+    return distances
+
+
+def make_maps(size: int, sigma: float = 4.0, reduction: str = "max") -> jax.stages.Wrapped:
+    """A jitted function distances -> (maps, scores): `upsampled_sum`, and its `image_score`."""
+
+    @jax.jit
+    def maps_and_scores(distances: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        maps = upsampled_sum(distances, size, sigma)
+        return maps, image_score(maps, reduction)
+
+    return maps_and_scores
+
+
 def make_scorer(model: Model, sigma: float = 4.0, reduction: str = "max") -> jax.stages.Wrapped:
     """A jitted function (teacher_variables, student_variables, images) -> (maps, scores).
 
     `images` is uint8 [B, H, W, 3] with H = W, a multiple of 32; maps are float32 [B, H, W] and
-    scores float32 [B] (paper, equation 3), of `anomaly_map` with `sigma` and `image_score` with
-    `reduction`. Variables may be in inference form: see `models.batch_norm`. Each shape of images
-    compiles once.
+    scores float32 [B] (paper, equation 3). It is `make_distances`, then `make_maps`.
     """
+    distances = make_distances(model)
 
     @jax.jit
     def scorer(
         teacher_variables: Any, student_variables: Any, images: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        teacher_features = model.teacher_features(teacher_variables, images)
-        student_features = model.student_features(
-            teacher_variables, student_variables, teacher_features
-        )
-        maps = anomaly_map(
-            model.select(teacher_features), model.select(student_features), images.shape[1], sigma
-        )
-        return maps, image_score(maps, reduction)
+        finish = make_maps(images.shape[1], sigma, reduction)
+        return finish(distances(teacher_variables, student_variables, images))
 
     return scorer

@@ -2,12 +2,14 @@
 
 python -m rd_jax.predict --workdir DIR[/CATEGORY] IMAGES_OR_FOLDERS... --output OUT
     [--maps=npy|png16] [--masks] [--batch_size=N] [--threshold=X] [--teacher_weights=FILE]
+    [--false_positive_rate=X] [--pixel_false_positive_rate=X] [--blur_sigma=X]
+    [--image_score=max|sum]
 
 OUT/predictions.csv and OUT/predictions.jsonl get a row for each image: file, score, threshold,
 verdict, and where in OUT its heatmap, map and mask are. These are named after the image: x/1.jpg
 below the folder given becomes heatmaps/x/1.jpg.png; of several folders, below the one that holds
-them all. The exit code is 0 if all images were scored, 1 if some could not be read, 2 for a
-mistake.
+them all. Names that the file system does not take are shortened. The exit code is 0 if all images
+were scored, 1 if some could not be read, 2 for a mistake.
 """
 
 import argparse
@@ -24,14 +26,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rd_jax.method.calibration import with_threshold
 from rd_jax.predict.inputs import find_inputs
-from rd_jax.predict.outputs import FOLDERS, Outputs, tables, write_images, write_scale
+from rd_jax.predict.outputs import (
+    FOLDERS,
+    Outputs,
+    check_output,
+    distinct,
+    tables,
+    write_images,
+    write_scale,
+)
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
+from rd_jax.report.promise import promise
+from rd_jax.run.trained import add_applied, applied
 from rd_jax.store.rows import Row
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
-from rd_jax.system.errors import EXPECTED, UserError, explained
+from rd_jax.system.errors import EXPECTED, UserError, explained, printable
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +58,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         settle()
         flags = _parse(argv)
+        check_output(flags.output)
         inputs = find_inputs(flags.images, flags.output, FOLDERS)
         counts["images"] = len(inputs)
         require_devices()
         keep_compiled_programs()
-        predictor = load_predictor(flags.workdir, flags.teacher_weights)
+        predictor = load_predictor(flags.workdir, flags.teacher_weights, **applied(flags))
         _follow(predict(predictor, inputs, _outputs(flags, predictor), flags.batch_size), counts)
     except EXPECTED as error:
         kept = f" ({_summary(counts)})" if counts["scored"] else ""
@@ -58,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"interrupted: {_summary(counts)}", file=sys.stderr)
         return 130
-    print(f"{_summary(counts)}. Results are in {flags.output}: predictions.csv, predictions.jsonl")
+    folder = printable(str(flags.output))
+    print(f"{_summary(counts)}. Results are in {folder}: predictions.csv, predictions.jsonl")
     return 1 if counts["failed"] else 0
 
 
@@ -71,7 +86,8 @@ def predict(
     before the next one is scored. Raises UserError if a score is not finite or something cannot
     be written.
     """
-    results = zip(score_files(predictor, inputs, batch_size), inputs.values(), strict=True)
+    names = distinct(inputs.values())
+    results = zip(score_files(predictor, inputs, batch_size), names, strict=True)
     with tables(outputs.folder) as append, ThreadPoolExecutor(os.cpu_count()) as pool:
         write_scale(outputs)
         while batch := list(islice(results, batch_size)):
@@ -86,7 +102,7 @@ def _follow(rows: Iterator[Row], counts: Counter[str]) -> None:
     bar = tqdm(rows, total=total, unit="image", disable=not on_terminal)
     for num_done, row in enumerate(bar, 1):
         if row["error"]:
-            tqdm.write(f"cannot read {row['file']}: {row['error']}", file=sys.stderr)
+            tqdm.write(printable(f"cannot read {row['file']}: {row['error']}"), file=sys.stderr)
         counts["failed" if row["error"] else "scored"] += 1
         counts["anomalous"] += row["verdict"] == "anomalous"
         if num_done % _LOG_EVERY == 0 and not on_terminal:
@@ -118,29 +134,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
     add("--output", required=True, type=path, help="the folder to write to")
     add("--maps", choices=["npy", "png16"], help="write anomaly maps, as float32 or on 16 bits")
-    add("--masks", action="store_true", help="write which pixels are above their threshold")
+    add("--masks", action="store_true", help="write which pixels are anomalous")
     add("--batch_size", type=batch_size, default=16, help="images scored at a time (default: 16)")
     add("--threshold", type=number, help="of the image score (default: the checkpoint's)")
     add("--teacher_weights", help="where they are, if not where they were in training")
+    add_applied(parser)
     return parser.parse_intermixed_args(argv)
 
 
 def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
     """What the flags ask for. Raises UserError for masks without a threshold."""
-    calibration = predictor.calibration
+    calibration, config = predictor.calibration, predictor.config
+    if flags.threshold is not None:
+        is_maximum = config.image_score == "max"
+        calibration = with_threshold(calibration, flags.threshold, is_maximum)
     if flags.masks and calibration.pixel_threshold is None:
         raise UserError(
             "--masks needs a threshold for pixels, and the training held no images out to set one "
             "with: train with --config.holdout=0.1"
         )
-    threshold = calibration.image_threshold if flags.threshold is None else flags.threshold
-    if threshold is None:
-        logger.warning(
-            "no verdicts: the training held no images out to set a threshold with; set one with "
-            "--threshold, or train with --config.holdout=0.1"
-        )
-    limit = 2.0 * len(predictor.config.scales)  # of a sum of cosine distances
-    return Outputs(flags.output, calibration, threshold, flags.maps, limit, flags.masks)
+    logger.info("%s", promise(calibration))
+    limit = 2.0 * len(config.scales)  # of a sum of cosine distances
+    return Outputs(flags.output, calibration, flags.maps, limit, flags.masks)
 
 
 if __name__ == "__main__":

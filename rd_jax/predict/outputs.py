@@ -1,9 +1,13 @@
 """What predictions leave on disk: rows in two tables; for each image a heatmap, a map, a mask."""
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
@@ -17,9 +21,11 @@ from rd_jax.method.calibration import Calibration
 from rd_jax.predict.predictor import Prediction, Unreadable, attempt
 from rd_jax.report.heatmap import overlay, resized_map
 from rd_jax.store.rows import Row, write_json
-from rd_jax.system.files import write_whole, writing
+from rd_jax.system.errors import UserError
+from rd_jax.system.files import check_writable, write_whole, writing
 
 FOLDERS = ("heatmaps", "maps", "masks")
+_TRAINED_ON = "train/good"  # in every category of data
 COLUMNS = ("file", "score", "threshold", "verdict", "heatmap", "map", "mask", "error")
 
 
@@ -28,10 +34,26 @@ class Outputs(NamedTuple):
 
     folder: Path
     calibration: Calibration
-    threshold: float | None  # of the image score; None: no verdict
     maps: str | None  # "npy", "png16" or None
     map_limit: float  # no map has values above; 65535 in maps of 16 bits
     masks: bool
+
+
+def check_output(folder: Path) -> None:
+    """Raises UserError if it cannot be written to, or if heatmaps in it would be taken for data."""
+    real = Path(os.path.realpath(folder))
+    parts = ("train", "test", "ground_truth")
+    around = [part.parent for part in (real, *real.parents) if part.name in parts]
+    beside = [found.parents[1] for found in real.glob(f"*/{_TRAINED_ON}")]
+    for category in [*around, *(folder for folder in beside if folder.name not in FOLDERS)]:
+        if not (category / _TRAINED_ON).is_dir():
+            continue
+        raise UserError(
+            f"--output {folder}: what is written there would be taken for data, as those of "
+            f"{category}; choose another"
+        )
+    for name in ("", *FOLDERS):
+        check_writable(folder / name)
 
 
 @contextmanager
@@ -67,25 +89,36 @@ def write_scale(outputs: Outputs) -> None:
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:
     """Writes what was asked for of one image, named after `name`; returns its row.
 
-    Paths in the row are relative to the outputs' folder. Heatmap and mask have the size of the
+    Where the file system does not take a name, it is shortened. Paths in the row are relative to
+    the outputs' folder. Heatmap and mask have the size of the
     image, which is read again, so that no more images are in memory than are being written.
     Raises UserError if something cannot be written.
     """
     row = dict.fromkeys(COLUMNS) | {"file": str(result.path)}
     if isinstance(result, Unreadable):
         return row | {"error": result.reason}
-    row |= {"score": result.score, "threshold": outputs.threshold}
-    if outputs.threshold is not None:
-        row["verdict"] = "anomalous" if result.score > outputs.threshold else "normal"
+    calibration, threshold = outputs.calibration, outputs.calibration.image_threshold
+    row |= {"score": result.score, "threshold": threshold}
+    is_anomalous = threshold is not None and result.score > threshold
+    if threshold is not None:
+        row["verdict"] = "anomalous" if is_anomalous else "normal"
     image = attempt(lambda path: np.asarray(read_image(path)), result.path)
     if isinstance(image, Unreadable):
         return row | {"error": image.reason}
 
     def write(column: str, suffix: str, content: bytes) -> None:
         row[column] = path = f"{column}s/{name}.{suffix}"
-        write_whole(outputs.folder / path, content)
+        try:
+            write_whole(outputs.folder / path, content)
+        except UserError as error:
+            # The name may be too long, refused, or a folder's; what else is wrong is wrong again.
+            row[column] = path = f"{column}s/{_short(name)}.{suffix}"
+            try:
+                write_whole(outputs.folder / path, content)
+            except UserError:
+                raise error from error.__cause__
 
-    anomaly_map, calibration = result.anomaly_map, outputs.calibration
+    anomaly_map = result.anomaly_map
     heatmap = overlay(image, anomaly_map, calibration.map_low, calibration.map_high)
     write("heatmap", "png", _png(heatmap))
     if outputs.maps == "npy":
@@ -98,8 +131,24 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     if outputs.masks:
         height, width = image.shape[:2]
         mask = resized_map(anomaly_map, width, height) > calibration.pixel_threshold
+        mask &= is_anomalous  # what is normal has no anomalous pixel
         write("mask", "png", _png(np.uint8(255) * mask))
     return row
+
+
+def distinct(names: Iterable[str]) -> Iterator[str]:
+    """The names, shortened where one is an earlier one's to a file system that ignores case."""
+    seen = set()
+    for name in names:
+        key = unicodedata.normalize("NFD", name.casefold())
+        yield _short(name) if key in seen else name
+        seen.add(key)
+
+
+def _short(name: str) -> str:
+    """The start of the file's name and a hash of its whole path, of what any file system takes."""
+    start = re.sub(r"[^\w.-]+", "_", os.path.basename(name), flags=re.ASCII)[:100]
+    return f"{start}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -13,12 +13,12 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from rd_jax.config import Config
-from rd_jax.data.images import decode_image
+from rd_jax.data.formats import FORMAT_NAMES
+from rd_jax.data.images import Notes, decode_image, warn_of_dark_images
 from rd_jax.method.calibration import Calibration
-from rd_jax.run.build import compute_dtype, scorer_of
+from rd_jax.run.build import scorer_of
 from rd_jax.run.scoring import Scorer, on_devices, score_images
-from rd_jax.run.trained import load_trained, warn_of_other_dtype
-from rd_jax.system.errors import UserError
+from rd_jax.run.trained import load_trained
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -50,24 +50,22 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-def load_predictor(workdir: str | Path, teacher_weights: str | None = None) -> Predictor:
+def load_predictor(
+    workdir: str | Path, teacher_weights: str | None = None, **changes: Any
+) -> Predictor:
     """What the one training in this folder, of a run, a category or a seed, learnt.
 
     It is on all local devices. `teacher_weights`, as of `load_teacher`, says where the teacher's
-    weights are by now, if not where they were. Raises UserError if there is no checkpoint, or
-    several trainings, if the training is not finished, or if the teacher is not the one trained
-    with.
+    weights are by now, if not where they were. `changes` are of fields of the config that say how
+    to decide: blur_sigma, image_score, false_positive_rate, pixel_false_positive_rate. Raises
+    UserError if there is no checkpoint, or several trainings, if the training is not finished and
+    evaluated, if the teacher is not the one trained with, or for a change that is not allowed.
     """
-    trained = load_trained(workdir, teacher_weights)
-    if trained.calibration is None:
-        raise UserError(
-            f"{workdir} has no calibration, after step {trained.checkpoint.step} of "
-            f"{trained.checkpoint.metadata['last_step']}: finish the training with the command "
-            "that began it"
-        )
-    warn_of_other_dtype(trained, compute_dtype(trained.config))
+    trained = load_trained(workdir, teacher_weights, **changes)
+    config = trained.config
+    config.dtype = trained.scoring_dtype()
     variables = on_devices(trained.teacher.variables, trained.checkpoint.student_variables)
-    return Predictor(trained.config, scorer_of(trained.config), variables, trained.calibration)
+    return Predictor(config, scorer_of(config), variables, trained.calibration(config.dtype))
 
 
 def score_arrays(
@@ -96,7 +94,9 @@ def score_files(
         for result in score_files(predictor, sorted(Path("photos").glob("*.png"))):
             print(result.path, getattr(result, "score", "unreadable"))
     """
-    read = partial(decode_image, size=predictor.config.image_size)
+    notes: Notes = {}
+    num_images = 0
+    read = partial(decode_image, size=predictor.config.image_size, notes=notes)
 
     def decode(path: str | Path) -> tuple[Path, np.ndarray | Unreadable]:
         return Path(path), attempt(read, Path(path))
@@ -110,8 +110,10 @@ def score_files(
     decoded = _in_parallel(decode, paths, _BATCHES_AHEAD * batch_size)
     while batch := list(islice(decoded, batch_size)):
         results = scored([image for _, image in batch if not isinstance(image, Unreadable)])
+        num_images += len(batch)
         for path, image in batch:
             yield image if isinstance(image, Unreadable) else Prediction(path, *next(results))
+    warn_of_dark_images(notes, num_images)
 
 
 def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
@@ -119,7 +121,7 @@ def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
     try:
         return read(path)
     except UnidentifiedImageError:
-        return Unreadable(path, "not an image")
+        return Unreadable(path, f"not an image in {FORMAT_NAMES}")
     except Exception as error:  # decoders raise all kinds of errors for broken files
         return Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
 

@@ -1,9 +1,9 @@
 """What the report page needs of one evaluation, kept as a file beside its results."""
 
-import io
 import json
+import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,9 @@ from rd_jax.data.images import resized
 from rd_jax.method.calibration import Calibration
 from rd_jax.method.metrics import curve_points, padded_roc, per_region, up_to
 from rd_jax.report.heatmap import resized_map, strength
-from rd_jax.system.files import write_whole
+from rd_jax.store.arrays import read_arrays, write_arrays
+
+logger = logging.getLogger(__name__)
 
 MAX_FPR = 0.3  # of the PRO curve, as of the metric
 _MAX_SHOWN = 120
@@ -39,12 +41,17 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluation(path: Path) -> Evaluation | None:
-    """What `write_evaluation` wrote, or None."""
-    if not path.exists():
+    """What `write_evaluation` wrote, or None; with a warning, if it is something else."""
+    arrays: dict[str, Any] = dict(read_arrays(path))
+    if not arrays:
         return None
-    with np.load(path) as file:
-        values = json.loads(str(file["calibration"]))
-        return Evaluation(**{**file, "calibration": values and Calibration(**values)})
+    try:
+        values = json.loads(str(arrays["calibration"]))
+        arrays["calibration"] = values and Calibration(**values)
+        return Evaluation(**arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        logger.warning("%s is left out, since it is of another version (%s)", path, error)
+        return None
 
 
 def write_evaluation(
@@ -72,7 +79,7 @@ def write_evaluation(
     shown = informative(wrongness(scores, labels, calibration), scores, _MAX_SHOWN)
     size = min(split.test.shape[1], _MAX_SIZE)
     images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
-    strengths = [255 * strength(resized_map(maps[i], size, size), low, high) for i in shown]
+    strengths = [strength(resized_map(maps[i], size, size), low, high) for i in shown]
     shown_masks = [] if masks is None else [resized_map(255 * masks[i], size, size) for i in shown]
     evaluation = Evaluation(
         np.array(split.test_names, str),
@@ -85,15 +92,11 @@ def write_evaluation(
         calibration,
         shown,
         np.array(images, np.uint8),
-        np.array(np.round(strengths), np.uint8),
+        np.array(strengths, np.uint8),
         np.array(shown_masks, np.uint8),
     )
-    file = io.BytesIO()
     text = json.dumps(calibration and calibration._asdict())
-    np.savez_compressed(
-        file, allow_pickle=False, **evaluation._asdict() | {"calibration": np.array(text)}
-    )
-    write_whole(path, file.getvalue())
+    write_arrays(path, evaluation._asdict() | {"calibration": np.array(text)})
 
 
 def wrongness(

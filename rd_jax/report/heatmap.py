@@ -17,14 +17,23 @@ def _colours() -> np.ndarray:
 
 
 def strength(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The map's place on the scale from `low` (0) to `high` (1), clipped; any shape, float32."""
-    return np.clip((np.asarray(anomaly_map, np.float32) - low) / (high - low), 0, 1)
+    """The map's place on the scale as uint8 of any shape: up to `low` 0, above `high` alone 255."""
+    anomaly_map = np.asarray(anomaly_map, np.float32)
+    between = np.clip(255 * (anomaly_map - low) / (high - low), 0, 254)
+    return np.where(anomaly_map > high, 255, between).astype(np.uint8)
 
 
 def resized_map(anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
-    """[h, w] -> [height, width] float32, bilinear."""
-    image = Image.fromarray(np.asarray(anomaly_map, np.float32))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    """[h, w] -> [height, width] float32, bilinear; the maximum is kept, where it lies."""
+    anomaly_map = np.asarray(anomaly_map, np.float32)
+    size = (width, height)
+    resized = np.array(Image.fromarray(anomaly_map).resize(size, Image.Resampling.BILINEAR))
+    row, column = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
+    h, w = anomaly_map.shape
+    resized[(2 * row + 1) * height // (2 * h), (2 * column + 1) * width // (2 * w)] = (
+        anomaly_map.max()
+    )
+    return resized
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -33,8 +42,11 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
     The more anomalous, the more colour: what is calm shows the image itself.
     """
     height, width = image.shape[:2]
-    value = strength(resized_map(anomaly_map, width, height), low, high)
-    level = np.round(255 * value).astype(np.uint8)
+    return coloured(image, strength(resized_map(anomaly_map, width, height), low, high))
+
+
+def coloured(image: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """A `strength` uint8 [H, W] in colours over the image [H, W, 3] uint8."""
     # Pillow blends in 8 bits: a photograph in floats would take ten times the memory.
     colours, background, opacity = map(
         Image.fromarray, (_colours()[level], image, _OPACITIES[level])

@@ -17,7 +17,8 @@ from PIL import Image
 
 from rd_jax.method.metrics import METRICS
 from rd_jax.report.gallery import Evaluation, informative, read_evaluation, wrongness
-from rd_jax.report.heatmap import overlay
+from rd_jax.report.heatmap import coloured
+from rd_jax.report.promise import promise, scale_is
 from rd_jax.report.tables import per_cent, protocol
 from rd_jax.store import checkpoint
 from rd_jax.store.results import (
@@ -125,15 +126,22 @@ def _gallery(evaluation: Evaluation, limit: int) -> dict[str, Any]:
             "label": "anomalous" if labels[i] else "normal",
             "error": "missed" if missed[i] else "false alarm" if false_alarms[i] else "",
             "image": _uri(image, "JPEG"),
-            "heat": _uri(overlay(image, evaluation.strengths[k], 0, 255), "JPEG"),
+            "heat": _uri(coloured(image, evaluation.strengths[k]), "JPEG"),
             "mask": _uri(masks[k], "PNG") if len(masks) else "",
         }
 
-    grey, ramp = np.full((8, 128, 3), 128, np.uint8), np.tile(np.linspace(0, 1, 128), (8, 1))
+    grey, ramp = (
+        np.full((8, 128, 3), 128, np.uint8),
+        np.tile(np.uint8(np.arange(0, 256, 2)), (8, 1)),
+    )
+    low_is, high_is = scale_is(calibration)
     return {
+        "promise": promise(calibration) if calibration else "",
+        "low_is": low_is,
+        "high_is": high_is,
         "num_missed": missed.sum(),
         "num_false_alarms": false_alarms.sum(),
-        "scale": _uri(overlay(grey, ramp, 0, 1), "PNG"),  # what the colours mean
+        "scale": _uri(coloured(grey, ramp), "PNG"),  # what the colours mean
         "cards": [card(k) for k in informative(errors, scores[stored], limit)],
     }
 

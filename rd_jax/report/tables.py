@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from rd_jax.method.metrics import METRICS
 from rd_jax.store.results import AUROC_OF_SCORE, mean_row, read_results, rows_of_categories
 from rd_jax.store.rows import Row, csv_table, write_json, write_text
@@ -12,7 +14,8 @@ from rd_jax.store.workdir import Workdir, category_results
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A first column of texts, the others aligned as numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
 
 
 def per_cent(row: Row, name: str) -> str:
@@ -41,6 +44,9 @@ def protocol(rows: Sequence[Row]) -> str:
     )
     if any(row["num_held_out"] for row in trained):
         text += f", hold-out {values('holdout')} of the training images for the thresholds"
+        kept = (np.ravel(row["kept_false_positive_rate"]) for row in trained)  # of seeds, several
+        if rates := [rate for of_row in kept for rate in of_row if rate is not None]:
+            text += f", above which {max(rates):.2%} of new normal images are expected"
     elif trained:
         text += ", no hold-out"
     if trained:

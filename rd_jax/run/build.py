@@ -1,5 +1,6 @@
 """From a config to what the method takes."""
 
+import dataclasses
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,8 @@ import optax
 
 from rd_jax.config import Config
 from rd_jax.method.models import Model
-from rd_jax.method.score import make_scorer
+from rd_jax.method.score import make_distances, make_maps
+from rd_jax.run.scoring import Scorer
 
 
 def compute_dtype(config: Config) -> jnp.dtype:
@@ -35,13 +37,19 @@ def optimizer_of(config: Config) -> optax.GradientTransformation:
 
 
 def scoring_of(config: Config) -> dict[str, Any]:
-    """What `make_scorer` and exports take besides the model."""
+    """What maps and exports take besides the model."""
     return {"sigma": config.blur_sigma, "reduction": config.image_score}
 
 
-def scorer_of(config: Config) -> jax.stages.Wrapped:
-    """`make_scorer`, the same and so compiled once for configs that score alike."""
-    return _make_scorer(model_of(config), **scoring_of(config))
+def scorer_of(config: Config, dtype: str | None = None) -> Scorer:
+    """Distances, then maps and scores; the same and so compiled once for configs that score alike.
+
+    In `dtype` or, by default, the config's.
+    """
+    model = dataclasses.replace(model_of(config), dtype=jnp.dtype(dtype or compute_dtype(config)))
+    maps = _make_maps(config.image_size, **scoring_of(config))
+    return Scorer(_make_distances(model), maps)
 
 
-_make_scorer = cache(make_scorer)
+_make_distances = cache(make_distances)
+_make_maps = cache(make_maps)

@@ -2,29 +2,44 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from rd_jax.config import FIELDS, Config, Depends, as_dict, differing, validate
+from rd_jax.config import FIELDS, Config, Depends, as_dict, validate
 from rd_jax.data import Split
-from rd_jax.data.splits import chosen_name, load_split
+from rd_jax.data.splits import check_apart, chosen_name, load_split
 from rd_jax.method.calibration import Calibration, metrics_at
 from rd_jax.method.metrics import metrics_of
 from rd_jax.report import gallery, page, tables
+from rd_jax.report.promise import promise
 from rd_jax.run.build import compute_dtype, scorer_of
 from rd_jax.run.scoring import Scorer, score_images
+from rd_jax.run.thresholds import (
+    calibration_of,
+    completed_distances,
+    kept_distances,
+    missing_dtypes,
+)
 from rd_jax.run.trained import check_teacher, config_of
 from rd_jax.store import checkpoint
+from rd_jax.store.lock import claimed, summarising
 from rd_jax.store.results import RECORDED, TIMING
 from rd_jax.store.rows import read_json, write_json
-from rd_jax.store.workdir import Training, find_trainings, training_of, trainings_of
+from rd_jax.store.workdir import (
+    Training,
+    Workdir,
+    check_category,
+    find_trainings,
+    training_of,
+    trainings_of,
+)
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import user_path
+from rd_jax.system.files import composed, user_path
 from rd_jax.weights.teacher import LoadedTeacher, find_teacher, load_rd4ad, teacher_of
 
 logger = logging.getLogger(__name__)
@@ -38,23 +53,36 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
     could change.
     """
     find = cache(find_teacher)  # categories share it
-    for training in _chosen_trainings(workdir, name, overrides.get("seeds", ())):
-        trained = checkpoint.load_latest(training.checkpoints)
-        config = config_of(trained.metadata)
-        for field, value in overrides.items():
-            if FIELDS[field].depends & Depends.TRAINED and value != config[field]:
-                raise UserError(
-                    f"config.{field}={value!r}: the checkpoint in {training.folder} was trained "
-                    f"with {config[field]!r}"
-                )
-            with config.ignore_type():
-                config[field] = value
-        validate(config)
-        teacher = teacher_of(config, find)
-        check_teacher(teacher, trained.metadata, training.folder)
-        split = load_split(config, training.category)
-        evaluate_trained(config, split, teacher, trained, scorer_of(config), training)
+    chosen = _chosen_trainings(workdir, name, overrides.get("seeds", ()))
+    with claimed(workdir, chosen) as give_back:
+        for training in chosen:
+            _evaluate_checkpoint(overrides, find, workdir, training)
+            give_back(training)
     return write_summaries(workdir)
+
+
+def _evaluate_checkpoint(
+    overrides: Mapping[str, Any],
+    find: Callable[[str, str, bool], LoadedTeacher],
+    workdir: Path,
+    training: Training,
+) -> None:
+    trained = checkpoint.load_latest(training.checkpoints)
+    config = config_of(trained.metadata)
+    for field, value in overrides.items():
+        if FIELDS[field].depends & Depends.TRAINED and value != config[field]:
+            raise UserError(
+                f"config.{field}={value!r}: the checkpoint in {training.folder} was trained "
+                f"with {config[field]!r}"
+            )
+        with config.ignore_type():
+            config[field] = value
+    validate(config)
+    teacher = teacher_of(config, find)
+    check_teacher(teacher, trained.metadata, training.folder)
+    check_apart(config, [training.category], workdir)
+    split = load_split(config, training.category)
+    evaluate_trained(config, split, teacher, trained, scorer_of(config), training)
 
 
 def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[Training]:
@@ -62,7 +90,7 @@ def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[
     wanted = [
         training
         for training in find_trainings(workdir)
-        if name in ("", training.category)
+        if composed(name) in ("", composed(training.category))
         and (not seeds or training.seed in seeds)
         and checkpoint.steps(training.checkpoints)
     ]
@@ -93,14 +121,17 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
         )
     path = user_path(config.rd4ad_checkpoint)
     variables = load_rd4ad(path, config.backbone)
+    check_apart(config, [name], workdir)
     split = load_split(config, name)
+    check_category(split.name)
     if any(training.checkpoints.is_dir() for training in trainings_of(workdir, split.name)):
         raise UserError(f"{workdir / split.name} holds a training: choose another --workdir")
     teacher = teacher_of(config)
     of_training = ("loss", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
-    known = _what_is_evaluated(config, split, teacher, None) | dict.fromkeys(of_training)
+    known = _what_is_evaluated(config, split, teacher) | dict.fromkeys(of_training)
     both, place = (teacher.variables, variables), training_of(workdir, split.name)
-    _write(known, config, split, both, scorer_of(config), None, place)
+    with claimed(workdir, [place]):
+        _write(known, config, split, both, scorer_of(config), None, place)
     return write_summaries(workdir)
 
 
@@ -113,30 +144,31 @@ def evaluate_trained(
     training: Training,
 ) -> None:
     """Evaluates a training and writes its results.json, unless the same was evaluated already."""
-    saved = trained.metadata
-    calibration = saved["calibration"] and Calibration(**saved["calibration"])
-    changes = differing(saved["config"], as_dict(config), Depends.SCORING)
-    if changes or compute_dtype(config).name != saved["dtype"]:
-        calibration = None  # it is of other scores
-    known = _what_is_evaluated(config, split, teacher, calibration) | {
+    kept = kept_distances(config, trained, training)
+    known = _what_is_evaluated(config, split, teacher) | {
         "num_steps": trained.step,
-        "last_step": saved["last_step"],
-        **saved["timing"],
+        "last_step": trained.metadata["last_step"],
+        **trained.metadata["timing"],
     }
     is_done = training.evaluation.exists() and known.items() <= read_json(training.results).items()
-    if hosts.as_the_first(is_done):
+    if hosts.as_the_first(is_done and not missing_dtypes(config, kept)):
         logger.info("%s: evaluated already, in %s", split.name, training.results)
         return
-    variables = teacher.variables, trained.student_variables
-    _write(known, config, split, variables, scorer, calibration, training)
+    both, calibration = (teacher.variables, trained.student_variables), None
+    if missing_dtypes(config, kept) and split.train_sha256 != trained.metadata["train_sha256"]:
+        logger.warning(
+            "%s: no thresholds, since the training images are others than in training", split.name
+        )
+    else:
+        parts = (config, split, both, scorer, kept, trained, training)
+        calibration = calibration_of(config, completed_distances(*parts), known["dtype"])
+        logger.info("%s: %s", split.name, promise(calibration))
+    _write(known, config, split, both, scorer, calibration, training)
 
 
-def _what_is_evaluated(
-    config: Config, split: Split, teacher: LoadedTeacher, calibration: Calibration | None
-) -> dict[str, Any]:
+def _what_is_evaluated(config: Config, split: Split, teacher: LoadedTeacher) -> dict[str, Any]:
     """All that the figures depend on besides how far the training is."""
     fields = as_dict(config)
-    held_out = calibration if calibration and calibration.source == "holdout" else None
     return {
         "category": split.name,
         "test_sha256": split.test_sha256,
@@ -145,10 +177,6 @@ def _what_is_evaluated(
         "teacher_sha256": teacher.sha256,
         "rd4ad_checkpoint": Path(config.rd4ad_checkpoint).name,
         "dtype": compute_dtype(config).name,
-        "num_held_out": held_out.num_images if held_out else 0,
-        "false_positive_rate": held_out and config.false_positive_rate,
-        "image_threshold": held_out and held_out.image_threshold,
-        "pixel_threshold": held_out and held_out.pixel_threshold,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
@@ -170,15 +198,28 @@ def _write(
     maps, scores = score_images(scorer, *variables, split.test, config.batch_size)
     if not hosts.is_first():
         return
+    thresholds = _thresholds(calibration)
     row = {
         **known,
+        **thresholds,
         **metrics_of(maps, scores, split.labels, split.masks),
-        **metrics_at(known["image_threshold"], scores, split.labels),
+        **metrics_at(thresholds["image_threshold"], scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
     }
     training.results.unlink(missing_ok=True)  # which says that the other file is there
     gallery.write_evaluation(training.evaluation, split, maps, scores, calibration)
     write_json(training.results, row)
+
+
+def _thresholds(calibration: Calibration | None) -> dict[str, Any]:
+    """What was held out, and the thresholds that it set; without a hold-out none."""
+    held_out = calibration if calibration and calibration.source == "holdout" else None
+    return {
+        "num_held_out": held_out.num_images if held_out else 0,
+        "image_threshold": held_out and held_out.image_threshold,
+        "pixel_threshold": held_out and held_out.pixel_threshold,
+        "kept_false_positive_rate": held_out and held_out.kept_rate,
+    }
 
 
 def write_summaries(workdir: Path) -> str:
@@ -188,6 +229,7 @@ def write_summaries(workdir: Path) -> str:
     """
     if not hosts.is_first():
         return ""
-    text = tables.write_results(workdir)
-    page.write_page(workdir)
+    with summarising(Workdir(workdir)):
+        text = tables.write_results(workdir)
+        page.write_page(workdir)
     return text

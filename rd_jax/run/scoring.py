@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,17 +14,29 @@ from rd_jax.run.loop import placement
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 
-Scorer = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
+Program = Callable[..., tuple[jax.Array, ...]]  # of (teacher_variables, student_variables, images)
 
 
-def compile_scorer(
-    scorer: jax.stages.Wrapped,
+@dataclass(frozen=True)
+class Scorer:
+    """The two halves of `make_scorer`; what is between them is kept of normal images."""
+
+    distances: Program  # [B, h, w] of each scale
+    maps: Callable[[Any], tuple[jax.Array, jax.Array]]  # of these: maps, scores
+
+    def __call__(self, *arguments: Any) -> tuple[jax.Array, jax.Array]:
+        """(teacher_variables, student_variables, images) -> maps, scores."""
+        return self.maps(self.distances(*arguments))
+
+
+def compiled_distances(
+    distances: Any,
     teacher_variables: Any,
     student_variables: Any,
     batch_size: int,
     size: int,
-) -> Scorer:
-    """`scorer` for `score_images` with batches of `batch_size` images of `size` pixels.
+) -> Program:
+    """`Scorer.distances` for `in_batches` with `batch_size` images of `size` pixels, compiled.
 
     Of the variables {'params', 'batch_stats'} only the shapes count.
     """
@@ -34,7 +47,7 @@ def compile_scorer(
     )
     shape = (_divisible(batch_size), size, size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)
-    return scorer.lower(*variables, images).compile()
+    return distances.lower(*variables, images).compile()
 
 
 def _divisible(batch_size: int) -> int:
@@ -44,46 +57,62 @@ def _divisible(batch_size: int) -> int:
 
 
 def on_devices(teacher_variables: Any, student_variables: Any) -> tuple[Any, Any]:
-    """Both on all local devices, the student's in inference form, as `score_images` needs them."""
+    """Both on all local devices, the student's in inference form, as `in_batches` needs them."""
     replicated, _ = placement()
     return jax.device_put((teacher_variables, fold_batch_norm(student_variables)), replicated)
 
 
+def in_batches(
+    program: Program,
+    teacher_variables: Any,
+    student_variables: Any,
+    images: np.ndarray,
+    batch_size: int,
+    chosen: np.ndarray | None = None,
+) -> tuple[np.ndarray, ...]:
+    """What `program` gives of uint8 images [N, H, W, 3], or those in `chosen`, on all devices.
+
+    What the devices compute has one size, a multiple of their number: batches are padded, and the
+    padding's results are dropped. Of several processes, each takes a share of the images, and all
+    get all of the results.
+    """
+    variables, (_, split) = on_devices(teacher_variables, student_variables), placement()
+    chosen = np.arange(len(images)) if chosen is None else chosen
+    count, chosen = len(chosen), chosen[hosts.share(len(chosen))]
+    own: list[np.ndarray] = []
+
+    def fetch(start: int, outputs: tuple[jax.Array, ...]) -> None:
+        if not own:
+            own.extend(np.empty((len(chosen), *x.shape[1:]), x.dtype) for x in outputs)
+        for array, output in zip(own, outputs, strict=True):
+            part = array[start : start + batch_size]
+            part[:] = np.asarray(output)[: len(part)]
+
+    waiting: deque[tuple[int, tuple[jax.Array, ...]]] = deque()
+    for start in range(0, max(len(chosen), 1), batch_size):  # of none, too, the shapes are known
+        batch = images[chosen[start : start + batch_size]]
+        padding = _divisible(batch_size) - len(batch)
+        padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        waiting.append((start, program(*variables, jax.device_put(padded, split))))
+        if len(waiting) > 1:  # while one batch computes, the next one is sent
+            fetch(*waiting.popleft())
+    for start, outputs in waiting:
+        fetch(start, outputs)
+    return tuple(hosts.gathered(array, count) for array in own)
+
+
 def score_images(
-    scorer: Scorer,
+    scorer: Program,
     teacher_variables: Any,
     student_variables: Any,
     images: np.ndarray,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3], for any N, on all devices.
+    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3]: see `in_batches`.
 
-    What the devices compute has one size, a multiple of their number: batches are padded, and the
-    padding's results are dropped. Of several processes, each scores a share of the images, and
-    all get all of the results. Raises UserError if a score is not finite.
+    Raises UserError if a score is not finite.
     """
-    variables, (_, split) = on_devices(teacher_variables, student_variables), placement()
-    size, count = images.shape[1], len(images)
-    images = images[hosts.share(count)]
-    own_maps = np.empty((len(images), size, size), np.float32)
-    own_scores = np.empty(len(images), np.float32)
-
-    def fetch(start: int, outputs: tuple[jax.Array, jax.Array]) -> None:
-        for own, output in zip((own_maps, own_scores), outputs, strict=True):
-            part = own[start : start + batch_size]
-            part[:] = np.asarray(output)[: len(part)]
-
-    waiting: deque[tuple[int, tuple[jax.Array, jax.Array]]] = deque()
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        padding = _divisible(batch_size) - len(batch)
-        padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
-        waiting.append((start, scorer(*variables, jax.device_put(padded, split))))
-        if len(waiting) > 1:  # while one batch computes, the next one is sent
-            fetch(*waiting.popleft())
-    for start, outputs in waiting:
-        fetch(start, outputs)
-    all_maps, all_scores = hosts.gathered(own_maps, count), hosts.gathered(own_scores, count)
-    if not np.isfinite(all_scores).all():
+    maps, scores = in_batches(scorer, teacher_variables, student_variables, images, batch_size)
+    if not np.isfinite(scores).all():
         raise UserError("scores are not finite: the training diverged; train anew elsewhere")
-    return all_maps, all_scores
+    return maps, scores

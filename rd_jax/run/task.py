@@ -12,10 +12,10 @@ from rd_jax.config import Config, Depends, as_dict, differing, with_seed
 from rd_jax.data import Split
 from rd_jax.data.order import batch_indices, holdout_indices, steps_until
 from rd_jax.method.train import TrainState, create_train_state
-from rd_jax.run.build import model_of, optimizer_of
+from rd_jax.run.build import compute_dtype, model_of, optimizer_of
 from rd_jax.run.trained import check_teacher
 from rd_jax.store import checkpoint
-from rd_jax.store.workdir import Training, moved_aside, training_of, trainings_of
+from rd_jax.store.workdir import Training, check_category, moved_aside, training_of, trainings_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 from rd_jax.weights.teacher import LoadedTeacher
@@ -59,6 +59,7 @@ def planned(config: Config, workdir: Path, split: Split) -> list[Task]:
     Raises UserError if it has those of the other layout already, or if the hold-out leaves
     nothing to train on, or holds nothing.
     """
+    check_category(split.name)
     there = [t for t in trainings_of(workdir, split.name) if t.checkpoints.is_dir()]
     folder = workdir / split.name
     if config.seeds and any(training.seed is None for training in there):
@@ -96,6 +97,11 @@ def check_same_training(
             for name, before, now in differing(saved["config"], as_dict(config), Depends.TRAINING)
             if name != "seed" or not config.seeds
         ]
+        before, now = saved["dtype"], compute_dtype(config).name
+        is_finished = checkpoint.steps(training.checkpoints)[0] == saved["last_step"]
+        if now != before and not is_finished:
+            where = jax.default_backend()
+            changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
         problem = f"another config: {', '.join(changes)}" if changes else None
         if saved["train_sha256"] != split.train_sha256:
             problem = problem or "other training images than are there now"
@@ -112,7 +118,8 @@ def initial_state(
     """A new state, or that of the latest good checkpoint, with the time spent so far.
 
     The optimiser's state is read if there are steps left, before `last_step`, that need it.
-    Damaged checkpoints are moved out of the way.
+    Damaged checkpoints are moved out of the way. Raises UserError for what cannot be read, or is
+    the state of another optimiser.
     """
     state = create_train_state(model_of(config), optimizer_of(config), jax.random.key(config.seed))
     for step in checkpoint.steps(training.checkpoints):
@@ -123,8 +130,11 @@ def initial_state(
             if step < last_step:
                 like = jax.device_get(opt_state)
                 opt_state = checkpoint.load_opt_state(training.checkpoints, step, like)
-        except checkpoint.DamagedCheckpointError as error:
+        except UserError as error:
             problem = error
+        with hosts.together():  # what is no damage ends them all, and leaves everything as it is
+            if problem and not isinstance(problem, checkpoint.DamagedCheckpointError):
+                raise problem
         if hosts.all_agree(problem is None):
             state = TrainState(
                 **saved.student_variables, opt_state=opt_state, step=state.step + step

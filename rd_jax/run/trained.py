@@ -1,37 +1,84 @@
 """What was trained, for evaluation, prediction and export: found, read and checked."""
 
+import argparse
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
-from rd_jax.config import Config, from_dict
+from rd_jax.config import FIELDS, Config, Depends, from_dict, validate
 from rd_jax.method.calibration import Calibration
 from rd_jax.method.models import Model
-from rd_jax.run.build import model_of
+from rd_jax.run.build import compute_dtype, model_of
+from rd_jax.run.thresholds import calibration_of, kept_distances
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
+from rd_jax.store.distances import NormalDistances
 from rd_jax.store.workdir import Training, training_of, trainings_at
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import as_on_disk
 from rd_jax.weights.teacher import LoadedTeacher, teacher_of
 
 logger = logging.getLogger(__name__)
+
+
+# What can be changed after training, in evaluation, prediction and export.
+APPLIED = [name for name, field in FIELDS.items() if field.depends & Depends.APPLIED]
 
 
 class Trained(NamedTuple):
     """The latest checkpoint of a training, with the teacher that it was trained with."""
 
     config: Config
+    training: Training
     checkpoint: Checkpoint
     teacher: LoadedTeacher
-    calibration: Calibration | None  # None before the last step
+    distances: NormalDistances
 
     @property
-    def model(self) -> Model:
-        """The networks."""
-        return model_of(self.config)
+    def is_finished(self) -> bool:
+        """Whether this is the last step's."""
+        return self.checkpoint.step == self.checkpoint.metadata["last_step"]
+
+    def calibration(self, dtype: str) -> Calibration:
+        """Thresholds of scores in `dtype`. Raises UserError if nothing was scored for them."""
+        folder, step = self.training.folder, self.checkpoint.step
+        if not self.is_finished:
+            raise UserError(
+                f"{folder} has no thresholds, after step {step} of "
+                f"{self.checkpoint.metadata['last_step']}: finish the training with the command "
+                "that began it"
+            )
+        if dtype not in self.distances.by_dtype:
+            raise UserError(
+                f"{folder} has no scores of normal images, which thresholds come from: let "
+                "python -m rd_jax.main --mode eval score them"
+            )
+        return calibration_of(self.config, self.distances, dtype)
+
+    def scoring_dtype(self) -> str:
+        """The config's, if there are thresholds for it, else float32, whose hold everywhere."""
+        own = compute_dtype(self.config).name
+        if self.distances.by_dtype and own not in self.distances.by_dtype:
+            logger.warning(
+                "scoring in float32, since there are no thresholds for %s: python -m rd_jax.main "
+                "--mode eval makes them on this device",
+                own,
+            )
+            return "float32"
+        return own
+
+
+def add_applied(parser: argparse.ArgumentParser) -> None:
+    """Flags of the same names."""
+    for name in APPLIED:
+        field = FIELDS[name]
+        parser.add_argument(f"--{name}", type=type(field.default), help=field.help)
+
+
+def applied(flags: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given, for `load_trained`."""
+    return {name: value for name in APPLIED if (value := getattr(flags, name)) is not None}
 
 
 def config_of(metadata: Mapping[str, Any]) -> Config:
@@ -63,21 +110,29 @@ def find_training(workdir: Path) -> Training:
     return found[0]
 
 
-def load_trained(workdir: str | Path, teacher_weights: str | None = None) -> Trained:
+def load_trained(
+    workdir: str | Path, teacher_weights: str | None = None, **changes: Any
+) -> Trained:
     """What the one training in this folder, of a run, a category or a seed, learnt.
 
     `teacher_weights`, as of `load_teacher`, says where the teacher's weights are by now, if not
-    where they were. Raises UserError if there is no checkpoint or several trainings, or if the
-    teacher is not the one trained with.
+    where they were; `changes` are of the config's fields in APPLIED. Raises UserError if there is
+    no checkpoint or several trainings, if the teacher is not the one trained with, or for a change
+    that is not allowed.
     """
-    training = find_training(Path(workdir))
+    training = find_training(as_on_disk(Path(workdir)))
     loaded = checkpoint.load_latest(training.checkpoints)
     config = config_of(loaded.metadata)
     config.teacher_weights = teacher_weights or config.teacher_weights
+    for name, value in changes.items():
+        if name not in APPLIED:
+            raise UserError(f"{name}: after training only {', '.join(APPLIED)} can be changed")
+        with config.ignore_type():
+            config[name] = value
+    validate(config)
     teacher = teacher_of(config)
     check_teacher(teacher, loaded.metadata, training.folder)
-    calibration = loaded.metadata["calibration"]
-    return Trained(config, loaded, teacher, calibration and Calibration(**calibration))
+    return Trained(config, training, loaded, teacher, kept_distances(config, loaded, training))
 
 
 def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
@@ -85,22 +140,16 @@ def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], 
 
     The variables {'params', 'batch_stats'} are float32 numpy arrays, ready for `make_scorer` of
     the model, on any number of devices. The rest is a dict: "config" (all fields, among them
-    image_size, blur_sigma and teacher_weights), "calibration" (None before the last step),
-    "last_step" and so on. Of several seeds, `category` names one: "bottle/seed_1". Raises UserError
-    if `workdir` has no checkpoint of `category`, or a damaged one.
+    image_size, blur_sigma and teacher_weights), "calibration" (of float32; None before the
+    training is evaluated), "last_step" and so on. Of several seeds, `category` names one:
+    "bottle/seed_1". Raises UserError if `workdir` has no checkpoint of `category`, or a damaged
+    one.
     """
-    loaded = checkpoint.load_latest(training_of(Path(workdir), category).checkpoints)
-    config = config_of(loaded.metadata)
-    known = loaded.metadata | {"config": config.to_dict(), "step": loaded.step}
-    return model_of(config), loaded.student_variables, known
-
-
-def warn_of_other_dtype(trained: Trained, dtype: Any) -> None:
-    """Says so if scores in `dtype` are compared with a threshold that another one's scores set."""
-    then, now = trained.checkpoint.metadata["dtype"], jnp.dtype(dtype).name
-    if now != then and trained.calibration and trained.calibration.image_threshold is not None:
-        logger.warning(
-            "the threshold was set with scores computed in %s, and these are computed in %s: "
-            "verdicts of images close to it may differ",
-            *(then, now),
-        )
+    training = training_of(Path(workdir), category)
+    loaded = checkpoint.load_latest(training.checkpoints)
+    config, calibration = config_of(loaded.metadata), None
+    distances = kept_distances(config, loaded, training)
+    if "float32" in distances.by_dtype:
+        calibration = calibration_of(config, distances, "float32")._asdict()
+    known = {"config": config.to_dict(), "step": loaded.step, "calibration": calibration}
+    return model_of(config), loaded.student_variables, loaded.metadata | known

@@ -4,16 +4,16 @@ import importlib.util
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rd_jax.config import Config, as_dict, validate
-from rd_jax.data.splits import check_splits, load_splits
-from rd_jax.method.calibration import calibrate
+from rd_jax.data.splits import check_apart, check_splits, load_splits
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of
 from rd_jax.method.train import TrainState, make_parallel_train_steps, train_state_shapes
@@ -21,20 +21,19 @@ from rd_jax.run.build import compute_dtype, model_of, optimizer_of, scorer_of
 from rd_jax.run.evaluation import evaluate_trained, write_summaries
 from rd_jax.run.loop import TrainSteps, steps_per_dispatch, training
 from rd_jax.run.progress import Clock, Diverged, followed, row_writer
-from rd_jax.run.scoring import Scorer, compile_scorer, score_images
+from rd_jax.run.scoring import Program, Scorer, compiled_distances, score_images
 from rd_jax.run.task import Task, check_same_training, divergence, initial_state, planned
 from rd_jax.store import checkpoint
+from rd_jax.store.lock import claimed
 from rd_jax.store.results import read_results
 from rd_jax.store.rows import drop_rows_after
-from rd_jax.store.workdir import set_aside
+from rd_jax.store.workdir import set_aside, training_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 from rd_jax.system.interruption import Interrupted, deferred
 from rd_jax.weights.teacher import LoadedTeacher, teacher_of
 
 logger = logging.getLogger(__name__)
-
-_MOST_CALIBRATION_IMAGES = 1000  # so that their maps fit into memory
 
 
 def train(config: Config, workdir: Path, restart: bool = False) -> str:
@@ -45,24 +44,32 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     images are decoded and all checkpoints compared with the config. Raises UserError for what the
     user can mend, Interrupted after a signal.
     """
-    validate(config, jax.device_count())
-    if config.rd4ad_checkpoint:
-        raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
-    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise UserError("config.tensorboard=True needs pip install tensorboardX")
-    check_splits(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    teacher = teacher_of(config)
-    _check_same_teacher(teacher)
-    compiler = ThreadPoolExecutor(1)
-    try:
-        programs = _compile_programs(compiler, config, teacher)
-        tasks = []
-        for split in load_splits(config):
-            if restart:
-                _start_anew(workdir, split.name)
-            tasks += planned(config, workdir, split)
-            check_same_training(config, split, teacher, workdir)
+    with ExitStack() as stack:
+        with hosts.together():
+            validate(config, jax.device_count())
+            if config.rd4ad_checkpoint:
+                raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
+            if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+                raise UserError("config.tensorboard=True needs pip install tensorboardX")
+            names = check_splits(config)
+            check_apart(config, names, workdir)
+            places = [
+                training_of(workdir, name, seed)
+                for name in names
+                for seed in config.seeds or [None]
+            ]
+            give_back = stack.enter_context(claimed(workdir, places, whole_categories=restart))
+            teacher = teacher_of(config)
+            _check_same_teacher(teacher)
+            compiler = ThreadPoolExecutor(1)
+            stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
+            programs = _compile_programs(compiler, config, teacher)
+            tasks = []
+            for split in load_splits(config):
+                if restart:
+                    _start_anew(workdir, split.name)
+                tasks += planned(config, workdir, split)
+                check_same_training(config, split, teacher, workdir)
         for task in tasks:
             try:
                 _train_and_evaluate(task, teacher, *programs)
@@ -70,15 +77,13 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
                 if read_results(workdir):
                     write_summaries(workdir)  # of what was finished before
                 raise
-    finally:
-        compiler.shutdown(wait=False, cancel_futures=True)
+            give_back(task.training)
     return write_summaries(workdir)
 
 
 def _check_same_teacher(teacher: LoadedTeacher) -> None:
     """Raises UserError if several processes loaded different weights."""
-    own = int(teacher.sha256[:7], 16)
-    if not hosts.all_agree(hosts.as_the_first(own) == own):
+    if not hosts.all_same(teacher.sha256):
         raise UserError(
             f"the processes loaded different teacher weights (here {teacher.weights}, sha256 "
             f"{teacher.sha256[:12]}...): set --config.teacher_weights to a file that all see"
@@ -108,12 +113,14 @@ def _compile_programs(
             jax.ShapeDtypeStruct((), jnp.int32),
         ).compile()
 
-    def scorer() -> Scorer:
-        variables = teacher.variables, shapes.student_variables
-        return compile_scorer(scorer_of(config), *variables, config.batch_size, size)
+    scorer = scorer_of(config)
 
-    steps, compiled = compiler.submit(train_steps), compiler.submit(scorer)
-    return steps, lambda *arguments: compiled.result()(*arguments)
+    def distances() -> Program:
+        variables = teacher.variables, shapes.student_variables
+        return compiled_distances(scorer.distances, *variables, config.batch_size, size)
+
+    steps, compiled = compiler.submit(train_steps), compiler.submit(distances)
+    return steps, replace(scorer, distances=lambda *arguments: compiled.result()(*arguments))
 
 
 def _start_anew(workdir: Path, category: str) -> None:
@@ -179,14 +186,6 @@ def _train(
         variables = teacher.variables, jax.device_get(state.student_variables)
         return score_images(scorer, *variables, images, config.batch_size)
 
-    def calibration(state: TrainState) -> dict[str, Any]:
-        """What the held-out images score; without a hold-out, those that were trained on."""
-        chosen = task.held_out if len(task.held_out) else task.trained_on
-        spread = np.linspace(0, len(chosen) - 1, min(len(chosen), _MOST_CALIBRATION_IMAGES))
-        maps, scores = score(state, split.train[chosen[spread.astype(int)]])
-        is_holdout = len(task.held_out) > 0
-        return calibrate(maps, scores, config.false_positive_rate, is_holdout)._asdict()
-
     metadata = {
         "config": as_dict(config),
         "teacher_weights": teacher.weights,
@@ -209,7 +208,6 @@ def _train(
                     if step in evaluate_at:
                         scored = score(state, split.test)
                         write_row({"step": step, **metrics_of(*scored, split.labels, split.masks)})
-                    metadata["calibration"] = calibration(state) if step == last_step else None
                 if step in save_at or stops:
                     metadata["timing"] = clock.timing(step, config.batch_size)
                     host = jax.device_get(state)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError, first_line
@@ -34,9 +35,16 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]
 
 
+class _Folder(type(epath.Path())):  # type: ignore[misc]
+    """Orbax looks for files by patterns in which the folder's own name would be a pattern, too."""
+
+    def glob(self, pattern: str) -> Iterator[epath.Path]:
+        return map(type(self), Path(self).glob(pattern))
+
+
 def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
-        folder.absolute(), options=ocp.CheckpointManagerOptions(create=False, **options)
+        _Folder(folder.absolute()), options=ocp.CheckpointManagerOptions(create=False, **options)
     )
 
 
@@ -113,7 +121,10 @@ def steps(folder: Path) -> list[int]:
 
 
 def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any]:
-    """The metadata and the items of one checkpoint. Raises DamagedCheckpointError."""
+    """The metadata and the items of one checkpoint.
+
+    Raises DamagedCheckpointError, or UserError where the disk or a permission is what fails.
+    """
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore(), **items)
     try:
         with _reader(folder) as manager, _quiet_about_what_is_given_up():
@@ -125,11 +136,29 @@ def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any
             if value != checksums[name]:
                 raise ValueError(f"{name} differs from its checksum")
     except Exception as error:  # the storage libraries raise all kinds of errors
+        _check_readable(folder / str(step))
         raise DamagedCheckpointError(
             f"checkpoint {folder / str(step)} is damaged ({_reason_of(error)}): train again with "
             "the same command, which goes on from the checkpoint before it"
         ) from error
     return metadata, restored
+
+
+def _check_readable(folder: Path) -> None:
+    """Raises UserError for the first file or folder in it that the system does not let be read."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    try:
+        for parent, _, names in os.walk(folder, onerror=stop):
+            for name in names:
+                Path(parent, name).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be read ({error.strerror}): mend the disk or the "
+            "permissions; nothing was changed"
+        ) from error
 
 
 def latest_metadata(folder: Path) -> dict[str, Any] | None:
@@ -151,10 +180,41 @@ def load(folder: Path, step: int) -> Checkpoint:
 def load_opt_state(folder: Path, step: int, like: Any) -> Any:
     """The optimiser's state of a checkpoint, as numpy arrays in the structure of `like`.
 
-    Raises DamagedCheckpointError.
+    Raises DamagedCheckpointError, or UserError if it is the state of another optimiser or model.
     """
-    _, items = _restore(folder, step, optimizer=ocp.args.StandardRestore({"opt_state": like}))
-    return items.optimizer["opt_state"]
+    like = {"opt_state": like}
+    try:
+        _, items = _restore(folder, step, optimizer=ocp.args.StandardRestore(like))
+        found = items.optimizer
+    except DamagedCheckpointError:
+        found = _as_saved(folder, step)
+        if found is None or _kinds(found) == _kinds(like):
+            raise
+    if _kinds(found) != _kinds(like):
+        raise UserError(
+            f"the optimiser's state in checkpoint {folder / str(step)} is of another optimiser or "
+            "other networks: go on with what began it, or start anew with --restart"
+        )
+    return found["opt_state"]
+
+
+def _as_saved(folder: Path, step: int) -> Any:
+    """The optimiser's item in whatever structure it has, if it can be read at all."""
+    args = ocp.args.Composite(optimizer=ocp.args.StandardRestore())
+    try:
+        with _reader(folder) as manager, _quiet_about_what_is_given_up():
+            return manager.restore(step, args=args).optimizer
+    except Exception:  # the storage libraries raise all kinds of errors
+        return None
+
+
+def _kinds(tree: Any) -> dict[Any, Any]:
+    """Shape and dtype by path; of what holds no array, None."""
+    flat = ocp.tree.to_flat_dict(tree, keep_empty_nodes=True)
+    return {
+        path: (leaf.shape, np.dtype(leaf.dtype)) if hasattr(leaf, "dtype") else None
+        for path, leaf in flat.items()
+    }
 
 
 def load_latest(folder: Path) -> Checkpoint:

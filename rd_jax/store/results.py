@@ -1,5 +1,6 @@
 """Results as rows: one for each training, summarised over seeds and over categories."""
 
+import logging
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,10 +12,19 @@ from rd_jax.store.rows import Row, read_json
 from rd_jax.store.workdir import Training, find_trainings
 from rd_jax.system.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
 TIMING = ("train_seconds", "eval_seconds", "images_per_second")
-_SCORING = [name for name, field in FIELDS.items() if field.depends & Depends.SCORING]
-_EVALUATED_ALIKE = (*_SCORING, "dtype")
+_NUMBERS = (
+    *(*METRICS, *TIMING, "num_steps", "last_step"),
+    *("num_held_out", "kept_false_positive_rate"),
+)
+_OF_SCORES = Depends.SCORING | Depends.APPLIED
+_EVALUATED_ALIKE = (
+    *(name for name, field in FIELDS.items() if field.depends & _OF_SCORES),
+    "dtype",
+)
 # Of the config, as it was evaluated.
 RECORDED = (
     *("dataset", "teacher_weights", "rd4ad_checkpoint", "loss", "seed", "num_epochs", "holdout"),
@@ -34,16 +44,32 @@ def read_results(workdir: Path) -> dict[str, list[Result]]:
 
     What an older version did not write yet has its default, and a metric is None.
     """
-    defaults = {name: FIELDS[name].default for name in RECORDED}
-    defaults |= dict.fromkeys((*METRICS, *TIMING, "num_steps", "last_step", "num_held_out"))
+    defaults = {name: FIELDS[name].default for name in RECORDED} | dict.fromkeys(_NUMBERS)
     found: dict[str, list[Result]] = {}
     for training in find_trainings(workdir):
         row = read_json(training.results)
         # Other runs' tables, one folder down, have the same name.
         if row.get("category") == training.category:
+            if wrong := _wrong_fields(row):
+                logger.warning(
+                    "%s is left out, since %s in it cannot be: mend or remove it",
+                    *(training.results, ", ".join(wrong)),
+                )
+                continue
             missing = {name: value for name, value in defaults.items() if name not in row}
             found.setdefault(training.category, []).append(Result(training, row | missing))
     return found
+
+
+def _wrong_fields(row: Row) -> list[str]:
+    known = {name: row[name] for name in (*RECORDED, *_NUMBERS) if row.get(name) is not None}
+    return [
+        name
+        for name, value in known.items()
+        if not (
+            isinstance(value, int | float) if name in _NUMBERS else FIELDS[name].rule.holds(value)
+        )
+    ]
 
 
 def rows_of_categories(found: dict[str, list[Result]]) -> list[Row]:

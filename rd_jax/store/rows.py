@@ -47,13 +47,13 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The whole lines of a file of JSON lines; none if there is no file."""
+    """The rows in a file of JSON lines, each of a step; none if there is no file."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
         # Half a line is of a run that was killed.
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def drop_rows_after(path: Path, step: int) -> None:

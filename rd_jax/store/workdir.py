@@ -4,18 +4,23 @@ WORKDIR/results.{json,csv,md}, report.html, figures/     of all trainings
 WORKDIR/CATEGORY/                                        a training, or with several seeds
 WORKDIR/CATEGORY/seed_K/                                 a training for each, and their results.json
 WORKDIR/replaced-DATE/CATEGORY/                          what --restart moved aside
+WORKDIR/.locks/                                          which of them a process works on
 
-A training has checkpoints/, results.json, metrics.jsonl, evaluation.npz and, where they are asked
-for or needed, tensorboard/ and damaged/.
+A training has checkpoints/, results.json, metrics.jsonl, evaluation.npz, distances.npz and, where
+they are asked for or needed, tensorboard/ and damaged/.
 """
 
 import itertools
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from rd_jax.system.errors import UserError
+from rd_jax.system.files import as_on_disk
 
 
 class _Inside:
@@ -40,6 +45,7 @@ class Training:
     results = _Inside("results.json")  # facts and figures, written last
     metrics = _Inside("metrics.jsonl")  # rows of the loss and, where asked for, of metrics
     evaluation = _Inside("evaluation.npz")  # what the report shows
+    distances = _Inside("distances.npz")  # of normal images: what thresholds come from
     tensorboard = _Inside("tensorboard")  # event files
     damaged = _Inside("damaged")  # checkpoints that were moved out of the way
 
@@ -57,10 +63,30 @@ class Workdir:
 
     results = _Inside("results.json")  # all rows and their mean; .csv and .md stand beside it
     page = _Inside("report.html")
+    figures = _Inside("figures")
+    locks = _Inside(".locks")  # beside the trainings, so that they can be moved while locked
 
     def figure(self, training: Training) -> Path:
         """What the names of a training's figures begin with."""
-        return self.folder / "figures" / training.name
+        return self.figures / training.name
+
+    def lock(self, training: Training) -> Path:
+        """The file that is locked by whoever works on a training."""
+        return self.locks / training.category / f"{training.folder.name}.lock"
+
+    def begun(self, category: str) -> list[Training]:
+        """The trainings of a category that anyone has ever locked."""
+        names = (path.stem for path in (self.locks / category).glob("*.lock"))
+        seeds = (None if n == category else int(n.removeprefix("seed_")) for n in names)
+        return [training_of(self.folder, category, seed) for seed in seeds]
+
+    def written_to(self, trainings: Iterable[Training]) -> list[Path]:
+        """The folders in which something is made or replaced, there or not."""
+        folders = [self.folder, self.figures, self.locks]
+        for training in trainings:
+            folders += [training.folder.parent, training.folder, training.checkpoints]
+            folders += [training.tensorboard, training.damaged]
+        return list(dict.fromkeys(folders))
 
 
 def category_results(training: Training) -> Path:
@@ -68,15 +94,25 @@ def category_results(training: Training) -> Path:
     return Workdir(training.folder.parent).results
 
 
+def check_category(name: str) -> None:
+    """Raises UserError if a category's folder could not be told from what else is in a workdir."""
+    taken = ("checkpoints", "figures", "report.html")
+    if name in taken or name.startswith(("results.", "replaced-")):
+        raise UserError(
+            f"category {name!r}: a run keeps other things under this name; rename the category"
+        )
+
+
 def training_of(workdir: Path, category: str, seed: int | None = None) -> Training:
     """The training of a category, or of one of its seeds, there or not."""
-    folder = workdir / category
+    folder = as_on_disk(workdir / category)
     return Training(folder if seed is None else folder / f"seed_{seed}", category, seed)
 
 
 def trainings_of(workdir: Path, category: str) -> list[Training]:
     """The trainings of a category that are there, seeds in order."""
-    numbers = (p.name.removeprefix("seed_") for p in (workdir / category).glob("seed_*"))
+    folder = as_on_disk(workdir / category)
+    numbers = (p.name.removeprefix("seed_") for p in folder.glob("seed_*"))
     seeds = sorted(int(number) for number in numbers if number.isdecimal())
     return [
         training
@@ -105,7 +141,7 @@ def trainings_at(folder: Path) -> list[Training]:
 
 def set_aside(workdir: Path, category: str) -> Path | None:
     """Moves a category's folder, if there is one, into replaced-DATE; returns where it is."""
-    folder = workdir / category
+    folder = as_on_disk(workdir / category)
     if not folder.exists():
         return None
     return moved_aside(folder, workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")

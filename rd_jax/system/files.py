@@ -4,9 +4,11 @@ import atexit
 import errno
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,8 +25,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "; free some: nothing that was there is lost" if is_full else ""
+        hint = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "; free some: nothing that was there is lost"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = "; make it writable for this user, or choose another place"
         raise UserError(f"cannot write {path}: {error.strerror}{hint}") from error
 
 
@@ -43,12 +48,51 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def composed(name: str) -> str:
+    """A name in the form in which accents typed at a keyboard come; macOS stores another one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def as_on_disk(path: Path) -> Path:
+    """The path, or the one that is there and differs only in how Unicode spells its accents."""
+    if path == path.parent or os.path.lexists(path):
+        return path
+    parent = as_on_disk(path.parent)
+    there = os.listdir(parent) if os.access(parent, os.R_OK) and os.path.isdir(parent) else []
+    alike = [name for name in there if composed(name) == composed(path.name)]
+    return parent / (alike[0] if len(alike) == 1 else path.name)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError if nothing can be written into a folder, or to where it is to be made.
+
+    A file is really made and removed: permissions say nothing of what mounts allow.
+    """
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    with writing(there), tempfile.NamedTemporaryFile(dir=there, prefix=".rd_jax-"):
+        pass
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path`, there or not, is `folder` or lies in it, whatever links lead there."""
+    real = Path(os.path.realpath(path))
+    there = filter(os.path.exists, (real, *real.parents))
+    return os.path.exists(folder) and any(os.path.samefile(parent, folder) for parent in there)
+
+
 def user_path(text: str | Path) -> Path:
-    """A path as a user writes it; ~ is the home folder. Raises UserError if there is none."""
+    """A path as a user writes it; ~ is the home folder, accents are as on disk.
+
+    Raises UserError if there is no such home, or for a URL.
+    """
+    if re.match(r"[\w+.-]+://", str(text)):
+        raise UserError(
+            f"{text} is no path on this machine: give one, or mount the bucket that it is"
+        )
     path = Path(os.path.expanduser(text))
     if path.parts[:1] == ("~",):
         raise UserError(f"{text}: there is no home folder (HOME is not set): write the path out")
-    return path
+    return as_on_disk(path)
 
 
 def cache_folder() -> Path:

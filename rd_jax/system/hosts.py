@@ -4,6 +4,7 @@ With one process, everything here is the identity.
 """
 
 import secrets
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,38 +51,66 @@ def share(count: int) -> slice:
     return slice(first, min(first + size, count))
 
 
+class FailedElsewhereError(UserError):
+    """Another process failed."""
+
+
+_all_know = False  # that one of them failed: they have nothing more to tell each other
+
+
+def _told(own: int, failed: bool = False) -> np.ndarray:
+    """What each process tells here, an int32, and with it whether it failed.
+
+    Raises FailedElsewhereError in those that did not, so that whoever fails inside of `together`
+    is heard at the next of these calls, whichever it is.
+    """
+    global _all_know
+    if jax.process_count() == 1:
+        return np.array([own], np.int32)
+    told = np.asarray(multihost_utils.process_allgather(np.array([failed, own], np.int32)))
+    _all_know = bool(told[:, 0].any())
+    if _all_know and not failed:
+        raise FailedElsewhereError(
+            f"process {np.argmax(told[:, 0])} failed: its own output says why"
+        )
+    return told[:, 1]
+
+
+def as_the_first(value: int) -> int:
+    """What the first process says, so that all decide alike; 32 bits."""
+    return int(_told(value)[0])
+
+
 def gathered(own: np.ndarray, count: int) -> np.ndarray:
     """All `count` rows, of whose `share` each process gives its own; any but 64-bit dtypes."""
     if jax.process_count() == 1:
         return own
+    _told(0)  # whether all have something to give
     padded = np.zeros((-(-count // jax.process_count()), *own.shape[1:]), own.dtype)
     padded[: len(own)] = own
     return np.asarray(multihost_utils.process_allgather(padded, tiled=True))[:count]
 
 
-def as_the_first(value: int) -> int:
-    """What the first process says, so that all decide alike; 32 bits."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
 @contextmanager
 def together() -> Iterator[None]:
     """What fails inside in one process fails in all, so that none waits for others forever."""
-    failure = None
     try:
         yield
-    except Exception as error:
-        failure = error
-    failed = multihost_utils.process_allgather(np.int32(failure is not None))
-    if failure:
-        raise failure
-    if failed.any():
-        raise UserError(f"process {np.argmax(failed)} failed: its own output says why")
+    except Exception:
+        if not _all_know:
+            _told(0, failed=True)
+        raise
+    _told(0)
 
 
 def all_agree(own: bool) -> bool:
     """Whether every process says so."""
-    return bool(multihost_utils.process_allgather(np.int32(own)).all())
+    return bool(_told(own).all())
+
+
+def all_same(value: object) -> bool:
+    """Whether `value`, or what is shown of it, is the same in every process."""
+    return len({*_told(zlib.crc32(repr(value).encode()) >> 1)}) == 1
 
 
 def all_see(folder: Path) -> bool:
@@ -90,7 +119,8 @@ def all_see(folder: Path) -> bool:
     with together():
         if is_first():
             token.touch()
-    seen = all_agree(token.exists())
-    if is_first():
-        token.unlink()
-    return seen
+    try:
+        return all_agree(token.exists())
+    finally:
+        if is_first():
+            token.unlink()

@@ -1,16 +1,17 @@
 import functools
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rd_jax.data import images
-from rd_jax.data.images import decode_image, load_images, load_masks
+from rd_jax.data import cache, images
+from rd_jax.data.images import Notes, decode_image, load_images, load_masks
 from rd_jax.data.mvtec import find_categories, load_category, read_category
-from rd_jax.data.synthetic import DEFECTS, weave, write_category
+from rd_jax.data.synthetic import DEFECTS, cached_data_dir, weave, write_category
 from rd_jax.system.errors import UserError
 
 
@@ -70,9 +71,9 @@ def test_the_cache_serves_unchanged_files_and_never_stale_ones(
     decoded = []
 
     @functools.wraps(decode_image)
-    def counting(path: Path, size: int) -> np.ndarray:
+    def counting(path: Path, size: int, notes: Notes) -> np.ndarray:
         decoded.append(path)
-        return decode_image(path, size)
+        return decode_image(path, size, notes)
 
     monkeypatch.setattr(images, "decode_image", counting)
     np.testing.assert_array_equal(load_images([path], 64), first)
@@ -97,6 +98,41 @@ def test_a_damaged_cache_file_is_made_again(
     np.testing.assert_array_equal(load_images([tmp_path / "a.png"], 64), first)
     assert f"damaged cache file {cached}" in caplog.text
     assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_who_reads_the_cache_never_sees_half_of_what_another_process_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+
+    def written() -> dict[str, tuple[int, bytes]]:
+        load_images([tmp_path / "a.png"], 64)
+        files = (tmp_path / "cache" / "rd_jax" / "images").iterdir()
+        return {path.name: (path.stat().st_ino, path.read_bytes()) for path in files}
+
+    first = written()
+    # Held open, so that their numbers are not used again.
+    held = [path.open("rb") for path in (tmp_path / "cache").rglob("*.*")]
+    monkeypatch.setattr(cache, "_read_cached", lambda *_: None)  # as at two first starts at once
+    second = written()
+    for file in held:
+        file.close()
+    assert len(held) == len(first) == 2
+    for name, (number, content) in first.items():
+        assert second[name][0] != number  # renamed to, not written into
+        assert second[name][1] == content
+
+
+def test_the_generated_category_is_whole_whoever_makes_it_first(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(cached_data_dir, [tmp_path / "cache"] * 2)
+    assert one == other
+    write_category(tmp_path / "alone")
+    for path in (tmp_path / "alone").rglob("*.png"):
+        made = one / path.relative_to(tmp_path / "alone")
+        assert made.read_bytes() == path.read_bytes()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [one.name]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(

@@ -1,5 +1,6 @@
 """The TFDS builder of MVTec AD."""
 
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import rd_jax.data.mvtec_ad
 from rd_jax.data.mvtec import read_category
 from rd_jax.data.synthetic import write_category
 from rd_jax.system.errors import UserError
+
+TURNED = b'<rdf:Description tiff:Orientation="6"/>'
 
 
 def test_the_builder_gives_what_the_folders_hold(tmp_path: Path) -> None:
@@ -44,14 +47,68 @@ def test_the_builder_gives_what_the_folders_hold(tmp_path: Path) -> None:
     assert not examples
 
 
-def test_defects_without_masks_are_refused(tmp_path: Path) -> None:
+def category(tmp_path: Path) -> tuple[Path, tfds.core.DatasetBuilder]:
     write_category(tmp_path, num_train=1, num_test=1, size=48)
     (tmp_path / "weave").rename(tmp_path / "bottle")
-    shutil.rmtree(tmp_path / "bottle" / "ground_truth")
+    return tmp_path / "bottle", tfds.builder("mvtec_ad/bottle", data_dir=tmp_path / "tfds")
+
+
+def test_unusual_files_are_in_the_set_as_they_are_read_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, builder = category(tmp_path)
+    path, mask = folder / "test/stain/000.png", folder / "ground_truth/stain/000_mask.png"
+    with Image.open(path) as image, Image.open(mask) as white:
+        upright, labels = image.crop((0, 0, 48, 32)), np.asarray(white)[:32] // 255
+    upright.rotate(90, expand=True).save(path, "WEBP", lossless=True, xmp=TURNED)
+    Image.fromarray(labels).save(mask)
+    translucent, dark = folder / "test/good/key.png", folder / "test/good/dark.png"
+    upright.save(translucent, transparency=upright.getpixel((0, 0)))
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(dark)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path))
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    source = builder.as_data_source("test", decoders=decoders)
+    examples = {example["name"].decode(): example for example in source}
+    for name in ("stain/000.png", "good/key.png"):
+        with Image.open(io.BytesIO(examples[name]["image"])) as stored:
+            assert (stored.mode, stored.info) == ("RGB", {})
+            np.testing.assert_array_equal(stored, upright)
+    np.testing.assert_array_equal(examples["stain/000.png"]["mask"][..., 0], 255 * labels)
+    assert f"1 of 7 images have 16 bits and no value above a quarter of white, e.g. {dark}: 16" in (
+        caplog.text
+    )
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder, builder = category(tmp_path)
+    mask = folder / "ground_truth/stain/000_mask.png"
+    Image.new("L", (48, 48)).save(mask)
     config = tfds.download.DownloadConfig(manual_dir=tmp_path)
-    builder = tfds.builder("mvtec_ad/bottle", data_dir=tmp_path / "tfds")
+    with pytest.raises(UserError, match=f"{mask} .mask values are 0 to 0, of which none"):
+        builder.download_and_prepare(download_config=config)
+
+
+def test_defects_without_masks_are_refused(tmp_path: Path) -> None:
+    folder, builder = category(tmp_path)
+    shutil.rmtree(folder / "ground_truth")
+    config = tfds.download.DownloadConfig(manual_dir=tmp_path)
     with pytest.raises(UserError, match="has no ground_truth folder"):
         builder.download_and_prepare(download_config=config)
+
+
+def test_odd_names_are_taken_and_unused_folders_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_category(tmp_path, num_train=1, num_test=1, size=48)
+    root = (tmp_path / "weave").rename(tmp_path / "bottle")
+    shutil.copytree(root / "test", root / "validation")
+    (root / "test/good/000.png").rename(root / "test/good/\udcff.png")
+    builder = tfds.builder("mvtec_ad/bottle", data_dir=tmp_path / "tfds")
+    config = tfds.download.DownloadConfig(manual_dir=tmp_path)
+    builder.download_and_prepare(download_config=config)
+    assert "bottle: images are not used from validation, but from train, test" in caplog.text
+    names = [example["name"].decode() for example in builder.as_data_source("test")]
+    assert "good/\\udcff.png" in names
 
 
 def test_there_is_a_config_for_each_of_the_fifteen_categories() -> None:

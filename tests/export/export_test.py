@@ -15,23 +15,22 @@ import onnxruntime
 import pytest
 
 from rd_jax import create_train_state, load_teacher
-from rd_jax.config import Config, as_dict
+from rd_jax.config import Config
 from rd_jax.export import __main__ as export
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
-from rd_jax.method.calibration import calibrate
 from rd_jax.method.models.batch_norm import fold_batch_norm
+from rd_jax.predict.predictor import load_predictor
 from rd_jax.run.build import model_of, optimizer_of, scorer_of
 from rd_jax.store import checkpoint
-from rd_jax.store.workdir import Training
-from rd_jax.weights.teacher import teacher_sha256
+from tests.trained import save_training
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 
 
-def example(file: str) -> str:
-    """The documentation's Python code that opens this file."""
-    (code,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if file in code]
+def example(part: str) -> str:
+    """The documentation's Python code that holds this part."""
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if part in code]
     return code
 
 
@@ -178,32 +177,9 @@ def test_without_the_package_onnx_the_error_says_what_to_install(
 
 
 @pytest.fixture
-def training(config: Config, tmp_path: Path) -> Path:
-    """A folder with the checkpoint of a training that is finished and calibrated."""
-    return write_training(tmp_path / "weave", config)
-
-
-def write_training(folder: Path, config: Any, step: int = 9, holdout: bool = True) -> Path:
-    teacher = load_teacher(config.backbone, "random")
-    maps = np.random.default_rng(0).uniform(1, 2, (4, 32, 32)).astype(np.float32)
-    metadata = {
-        "config": as_dict(config),
-        "teacher_weights": "random",
-        "teacher_sha256": teacher_sha256(teacher),
-        "last_step": 9,
-        "dtype": "float32",
-        "calibration": calibrate(maps, maps.max((1, 2)), 0.01, holdout)._asdict(),
-    }
-    if step < 9:
-        metadata["calibration"] = None
-    student = jax.device_get(
-        create_train_state(
-            model_of(config), optimizer_of(config), jax.random.key(0)
-        ).student_variables
-    )
-    with checkpoint.writer(Training(folder, "weave").checkpoints) as save:
-        save(step, student, {"count": np.zeros(1)}, metadata)
-    return folder
+def training(tmp_path: Path) -> Path:
+    """The folder of a training that is finished and evaluated."""
+    return save_training(tmp_path / "weave")
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +200,12 @@ def run_command(training: Path, output: Path, *more: str) -> int:
             ("rd_jax", "flax", "orbax", "onnx", "ml_collections"),
         ),
         (
-            example("model.onnx"),
+            example("onnxruntime.InferenceSession"),
+            ".onnx",
+            ("rd_jax", "flax", "orbax", "onnx", "ml_collections", "jax"),
+        ),
+        (
+            example("openvino.Core"),
             ".onnx",
             ("rd_jax", "flax", "orbax", "onnx", "ml_collections", "jax"),
         ),
@@ -247,40 +228,46 @@ def test_the_examples_run_without_this_package(
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    shapes, *rows = done.stdout.splitlines()
-    assert "'map': (3, 32, 32)" in shapes
+    *shapes, first, second, third = done.stdout.splitlines()
+    assert "openvino" in example or "'map': (3, 32, 32)" in shapes[0]
+    rows = [first, second, third]
     trained = checkpoint.load_latest(training / "checkpoints")
     teacher = load_teacher("tiny", "random")
     _, scores = scorer_of(config)(teacher, trained.student_variables, images)
     np.testing.assert_allclose([float(row.split()[0]) for row in rows], scores, atol=1e-4)
-    threshold = trained.metadata["calibration"]["image_threshold"]
+    threshold = load_predictor(training).calibration.image_threshold
     verdicts = ["anomalous" if score > threshold else "normal" for score in scores]
     assert [row.split()[1] for row in rows] == verdicts
 
 
 def test_the_command_says_what_the_file_takes_and_gives(
-    config: Config, training: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    training: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run_command(training, tmp_path / "model.onnx") == 0
     said = capsys.readouterr().out
     assert "uint8 [B, 32, 32, 3]" in said
-    assert "anomalous [B] (score > 1.99" in said
+    threshold = load_predictor(training).calibration.image_threshold
+    assert f"anomalous [B] (Threshold {threshold:.4g} of scores in float32" in said
+    assert run_command(training, tmp_path / "model.onnx", "--false_positive_rate=0.5") == 0
+    lower = load_predictor(training, false_positive_rate=0.5).calibration.image_threshold
+    assert lower < threshold
+    assert f"Threshold {lower:.4g}" in capsys.readouterr().out
 
-    without = write_training(tmp_path / "other", config, holdout=False)
+    without = save_training(tmp_path / "other", holdout=False)
     assert run_command(without, tmp_path / "model.onnx") == 0
-    assert "no verdict" in capsys.readouterr().out
+    assert "No thresholds" in capsys.readouterr().out
     model = onnx.load(tmp_path / "model.onnx")  # the old file is replaced
     assert [output.name for output in model.graph.output] == ["map", "score"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "other", "weave"]
 
 
 def test_an_unfinished_training_is_exported_with_a_warning(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = write_training(tmp_path / "weave", config, step=4)
+    folder = save_training(tmp_path / "weave", holdout=None, last_step=9)
     with caplog.at_level(logging.WARNING, "rd_jax.export"):
         assert run_command(folder, tmp_path / "model.onnx") == 0
-    assert "UNFINISHED training: exported is step 4 of 9" in caplog.text
+    assert "UNFINISHED training: exported is step 7 of 9" in caplog.text
 
 
 def test_mistakes_are_one_line_and_leave_the_old_file(

@@ -63,3 +63,13 @@ def test_gradient_equals_pytorch_even_for_tiny_vectors() -> None:
 def test_low_precision_features_are_compared_in_float32() -> None:
     features = tuple(f.astype(jnp.bfloat16) for f in draw(0))
     assert per_position_cosine_loss(features, features).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("length", [1e-6, 1e-8, 3e-9, 1e-12, 0.0])
+def test_short_vectors_are_clamped_each_as_in_pytorch(length: float) -> None:
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    a, b = np.random.default_rng(0).normal(size=(2, 6, 5)).astype(np.float32)
+    a = a / np.linalg.norm(a, axis=-1, keepdims=True) * np.float32(length)
+    for first, second in ((a, 1e4 * b), (b, a), (a, a)):
+        expected = 1 - torch.cosine_similarity(torch.from_numpy(first), torch.from_numpy(second))
+        np.testing.assert_allclose(cosine_distance(first, second), expected.numpy(), atol=1e-6)

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from rd_jax.predict.inputs import find_inputs
 from rd_jax.system.errors import UserError
@@ -57,6 +58,27 @@ def test_names_are_the_paths_below_the_folder_that_holds_all_inputs(
 
 
 @pytest.mark.usefixtures("root")
+def test_all_that_looks_like_an_image_is_found_and_nothing_else() -> None:
+    meant = ["1.gif", "2.jfif", "3.ppm", "4.jp2", "5.heic", "6.avif", "7.JXL", "8.dng", "a.svg"]
+    touch(*(f"a/{name}" for name in meant), "a/Thumbs.db", "a/n.csv", "a/n.json", "a/empty")
+    touch("a/@eaDir/1.gif/THUMB.jpg", "a/__MACOSX/1.png", "a/film.mp4", "a/report.pdf")
+    Path("a/README").write_text("Python's")
+    Image.new("L", (8, 8)).save("a/scan", "PNG")
+    Image.new("L", (8, 8)).save("a/scan.001", "GIF")
+    os.mkfifo("a/pipe")
+    assert list(found("a").values()) == [*meant, "scan", "scan.001"]
+    os.mkfifo("a/pipe.png")
+    with pytest.raises(UserError, match=r"a/pipe.png is neither a file nor a folder"):
+        found("a")
+
+
+@pytest.mark.usefixtures("root")
+def test_arguments_are_found_however_their_accents_are_spelled() -> None:
+    touch("bu\u0308rste/1.png")
+    assert list(found("b\u00fcrste")) == ["bu\u0308rste/1.png"]
+
+
+@pytest.mark.usefixtures("root")
 def test_links_are_followed_but_not_in_circles() -> None:
     touch("elsewhere/1.png", "a/2.png")
     os.symlink("../elsewhere", "a/linked")
@@ -81,7 +103,7 @@ def test_what_was_written_before_is_no_input(output: str) -> None:
     [
         ("absent", "absent does not exist"),
         ("absent.png", "absent.png does not exist"),
-        ("empty", "empty holds no images: expected .bmp, .jpeg, "),
+        ("empty", "empty holds no images, nor does any folder in it"),
         ("out/heatmaps", "out/heatmaps is where outputs are written: choose another --output"),
         ("out/masks/x/1.png", "is where outputs are written"),
     ],

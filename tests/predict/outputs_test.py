@@ -1,7 +1,9 @@
 import csv
+import errno
 import json
 import os
 import resource
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,17 +11,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rd_jax.predict.outputs import COLUMNS, Outputs, tables, write_images, write_scale
+from rd_jax.method.calibration import with_threshold
+from rd_jax.predict import outputs as outputs_module
+from rd_jax.predict.outputs import (
+    COLUMNS,
+    Outputs,
+    distinct,
+    tables,
+    write_images,
+    write_scale,
+)
 from rd_jax.predict.predictor import Prediction, Unreadable
 from rd_jax.report.heatmap import overlay, resized_map
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import write_whole, writing
 from tests.reference_weights import draw_images
 from tests.trained import CALIBRATION, SIZE
 
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Outputs:
-    return Outputs(tmp_path / "out", CALIBRATION, 0.5, maps=None, map_limit=6.0, masks=False)
+    return Outputs(tmp_path / "out", CALIBRATION, maps=None, map_limit=6.0, masks=False)
 
 
 @pytest.fixture
@@ -105,6 +117,33 @@ def test_maps_give_their_values_back(outputs: Outputs, prediction: Prediction) -
     np.testing.assert_allclose(pixels * scale, prediction.anomaly_map, atol=6 / 65535)
 
 
+@pytest.mark.parametrize("size", [(90, 50), (20, 300), (7, 9), (1, 1)])
+@pytest.mark.parametrize("margin", [-1e-3, 0.0, 1e-3])
+def test_mask_heatmap_and_verdict_are_one(
+    outputs: Outputs, prediction: Prediction, size: tuple[int, int], margin: float
+) -> None:
+    """At any size, an image's mask is empty exactly where it is normal, as is full colour."""
+    Image.fromarray(np.full((size[1], size[0], 3), 128, np.uint8)).save(prediction.path)
+    threshold = prediction.score - margin
+    calibration = with_threshold(CALIBRATION, threshold, is_maximum=True)
+    outputs = outputs._replace(calibration=calibration._replace(pixel_threshold=0.8 * threshold))
+    row = write_images(outputs._replace(masks=True), prediction, "photo.jpg")
+    assert row["verdict"] == ("anomalous" if margin > 0 else "normal")
+    mask, heatmap = read(outputs.folder / row["mask"]), read(outputs.folder / row["heatmap"])
+    assert mask.shape == heatmap.shape[:2] == size[::-1]
+    assert set(np.unique(mask)) <= {0, 255}
+    full = overlay(np.full((1, 1, 3), 128, np.uint8), np.full((1, 1), 9.0), 0, 1)[0, 0]
+    is_full = (heatmap == full).all(-1)
+    if margin > 0:
+        row_of, column = np.unravel_index(prediction.anomaly_map.argmax(), (SIZE, SIZE))
+        place = int((row_of + 0.5) * size[1] / SIZE), int((column + 0.5) * size[0] / SIZE)
+        assert mask[place] == 255
+        assert is_full[place]
+    else:
+        assert not mask.any()
+        assert not is_full.any()
+
+
 def test_a_mask_shows_the_pixels_above_their_threshold(
     outputs: Outputs, prediction: Prediction
 ) -> None:
@@ -122,8 +161,9 @@ def test_a_mask_shows_the_pixels_above_their_threshold(
 def test_only_scores_above_the_threshold_are_anomalous(
     outputs: Outputs, prediction: Prediction, threshold: float | None, verdict: str | None
 ) -> None:
+    calibration = CALIBRATION._replace(image_threshold=threshold)
     result = prediction._replace(score=0.5)
-    row = write_images(outputs._replace(threshold=threshold), result, "photo.jpg")
+    row = write_images(outputs._replace(calibration=calibration), result, "photo.jpg")
     assert (row["score"], row["threshold"], row["verdict"]) == (0.5, threshold, verdict)
     assert row["error"] is None
 
@@ -150,6 +190,73 @@ def test_a_link_where_an_output_belongs_is_replaced_not_followed(
     write_images(outputs, prediction, "photo.jpg")
     assert prediction.path.read_bytes() == before
     assert not (outputs.folder / "heatmaps" / "photo.jpg.png").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x" * 248 + ".png",
+        "ü" * 125 + ".png",
+        "x" * 255,
+        "deep/" * 900 + "1.png",
+        os.fsdecode(b"\xff" * 255),
+    ],
+    ids=lambda name: name[:6],
+)
+def test_a_name_that_is_too_long_is_shortened(
+    outputs: Outputs, prediction: Prediction, name: str
+) -> None:
+    outputs = outputs._replace(maps="npy", masks=True)
+    other = write_images(outputs, prediction, name[:100] + "y" + name[101:])
+    row = write_images(outputs, prediction, name)
+    paths = [r[column] for r in (row, other) for column in ("heatmap", "map", "mask")]
+    assert len(set(paths)) == 6
+    assert all((outputs.folder / path).is_file() for path in paths)
+    assert [read(outputs.folder / row[c]).shape for c in ("heatmap", "mask")] == [
+        (50, 90, 3),
+        (50, 90),
+    ]
+    np.testing.assert_array_equal(np.load(outputs.folder / row["map"]), prediction.anomaly_map)
+    if name.isascii():
+        start = name.split("/")[-1][:100]
+        assert row["heatmap"].startswith(f"heatmaps/{start}-")
+    assert write_images(outputs, prediction, name) == row
+
+
+def test_a_name_that_the_file_system_refuses_is_replaced(
+    outputs: Outputs, prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_vfat(path: Path, content: bytes) -> None:
+        if set(path.name) & set('?*:"<>|') or not path.name.isprintable():
+            with writing(path):
+                raise OSError(errno.EINVAL, "Invalid argument")
+        write_whole(path, content)
+
+    monkeypatch.setattr(outputs_module, "write_whole", on_vfat)
+    names = ["a/10:30?.png", "a/10:31?.png", "a/\udcff.png", "a/plain.png"]
+    paths = [write_images(outputs, prediction, name)["heatmap"] for name in names]
+    assert len(set(paths)) == 4
+    assert all((outputs.folder / path).is_file() for path in paths)
+    assert paths[0].startswith("heatmaps/10_30_.png-")
+    assert paths[3] == "heatmaps/a/plain.png.png"
+
+
+@pytest.mark.parametrize("names", [("x", "x.png/1.jpg"), ("x.png/1.jpg", "x")])
+def test_a_name_that_is_also_a_folders_is_replaced(
+    outputs: Outputs, prediction: Prediction, names: tuple[str, str]
+) -> None:
+    first, second = (write_images(outputs, prediction, name)["heatmap"] for name in names)
+    assert first == f"heatmaps/{names[0]}.png"
+    assert (outputs.folder / first).is_file()
+    assert (outputs.folder / second).is_file()
+
+
+def test_names_are_distinct_where_case_and_composition_are_ignored() -> None:
+    names = ["a/1.png", "A/1.PNG", "a/2.png", "\u00fc.png", "u\u0308.png", "Ü.png"]
+    given = list(distinct(names))
+    assert [given[i] for i in (0, 2, 3)] == [names[i] for i in (0, 2, 3)]
+    alike = [unicodedata.normalize("NFC", name).casefold() for name in given]
+    assert len(set(alike)) == len(names)
 
 
 @pytest.fixture

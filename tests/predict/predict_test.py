@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from functools import cache
@@ -10,9 +11,10 @@ from PIL import Image
 from rd_jax.predict import __main__ as predict
 from rd_jax.predict import predictor
 from rd_jax.predict.predictor import load_predictor, score_files
+from rd_jax.report.heatmap import resized_map
 from tests.predict.outputs_test import read, read_tables
 from tests.reference_weights import draw_images
-from tests.trained import CALIBRATION, NO_HOLDOUT, save_training
+from tests.trained import save_training
 
 ROOT = Path(__file__).parents[2]
 _load_once = cache(load_predictor)  # and so compile once
@@ -22,14 +24,14 @@ _load_once = cache(load_predictor)  # and so compile once
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one category."""
     folder = tmp_path_factory.mktemp("run")
-    save_training(folder / "weave", CALIBRATION)
+    save_training(folder / "weave")
     return folder
 
 
 @pytest.fixture(scope="module")
 def untested(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training that held no images out."""
-    return save_training(tmp_path_factory.mktemp("untested"), NO_HOLDOUT)
+    return save_training(tmp_path_factory.mktemp("untested"), holdout=False)
 
 
 @pytest.fixture(autouse=True)
@@ -61,15 +63,38 @@ def test_a_folder_is_scored_and_shown(workdir: Path, capsys: pytest.CaptureFixtu
     expected = list(score_files(model, paths, 8))
     for row, result in zip(rows, expected, strict=True):
         assert row["score"] == pytest.approx(result.score, abs=1e-5)
-        assert row["threshold"] == CALIBRATION.image_threshold
+        assert row["threshold"] == model.calibration.image_threshold
         assert row["verdict"] == ("anomalous" if row["score"] > row["threshold"] else "normal")
         assert read(Path("out", row["heatmap"])).shape == (48, 64, 3)
-        assert read(Path("out", row["mask"])).shape == (48, 64)
+        mask = read(Path("out", row["mask"]))
+        assert mask.shape == (48, 64)
+        assert mask.any() == (row["verdict"] == "anomalous")
         written = np.load(Path("out", row["map"]))
         np.testing.assert_allclose(written, result.anomaly_map, atol=1e-5)
     paths = [row[column] for row in rows for column in ("heatmap", "map", "mask")]
     assert len(set(paths)) == 9
     assert "3 of 3 images scored" in capsys.readouterr().out
+
+
+def test_names_that_cannot_be_kept_do_not_stop_the_rest(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many_images(4)
+    names = ["x" * 248 + ".png", "x" * 247 + "y.png", "000.PNG", os.fsdecode(b"\xff\n.png")]
+    for i, name in enumerate(names):
+        Path(f"many/00{i}.png").rename(Path("many", name))
+    Path("many/000.png").write_bytes(Path("many", names[0]).read_bytes())
+    Path("many", os.fsdecode(b"broken\n\xff.png")).touch()
+    output = os.fsdecode(b"out\xff")
+    common = ["--workdir", str(workdir), "many", "--output", output, "--masks", "--maps=npy"]
+    assert predict.main(common) == 1
+    printed = capsys.readouterr()
+    assert "5 of 6 images scored" in printed.out
+    assert "cannot read many/broken \\udcff.png: not an image in PNG, " in printed.err
+    rows = [row for row in read_tables(Path(output)) if not row["error"]]
+    paths = [row[column] for row in rows for column in ("heatmap", "map", "mask")]
+    assert len({path.lower() for path in paths}) == 15
+    assert all(Path(output, path).is_file() for path in paths)
 
 
 def test_broken_files_are_named_and_do_not_stop_the_rest(
@@ -94,17 +119,48 @@ def test_broken_files_are_named_and_do_not_stop_the_rest(
     assert len(list(Path("out/heatmaps").iterdir())) == 27
 
 
+def test_all_that_looks_like_an_image_is_scored_or_named_with_the_reason(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.fromarray(draw_images(1, 40)[0])
+    Path("mixed").mkdir()
+    read_as = {"1.gif": "GIF", "2.jfif": "JPEG", "3.ppm": "PPM", "4.jp2": "JPEG2000"}
+    read_as |= {"5.avif": "AVIF", "6.heic": "PNG", "7": "PNG", "8.001": "JPEG"}
+    for name, form in read_as.items():
+        image.save(f"mixed/{name}", form)
+    image.save("mixed/raw.dng", "TIFF")
+    image.save("mixed/several.gif", save_all=True, append_images=[image.rotate(90)])
+    Path("mixed/telephone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    for name in ("Thumbs.db", "README", "notes.txt", "list.csv", "list.json"):
+        Path("mixed", name).write_text("no image")
+    assert predict.main(["--workdir", str(workdir), "mixed", "--output", "out"]) == 1
+    rows = {row["file"].removeprefix("mixed/"): row for row in read_tables(Path("out"))}
+    unknown = "not an image in PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF, AVIF or PNM"
+    assert {name: row["error"] for name, row in rows.items() if row["error"]} == {
+        "raw.dng": unknown,
+        "several.gif": "2 pictures in one file: save the one that is meant",
+        "telephone.heic": unknown,
+    }
+    assert [name for name, row in rows.items() if row["score"] is not None] == list(read_as)
+    assert rows["6.heic"]["score"] == rows["3.ppm"]["score"] == rows["7"]["score"]
+    output = capsys.readouterr()
+    assert output.err.count("cannot read mixed/") == 3
+    assert "8 of 11 images scored" in output.out
+    assert "3 could not be read" in output.out
+
+
 def test_without_a_hold_out_there_is_no_verdict_unless_a_threshold_is_given(
     untested: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    caplog.set_level("INFO", "rd_jax.predict")
     common = ["--workdir", str(untested), "images", "--output", "out", "--batch_size=8"]
     assert predict.main(common) == 0
-    assert caplog.text.count("no verdicts: the training held no images out") == 1
+    assert caplog.text.count("No thresholds, as no images were held out") == 1
     assert {(r["threshold"], r["verdict"]) for r in read_tables(Path("out"))} == {(None, None)}
     assert "anomalous" not in capsys.readouterr().out
     caplog.clear()
     assert predict.main([*common, "--threshold=0"]) == 0
-    assert "no verdicts" not in caplog.text
+    assert "Threshold 0, of which nothing is promised" in caplog.text
     assert {(r["threshold"], r["verdict"]) for r in read_tables(Path("out"))} == {(0, "anomalous")}
     assert "3 of 3 images scored, 3 of them anomalous" in capsys.readouterr().out
 
@@ -147,6 +203,8 @@ def test_an_interruption_keeps_the_rows_of_all_batches_before(
         (["images", "--output", "images/a/1.png"], "cannot write images/a/1.png: File exists"),
         (["images", "--output", "/proc/out"], "cannot write /proc/out: "),
         (["images", "--batch_size=0"], "argument --batch_size: invalid"),
+        (["images", "--blur_sigma=-1"], "config.blur_sigma=-1.0: must be a number >= 0"),
+        (["images", "--image_score=min"], "config.image_score='min': must be one of max, sum"),
         (["images", "--threshold=nan"], "argument --threshold: invalid"),
         (["images", "--maps=jpg"], "argument --maps: invalid choice: 'jpg'"),
         (["images", "--mask"], "unrecognized arguments: --mask"),
@@ -168,11 +226,19 @@ def test_a_mistake_on_the_command_line_is_one_line(
     assert not Path("out").exists()
 
 
-def test_masks_need_a_hold_out(untested: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["--workdir", str(untested), "images", "--output", "out", "--threshold=1"]
-    assert predict.main([*common, "--masks"]) == 2
-    assert capsys.readouterr().err.startswith("error: --masks needs a threshold for pixels")
-    assert not Path("out").exists()
+def test_masks_need_a_threshold(untested: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--workdir", str(untested), "images", "--output", "out", "--masks"]
+    for options in ([], ["--threshold=1", "--image_score=sum"]):  # no sum is one of pixels
+        assert predict.main([*common, *options]) == 2
+        assert capsys.readouterr().err.startswith("error: --masks needs a threshold for pixels")
+        assert not Path("out").exists()
+    assert predict.main([*common, "--threshold=0.1"]) == 0
+    (row, *_) = read_tables(Path("out"))
+    written = np.asarray(Image.open(Path("out", row["mask"])))
+    model = _load_once(untested, None)
+    (result,) = score_files(model, [row["file"]])
+    expected = resized_map(result.anomaly_map, 64, 48) > 0.1
+    np.testing.assert_array_equal(written, 255 * expected)
 
 
 def test_help_is_the_modules_docstring(capsys: pytest.CaptureFixture[str]) -> None:

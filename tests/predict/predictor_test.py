@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
+from rd_jax.data.formats import FORMAT_NAMES
 from rd_jax.data.images import decode_image
 from rd_jax.predict import predictor as predictor_module
 from rd_jax.predict.predictor import (
@@ -18,14 +20,15 @@ from rd_jax.predict.predictor import (
 )
 from rd_jax.run.build import scorer_of
 from rd_jax.run.trained import find_training
+from rd_jax.store.distances import NormalDistances, write_distances
 from rd_jax.system.errors import UserError
 from tests.reference_weights import draw_images
-from tests.trained import CALIBRATION, NO_HOLDOUT, SIZE, save_training
+from tests.trained import SIZE, draw_distances, save_training
 
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_training(tmp_path_factory.mktemp("run") / "weave", CALIBRATION)
+    return save_training(tmp_path_factory.mktemp("run") / "weave")
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +70,28 @@ def test_files_that_cannot_be_read_keep_their_place(
     assert [result.path for result in results] == given
     failures = {r.path: r.reason for r in results if isinstance(r, Unreadable)}
     assert list(failures) == [text, cut, absent]
-    assert failures[text] == "not an image"
+    reason = f"not an image in {FORMAT_NAMES}"
+    assert failures[text] == reason
     assert "\n" not in "".join(failures.values())
     whole = {r.path: r.score for r in results if isinstance(r, Prediction)}
     expected = {r.path: r.score for r in score_files(predictor, paths, 3)}
     assert whole == pytest.approx(expected, abs=1e-5)
-    assert list(score_files(predictor, [text] * 5, 2)) == [(text, "not an image")] * 5
+    assert list(score_files(predictor, [text] * 5, 2)) == [(text, reason)] * 5
     assert list(score_files(predictor, [], 2)) == []
+
+
+def test_images_of_few_bits_in_16_are_warned_of_once(
+    predictor: Predictor, paths: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dark = [tmp_path / "1.png", tmp_path / "2.png"]
+    for path in dark:
+        Image.fromarray(np.full((9, 9), 4095, np.uint16)).save(path)
+    list(score_files(predictor, [*paths[:3], *dark], 2))
+    assert caplog.text.count("16 bits") == 1
+    assert (
+        f"2 of 5 images have 16 bits and no value above a quarter of white, e.g. {dark[0]}: "
+        in (caplog.text)
+    )
 
 
 def test_images_without_end_take_the_memory_of_four_batches(
@@ -87,7 +105,7 @@ def test_images_without_end_take_the_memory_of_four_batches(
             alive += change
             most = max(most, alive)
 
-    def decode(path: Path, size: int) -> np.ndarray:
+    def decode(path: Path, size: int, notes: object) -> np.ndarray:  # noqa: ARG001
         image = np.full((size, size, 3), int(path.stem) % 256, np.uint8)
         count(1)
         weakref.finalize(image, count, -1)
@@ -107,25 +125,84 @@ def test_a_training_that_diverged_scores_nothing(predictor: Predictor, paths: li
         list(score_files(broken, paths, 8))
 
 
-def test_scores_in_another_dtype_than_the_thresholds_are_warned_of(
-    training: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def maps_of(distances: tuple[np.ndarray, ...], sigma: float) -> np.ndarray:
+    """Upsampled by PyTorch, summed, blurred by SciPy."""
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    total = sum(
+        torch.nn.functional.interpolate(
+            torch.from_numpy(d)[:, None], size=SIZE, mode="bilinear", align_corners=True
+        ).numpy()[:, 0]
+        for d in distances
+    )
+    return np.stack([gaussian_filter(m, sigma, mode="reflect", truncate=4) for m in total])
+
+
+@pytest.mark.parametrize("image_score", ["max", "sum"])
+@pytest.mark.parametrize("sigma", [4.0, 1.5])
+def test_thresholds_for_any_rate_blur_and_score_come_from_what_was_kept(
+    training: Path, image_score: str, sigma: float
 ) -> None:
-    load_predictor(training)
-    load_predictor(save_training(tmp_path / "a", NO_HOLDOUT, dtype="bfloat16"))
-    assert "computed in" not in caplog.text
-    load_predictor(save_training(tmp_path / "b", CALIBRATION, dtype="bfloat16"))
-    assert "computed in bfloat16, and these are computed in float32" in caplog.text
+    changes = dict(image_score=image_score, blur_sigma=sigma)
+    changes |= dict(false_positive_rate=0.2, pixel_false_positive_rate=0.05)
+    calibration = load_predictor(training, **changes).calibration
+    maps = maps_of(draw_distances(0), sigma)
+    maxima, sums = np.sort(maps.max((1, 2))), np.sort(maps.sum((1, 2)))
+    # 0.2 * 21 is 4 and a bit: the next image is the fourth above or lower, so 3 are above.
+    expected = {"max": maxima, "sum": sums}[image_score][-4]
+    assert calibration.image_threshold == pytest.approx(expected, rel=1e-5)
+    assert calibration.map_high == pytest.approx(maxima[-4], rel=1e-5)
+    assert calibration.kept_rate == 4 / 21
+    pixels = np.sort(maps.ravel())
+    above = pixels[-int(0.05 * pixels.size) - 1]
+    assert calibration.pixel_threshold == pytest.approx(min(above, maxima[-4]), rel=1e-5)
+    assert calibration.map_low == pytest.approx(np.quantile(pixels, 0.99), rel=1e-5)
+
+
+def test_each_arithmetic_has_thresholds_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = save_training(tmp_path / "a", dtype="bfloat16", dtypes=("float32", "bfloat16"))
+    predictor = load_predictor(both)
+    assert (predictor.config.dtype, predictor.calibration.dtype) == ("bfloat16", "bfloat16")
+    expected = maps_of(draw_distances(1), 4).max()
+    assert predictor.calibration.image_threshold == pytest.approx(expected, rel=1e-5)
+    assert "no thresholds" not in caplog.text
+    # Trained where bfloat16 was not what it computed in: there are thresholds of float32 alone.
+    predictor = load_predictor(save_training(tmp_path / "b", dtype="bfloat16"))
+    assert (predictor.config.dtype, predictor.calibration.dtype) == ("float32", "float32")
+    assert "scoring in float32, since there are no thresholds for bfloat16" in caplog.text
+
+
+def test_distances_of_another_checkpoint_or_damaged_ones_are_not_used(
+    training: Path, tmp_path: Path
+) -> None:
+    for i, damage in enumerate(["other", "cut", "absent"]):
+        folder = save_training(tmp_path / damage, holdout=None)
+        path = folder / "distances.npz"
+        if damage == "other":
+            write_distances(path, NormalDistances(True, 1, {"float32": draw_distances(0)}))
+        elif damage == "cut":
+            path.write_bytes((training / "distances.npz").read_bytes()[: 2000 * i])
+        with pytest.raises(UserError, match=r"no scores of normal images, .* --mode eval"):
+            load_predictor(folder)
+
+
+def test_what_training_alone_can_change_is_an_error(training: Path) -> None:
+    with pytest.raises(UserError, match="scales: after training only false_positive_rate, "):
+        load_predictor(training, scales=(1,))
+    with pytest.raises(UserError, match=r"config.false_positive_rate=1.5: must be a number in"):
+        load_predictor(training, false_positive_rate=1.5)
 
 
 def test_the_one_training_is_found_from_any_folder_above(training: Path, tmp_path: Path) -> None:
     assert find_training(training).folder == training
     assert find_training(training.parent).folder == training
-    seed = save_training(tmp_path / "run" / "cloth" / "seed_1", CALIBRATION)
+    seed = save_training(tmp_path / "run" / "cloth" / "seed_1")
     for folder in (seed, seed.parent, seed.parent.parent):
         assert find_training(folder).folder == seed
     (tmp_path / "run" / "killed" / "checkpoints").mkdir(parents=True)
     assert find_training(tmp_path / "run").folder == seed
-    save_training(tmp_path / "run" / "weave", CALIBRATION)
+    save_training(tmp_path / "run" / "weave")
     with pytest.raises(UserError, match="several trainings: add one of cloth/seed_1, weave to --w"):
         find_training(tmp_path / "run")
 
@@ -136,16 +213,11 @@ def test_a_folder_without_a_training_is_an_error(tmp_path: Path, folder: str) ->
         find_training(tmp_path / folder)
 
 
-def test_a_predictor_keeps_what_the_checkpoint_says(predictor: Predictor, tmp_path: Path) -> None:
-    assert predictor.calibration == CALIBRATION
-    assert load_predictor(save_training(tmp_path, NO_HOLDOUT)).calibration == NO_HOLDOUT
-
-
 def test_an_unfinished_training_or_another_teacher_is_an_error(tmp_path: Path) -> None:
     unfinished = save_training(tmp_path / "a", None, last_step=53)
-    with pytest.raises(UserError, match="no calibration, after step 7 of 53: finish the training"):
+    with pytest.raises(UserError, match="no thresholds, after step 7 of 53: finish the training"):
         load_predictor(unfinished)
-    other = save_training(tmp_path / "b", CALIBRATION, teacher_sha256="0" * 64)
+    other = save_training(tmp_path / "b", teacher_sha256="0" * 64)
     with pytest.raises(UserError, match="was trained with the teacher weights random"):
         load_predictor(other)
     with pytest.raises(UserError, match=r"w\.npz is not a file"):

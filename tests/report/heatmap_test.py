@@ -5,10 +5,11 @@ from rd_jax.report.heatmap import overlay, resized_map, strength
 from tests.reference_weights import draw_images
 
 
-def test_strength_is_linear_between_the_ends_of_the_scale_and_clipped_beyond() -> None:
-    maps = np.array([[-1.0, 1.0], [2.0, 9.0]])
-    np.testing.assert_allclose(strength(maps, 1, 3), [[0, 0], [0.5, 1]])
-    assert strength(maps, 1, 3).dtype == np.float32
+def test_strength_is_linear_between_the_ends_of_the_scale_and_full_above_alone() -> None:
+    maps = np.array([[-1.0, 1.0, 2.0], [3.0, np.nextafter(np.float32(3), 4), 9.0]], np.float32)
+    levels = strength(maps, 1, 3)
+    np.testing.assert_array_equal(levels, [[0, 0, 127], [254, 255, 255]])
+    assert levels.dtype == np.uint8
 
 
 def test_a_resized_map_has_the_given_size_and_keeps_linear_functions() -> None:
@@ -41,7 +42,7 @@ def test_the_colour_goes_from_blue_to_red_and_covers_more_and_more() -> None:
 
 def test_an_image_stays_visible_below_the_strongest_colour() -> None:
     dark, bright = (np.full((4, 4, 3), value, np.uint8) for value in (0, 255))
-    full = np.ones((2, 2))
+    full = np.full((2, 2), 1.1)
     difference = overlay(bright, full, 0, 1).astype(int) - overlay(dark, full, 0, 1)
     np.testing.assert_allclose(difference, 0.3 * 255, atol=1.5)
 

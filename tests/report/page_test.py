@@ -209,7 +209,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("no chromium and chromedriver (Debian: chromium, chromium-driver)")
-    workdir = tmp_path_factory.mktemp("run")
+    workdir = tmp_path_factory.mktemp("shown")
     add_training(workdir / CATEGORY, CATEGORY)
     write_page(workdir)
     options = webdriver.ChromeOptions()
@@ -227,7 +227,7 @@ def test_the_page_opens_without_an_error_and_shows_names_as_they_are(
     browser: webdriver.Chrome,
 ) -> None:
     assert browser.get_log("browser") == []
-    assert browser.title == "Reverse Distillation: run0"
+    assert browser.title == "Reverse Distillation: shown0"
     assert browser.find_element(By.CSS_SELECTOR, "h2").text == CATEGORY
     captions = browser.find_elements(By.CSS_SELECTOR, ".gallery figcaption")
     assert len(captions) == 10

@@ -44,6 +44,23 @@ def test_tables_hold_every_category_and_the_mean_of_what_is_defined(tmp_path: Pa
     assert table[1]["aupro"] == ""
 
 
+def test_a_bar_in_a_name_is_no_border(tmp_path: Path) -> None:
+    write_json(tmp_path / "a|b" / "results.json", row("a|b", 0.5))
+    assert "| a\\|b | 50.00 |" in write_results(tmp_path)
+
+
+def test_the_rate_that_thresholds_keep_is_said(tmp_path: Path) -> None:
+    for name, rate in {"a": 1 / 22, "b": 0.01, "c": None}.items():
+        held_out = {"holdout": 0.1, "num_held_out": 21, "kept_false_positive_rate": rate}
+        write_json(tmp_path / name / "results.json", row(name, 0.5, **held_out))
+    for seed, rate in enumerate((0.1, 0.02)):
+        path = tmp_path / "d" / f"seed_{seed}" / "results.json"
+        held_out = {"holdout": 0.1, "num_held_out": 9, "kept_false_positive_rate": rate}
+        write_json(path, row("d", 0.5, seed=seed, **held_out))
+    text = write_results(tmp_path)
+    assert "hold-out 0.1 of the training images for the thresholds, above which 10.00% of" in text
+
+
 def test_seeds_are_summarised_by_mean_and_sample_deviation(tmp_path: Path) -> None:
     values = {"a": [0.5, 0.7, 0.9], "b": [0.6, 0.6, 0.9]}
     for name, of_seed in values.items():

@@ -136,6 +136,24 @@ def test_changed_training_images_are_not_trained_on_from_a_checkpoint(
     assert_one_line(done, "was trained with other training images")
 
 
+def test_a_category_is_gone_on_with_however_its_accents_are_spelled(
+    data_dir: Path, trained: Path, tmp_path: Path
+) -> None:
+    composed, decomposed = "b\u00fcrste", "bu\u0308rste"
+    shutil.copytree(data_dir / "weave", tmp_path / "data" / composed)
+    shutil.copytree(trained / "weave", tmp_path / "work" / decomposed)
+    of_data = f"--config.data_dir={tmp_path / 'data'}"
+    common = ("--workdir", str(tmp_path / "work"), of_data)
+    done = run("--config", f"configs/mvtec.py:{decomposed}", *SMALL, *common)
+    assert done.returncode == 0, done.stderr
+    assert "trained already, step 3 of 3" in done.stderr
+    done = run("--mode", "eval", "--config", f"configs/mvtec.py:{composed}", *common)
+    assert done.returncode == 0, done.stderr
+    assert "evaluated already" in done.stderr
+    assert not (tmp_path / "work" / composed).exists()
+    assert rd_jax.restore(tmp_path / "work", composed)[2]["step"] == 3
+
+
 def test_an_unfinished_training_is_evaluated_as_such(trained: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(trained, tmp_path / "copy")
     shutil.rmtree(workdir / "weave" / "checkpoints" / "3")

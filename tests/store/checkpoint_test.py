@@ -1,14 +1,18 @@
 """Checkpoints that cannot be trusted are noticed, and none that can is lost."""
 
+import errno
+import os
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from rd_jax import restore
 from rd_jax.config import Config, as_dict
 from rd_jax.method.train import TrainState
+from rd_jax.run import task
 from rd_jax.run.task import initial_state
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import DamagedCheckpointError
@@ -91,6 +95,55 @@ def test_damage_is_noticed_and_training_falls_back(
     assert "is damaged" in caplog.text
     assert (training.damaged / "20").is_dir()
     assert checkpoint.steps(checkpoints) == [10]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.sgd(0.1, momentum=0.9), optax.adamw(0.1), optax.adam(0.1, mu_dtype="bfloat16")],
+)
+def test_the_state_of_another_optimiser_is_no_damage(
+    config: Config,
+    training: Training,
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: optax.GradientTransformation,
+) -> None:
+    monkeypatch.setattr(task, "optimizer_of", lambda _: optimizer)
+    with pytest.raises(UserError, match=r"checkpoints/20 is of another optimiser .* --restart"):
+        initial_state(config, training, 40)
+    assert checkpoint.steps(training.checkpoints) == [20, 10]
+    assert not training.damaged.exists()
+    assert int(initial_state(config, training, 20)[0].step) == 20  # finished, so not needed
+
+
+@pytest.mark.parametrize("item", ["student", "optimizer", "metadata"])
+def test_a_disk_that_cannot_be_read_is_no_damage(
+    config: Config, training: Training, monkeypatch: pytest.MonkeyPatch, item: str
+) -> None:
+    damage(training.checkpoints, item, "missing")  # to the libraries, which open files in C++
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if "_CHECKPOINT_METADATA" in path.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(UserError, match=r"checkpoints/20/.* cannot be read \(Input/output error\)"):
+        initial_state(config, training, 40)
+    assert checkpoint.steps(training.checkpoints) == [20, 10]
+    assert not training.damaged.exists()
+
+
+@pytest.mark.parametrize("name", ["a[b]", "[a]", "a*", "what?", "{a,b}", "[!x]"])
+def test_folders_may_be_called_like_patterns(config: Config, tmp_path: Path, name: str) -> None:
+    checkpoints = tmp_path / name / "c" / "checkpoints"
+    state = jax.tree.map(np.asarray, state_at(config, 3))
+    with checkpoint.writer(checkpoints) as save:
+        for step in (1, 2, 3):
+            save(step, state.student_variables, state.opt_state, {"config": {}})
+    assert checkpoint.steps(checkpoints) == [3, 2]
+    assert equal(checkpoint.load(checkpoints, 3).student_variables, state.student_variables)
+    assert equal(checkpoint.load_opt_state(checkpoints, 3, state.opt_state), state.opt_state)
 
 
 def test_the_optimiser_of_a_finished_training_is_left_alone(

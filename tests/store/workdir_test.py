@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 
 from rd_jax.store.results import read_results
-from rd_jax.store.rows import write_json
-from rd_jax.store.workdir import find_trainings, set_aside, training_of, trainings_at
+from rd_jax.store.rows import read_rows, write_json
+from rd_jax.store.workdir import (
+    check_category,
+    find_trainings,
+    set_aside,
+    training_of,
+    trainings_at,
+)
+from rd_jax.system.errors import UserError
 
 
 def test_trainings_are_found_by_category_and_seed_in_order(tmp_path: Path) -> None:
@@ -70,3 +77,31 @@ def test_what_is_set_aside_is_no_training_any_more(tmp_path: Path) -> None:
     assert kept.name == "weave"
     assert kept.parent.name.startswith("replaced-")
     assert find_trainings(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("image_auroc", "high"), ("scales", 3), ("seed", [1]), ("num_steps", {}), ("backbone", 5)],
+)
+def test_results_with_impossible_values_are_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, value: object
+) -> None:
+    write_json(tmp_path / "a" / "results.json", {"category": "a"})
+    write_json(tmp_path / "b" / "results.json", {"category": "b", name: value})
+    assert list(read_results(tmp_path)) == ["a"]
+    assert f"{tmp_path}/b/results.json is left out, since {name} in it cannot be" in caplog.text
+
+
+def test_rows_are_those_lines_that_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n7\n[]\n{"loss": 1}\n\xff\n{"step": 2}\n{"st')
+    assert read_rows(path) == [{"step": 1, "loss": 2.0}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "figures", "results.json", "report.html", "replaced-20260101-000000"]
+)
+def test_names_of_what_else_a_run_keeps_are_no_categories(name: str) -> None:
+    with pytest.raises(UserError, match=f"category '{name}': a run keeps other things"):
+        check_category(name)
+    check_category(f"{name}2" if name[0] != "r" else f"a{name}")

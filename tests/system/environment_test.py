@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from rd_jax.system import files
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import cache_folder, user_path, write_whole
 from tests.command import ROOT, SMALL, assert_one_line, captured, run
-from tests.trained import CALIBRATION, save_training
+from tests.trained import save_training
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 # With each of them alone, a command could fail or give other figures.
@@ -142,7 +143,7 @@ def test_importing_the_library_changes_nothing_around_it() -> None:
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a training in it."""
     monkeypatch.chdir(tmp_path)
-    return save_training(tmp_path / "trained", CALIBRATION)
+    return save_training(tmp_path / "trained")
 
 
 Commands = dict[str, tuple[Callable[[list[str]], int], list[str]]]
@@ -305,6 +306,27 @@ with open(sys.argv[1], "w") as file:
     os.close(stream)
     assert done.returncode == 0
     assert path.read_text() == "whole"
+
+
+def test_a_signal_may_come_while_the_log_is_written() -> None:
+    code = """
+import logging, signal
+from rd_jax.system.console import log_to_stderr
+log_to_stderr()
+signal.signal(signal.SIGTERM, lambda *_: logging.warning("a signal"))
+for step in range(200):
+    logging.warning("step")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the last ones come late
+"""
+    command, lines = [sys.executable, "-c", code], []
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            lines.append(line)
+            if line.endswith("step\n"):
+                process.send_signal(signal.SIGTERM)
+    assert all(line.endswith(("step\n", "a signal\n")) for line in lines), lines
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""What a threshold promises, in words: for the command line, the tables and the page."""
+
+from rd_jax.method.calibration import Calibration, images_needed, num_exceeding
+
+
+def promise(calibration: Calibration) -> str:
+    """One sentence: which rate is kept on new normal images, and what the asked one needs."""
+    count, asked = calibration.num_images, calibration.false_positive_rate
+    if calibration.image_threshold is None:
+        return "No thresholds, as no images were held out (--config.holdout=0.1)"
+    if calibration.kept_rate is None:
+        return f"Threshold {calibration.image_threshold:.4g}, of which nothing is promised"
+    text = (
+        f"Threshold {calibration.image_threshold:.4g} of scores in {calibration.dtype}: "
+        f"{calibration.kept_rate:.2%} of new normal images are expected above it"
+    )
+    if num_exceeding(count, asked) >= 0:
+        return f"{text}, by {count} held-out images"
+    needs = f"{asked:.2%} needs {images_needed(asked)}" if asked else "none can promise 0%"
+    return f"{text}, the least that {count} held-out images can promise ({needs})"
+
+
+def scale_is(calibration: Calibration | None) -> tuple[str, str]:
+    """What the ends of the heatmaps' scale are; without a calibration, of a test set's maps."""
+    if calibration is None:
+        return "the median of these maps", "their maximum"
+    images = {"holdout": "held-out normal images", "train": "the training images"}
+    low = f"99 % of the pixels of {images[calibration.source]} are below"
+    if calibration.map_high == calibration.image_threshold:
+        return low, "the threshold: such a pixel alone makes its image anomalous"
+    if calibration.image_threshold is None:
+        return low, "five times as far above their median; there is no threshold"
+    return low, "the threshold that maxima would have; images are judged by their map's sum"

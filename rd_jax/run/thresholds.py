@@ -1,0 +1,98 @@
+"""Thresholds from what normal images gave: scored once, applied with any rate, blur and score."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from rd_jax.config import FIELDS, Config, Depends, as_dict, differing
+from rd_jax.data import Split
+from rd_jax.data.order import holdout_indices
+from rd_jax.method.calibration import Calibration, calibrate
+from rd_jax.run.build import compute_dtype, scorer_of
+from rd_jax.run.scoring import Scorer, in_batches
+from rd_jax.store.checkpoint import Checkpoint, checksum
+from rd_jax.store.distances import NormalDistances, read_distances, write_distances
+from rd_jax.store.workdir import Training
+from rd_jax.system import hosts
+
+logger = logging.getLogger(__name__)
+
+_MOST_TRAINED_ON = 200  # scored where none is held out: they set the heatmaps' scale alone
+_MOST_MAPS = 1000  # whose pixels set the threshold of pixels; that of images takes all
+_CHUNK = 64  # maps made at a time
+
+
+def kept_distances(config: Config, trained: Checkpoint, training: Training) -> NormalDistances:
+    """Those beside the checkpoint; of no dtype if they are missing, or the config's are others."""
+    student = checksum(trained.student_variables)
+    found = read_distances(training.distances, student) if _is_kept(config, trained) else None
+    return found or NormalDistances(False, student, {})
+
+
+def _is_kept(config: Config, trained: Checkpoint) -> bool:
+    """Whether the config's networks give the same distances as those of the training."""
+    changed = differing(trained.metadata["config"], as_dict(config), Depends.SCORING)
+    return all(FIELDS[name].depends & Depends.APPLIED for name, *_ in changed)
+
+
+def missing_dtypes(config: Config, kept: NormalDistances) -> list[str]:
+    """Of float32, whose thresholds hold on every device, and of the config's dtype."""
+    return sorted({"float32", compute_dtype(config).name} - kept.by_dtype.keys())
+
+
+def completed_distances(
+    config: Config,
+    split: Split,
+    variables: tuple[Any, Any],
+    scorer: Scorer,
+    kept: NormalDistances,
+    trained: Checkpoint,
+    training: Training,
+) -> NormalDistances:
+    """What is kept and what is missing of it, which is scored and then kept, too.
+
+    Of the images held out or, without a hold-out, of some that were trained on; by `scorer` in
+    the config's dtype. With a config of other distances than in training they are not kept.
+    """
+    _, held_out = holdout_indices(config.seed, config.holdout, len(split.train))
+    chosen = held_out if len(held_out) else _spread(len(split.train), _MOST_TRAINED_ON)
+    by_dtype, missing = dict(kept.by_dtype), missing_dtypes(config, kept)
+    for dtype in missing:
+        logger.info("%s: scoring %d normal images in %s", split.name, len(chosen), dtype)
+        own = scorer if dtype == compute_dtype(config).name else scorer_of(config, dtype)
+        by_dtype[dtype] = in_batches(
+            own.distances, *variables, split.train, config.batch_size, chosen
+        )
+    completed = NormalDistances(len(held_out) > 0, kept.checkpoint, by_dtype)
+    if missing and _is_kept(config, trained) and hosts.is_first():
+        write_distances(training.distances, completed)
+    return completed
+
+
+def calibration_of(config: Config, distances: NormalDistances, dtype: str) -> Calibration:
+    """Thresholds and scale of scores that are computed in `dtype`, by the config's rates."""
+    of_scales = distances.by_dtype[dtype]
+    count = len(of_scales[0])
+    gives_pixels = np.isin(np.arange(count), _spread(count, _MOST_MAPS))
+    scores, maxima, pixels = [], [], []
+    for start in range(0, count, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        maps, of_images = map(
+            np.asarray, scorer_of(config).maps(tuple(scale[part] for scale in of_scales))
+        )
+        scores.append(of_images)
+        maxima.append(maps.max((1, 2)))
+        pixels.append(maps[gives_pixels[part]])
+    return calibrate(
+        *map(np.concatenate, (scores, maxima, pixels)),
+        is_holdout=distances.is_holdout,
+        false_positive_rate=config.false_positive_rate,
+        pixel_false_positive_rate=config.pixel_false_positive_rate,
+        dtype=dtype,
+    )
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` indices, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
