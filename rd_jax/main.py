@@ -62,12 +62,12 @@ def main(argv: list[str]) -> int:
         with hosts.together() if _join_processes(argv) else nullcontext():
             flag = _parse(argv)
             if not flag.help:
+                require_devices()
                 _check_same_command(flag)
         if flag.help:
             print(f"{__doc__ or ''}\n{flag.get_help()}")
             return 0
         again += " without --restart" if flag.restart else ""
-        require_devices()
         stop_on_sigterm()
         workdir = user_path(flag.workdir)
         keep_compiled_programs()

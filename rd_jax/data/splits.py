@@ -7,7 +7,7 @@ from rd_jax.config import Config
 from rd_jax.data import Split, mvtec, one_class, synthetic
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import cache_folder, is_inside, user_path
+from rd_jax.system.files import cache_folder, is_inside, temporary_cache, user_path
 
 
 def chosen_name(config: Config) -> str:
@@ -83,5 +83,8 @@ def _classes(config: Config) -> one_class.Classes:
 
 def _data_dir(config: Config) -> Path:
     if config.data_dir == "synthetic":
-        return synthetic.cached_data_dir(cache_folder())
+        try:
+            return synthetic.cached_data_dir(cache_folder())
+        except OSError as error:  # of a full disk
+            return synthetic.cached_data_dir(temporary_cache(str(error)))
     return user_path(config.data_dir)

@@ -129,7 +129,7 @@ def make_parallel_train_steps(
             state, new = train_step(state, teacher_variables, images[i])
             return state, jax.tree.map(lambda all_, value: all_.at[i].set(value), metrics, new)
 
-        start = (state, {"loss": jnp.zeros(max_steps, jnp.float32)})
+        start = (state, {"loss": jnp.zeros(max_steps)})
         if max_steps == 1:  # XLA runs convolutions inside a loop many times slower on CPU.
             return body(0, start)
         return lax.fori_loop(0, num_steps, body, start)

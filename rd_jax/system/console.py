@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 from PIL import Image
 
@@ -38,31 +38,46 @@ def log_to_stderr() -> None:
     warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
 
 
-class _Unfailing(io.FileIO):
+class _Unfailing(io.TextIOWrapper):
     """Drops what nobody reads any more or a full disk does not take: results are in files."""
 
-    def write(self, content: Any) -> int:
-        """As FileIO's."""
+    def write(self, text: str) -> int:
+        """As TextIOWrapper's."""
         try:
-            return super().write(content)
+            return super().write(text)
         except OSError:
-            return len(content)
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        """As TextIOWrapper's."""
+        try:
+            super().flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # where also what is buffered goes
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
 
 
 def _unfailing(stream: TextIO | None) -> TextIO:
     """The stream without what it can fail at; what its encoding lacks is escaped."""
     if stream is None:  # closed
-        return io.TextIOWrapper(io.BufferedWriter(_Unfailing(os.devnull, "w")))
+        return _Unfailing(open(os.devnull, "wb"))
     is_own = stream in (sys.__stdout__, sys.__stderr__)  # not a notebook's, or redirected
     if not is_own or not isinstance(stream, io.TextIOWrapper) or os.name == "nt":
         return stream
     stream.flush()
-    return io.TextIOWrapper(
-        io.BufferedWriter(_Unfailing(stream.fileno(), "w", closefd=False)),
+    # The log has no buffer: one that is being emptied refuses what a signal's handler tells.
+    is_log = stream is sys.__stderr__
+    return _Unfailing(
+        open(stream.fileno(), "wb", 0 if is_log else -1, closefd=False),
         stream.encoding,
         "backslashreplace",
         line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
+        write_through=is_log or stream.write_through,
     )
 
 

@@ -16,6 +16,8 @@ _OF_JAX = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_transfer_guard": "allow",
     "jax_disable_jit": False,
+    "jax_debug_nans": False,  # a metric that is not defined is one
+    "jax_debug_infs": False,
 }
 
 

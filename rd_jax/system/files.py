@@ -90,8 +90,8 @@ def user_path(text: str | Path) -> Path:
             f"{text} is no path on this machine: give one, or mount the bucket that it is"
         )
     path = Path(os.path.expanduser(text))
-    if str(path).startswith("~"):
-        raise UserError(f"{text}: there is no such home folder (HOME is not set): write it out")
+    if path.parts[:1] == ("~",):
+        raise UserError(f"{text}: there is no home folder (HOME is not set): write the path out")
     return as_on_disk(path)
 
 
@@ -107,11 +107,12 @@ def cache_folder() -> Path:
         tempfile.TemporaryFile(dir=folder).close()
         return folder
     except (OSError, RuntimeError) as error:  # without a home folder
-        return _temporary_cache(str(error))
+        return temporary_cache(str(error))
 
 
 @cache
-def _temporary_cache(problem: str) -> Path:
+def temporary_cache(problem: str) -> Path:
+    """A folder for what would go into the cache; the `problem` with that one is told once."""
     logger.warning(
         "no cache is kept (%s): what it would save is done again each time; set XDG_CACHE_HOME to "
         "a folder that can be written",

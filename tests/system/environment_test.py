@@ -1,8 +1,10 @@
 """What surrounds a process changes no figure; what it lacks is done without, or is one line."""
 
+import errno
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,9 @@ import pytest
 
 import rd_jax
 from rd_jax import main
+from rd_jax.config import Config
+from rd_jax.data import synthetic
+from rd_jax.data.splits import load_split
 from rd_jax.data.synthetic import write_category
 from rd_jax.export import __main__ as export
 from rd_jax.method.metrics import METRICS, metrics_of
@@ -24,7 +29,7 @@ from rd_jax.system import files
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import cache_folder, user_path, write_whole
 from tests.command import ROOT, SMALL, assert_one_line, captured, run
-from tests.trained import CALIBRATION, save_training
+from tests.trained import save_training
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 # With each of them alone, a command could fail or give other figures.
@@ -35,9 +40,10 @@ HOSTILE = ASCII | {
     "JAX_TRANSFER_GUARD": "disallow",
     "JAX_DEFAULT_PRNG_IMPL": "rbg",
     "JAX_DISABLE_JIT": "1",
+    "JAX_DEBUG_NANS": "1",
+    "JAX_DEBUG_INFS": "1",
     "MPLBACKEND": "garbage",
     "PYTHONIOENCODING": "ascii",
-    "PYTHONOPTIMIZE": "2",
     "PYTHONWARNINGS": "error",
 }
 
@@ -137,7 +143,7 @@ def test_importing_the_library_changes_nothing_around_it() -> None:
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a training in it."""
     monkeypatch.chdir(tmp_path)
-    return save_training(tmp_path / "trained", CALIBRATION)
+    return save_training(tmp_path / "trained")
 
 
 Commands = dict[str, tuple[Callable[[list[str]], int], list[str]]]
@@ -172,6 +178,16 @@ def test_without_a_device_the_commands_say_in_one_line_what_to_do(
     assert {path.name for path in trained.parent.iterdir()} == {"trained", "data"}
 
 
+def test_help_is_shown_also_by_a_python_without_docstrings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(main, "__doc__", None)
+    done = captured(main.main, ["main", "--help"])
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout
+    assert "None\n" not in done.stdout.partition("--")[0]
+
+
 def test_a_platform_that_is_not_here_is_one_line(tmp_path: Path) -> None:
     code = "import sys; from rd_jax.main import main; sys.exit(main(['main', *sys.argv[1:]]))"
     flags = ("--config=demo", "--workdir", str(tmp_path / "run"))
@@ -189,7 +205,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     for name in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
         monkeypatch.delenv(name, raising=False)
-    files._temporary_cache.cache_clear()
+    files.temporary_cache.cache_clear()
 
 
 @pytest.mark.usefixtures("homeless")
@@ -206,11 +222,12 @@ def test_without_a_home_the_commands_do_without_a_cache_and_say_so_once(
 
 @pytest.mark.usefixtures("homeless", "trained")
 def test_a_path_in_a_home_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UserError, match="~/x: there is no such home folder"):
+    with pytest.raises(UserError, match="~/x: there is no home folder"):
         user_path("~/x")
-    assert_one_line(run("--config", "demo", "--workdir=~/run"), "~/run: there is no such home")
+    assert user_path("~x") == Path("~x")
+    assert_one_line(run("--config", "demo", "--workdir=~/run"), "~/run: there is no home folder")
     done = captured(predict.main, ["--workdir=~/run", "--output=out", "images"])
-    assert_one_line(done, "argument --workdir: ~/run: there is no such home folder")
+    assert_one_line(done, "argument --workdir: ~/run: there is no home folder")
 
 
 @pytest.mark.parametrize("there", ["a file", "a folder below a file", "the kernel's"])
@@ -227,6 +244,21 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(
     (first / "x").write_text("kept while the process lasts")
     assert cache_folder() == first
     assert caplog.text.count("no cache is kept") == 1
+
+
+def test_the_generated_category_is_written_elsewhere_if_the_cache_is_full(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files.temporary_cache.cache_clear()
+
+    def write(data_dir: Path) -> None:
+        if data_dir.is_relative_to(tmp_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_category(data_dir, num_train=1, num_test=1, size=32)
+
+    monkeypatch.setattr(synthetic, "write_category", write)
+    assert len(load_split(config, "weave").train) == 1
 
 
 def test_a_relative_cache_is_in_the_folder_of_the_start(
@@ -274,6 +306,27 @@ with open(sys.argv[1], "w") as file:
     os.close(stream)
     assert done.returncode == 0
     assert path.read_text() == "whole"
+
+
+def test_a_signal_may_come_while_the_log_is_written() -> None:
+    code = """
+import logging, signal
+from rd_jax.system.console import log_to_stderr
+log_to_stderr()
+signal.signal(signal.SIGTERM, lambda *_: logging.warning("a signal"))
+for step in range(200):
+    logging.warning("step")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the last ones come late
+"""
+    command, lines = [sys.executable, "-c", code], []
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            lines.append(line)
+            if line.endswith("step\n"):
+                process.send_signal(signal.SIGTERM)
+    assert all(line.endswith(("step\n", "a signal\n")) for line in lines), lines
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
