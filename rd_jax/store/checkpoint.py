@@ -18,6 +18,7 @@ from etils import epath
 
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError, first_line
+from rd_jax.system.files import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
                 optimizer=ocp.args.StandardSave({"opt_state": opt_state}),
                 metadata=ocp.args.JsonSave({**metadata, "checksums": checksums}),
             )
+            check_writable(folder)  # where Orbax cannot write, it keeps the process alive
             with _naming(folder):
                 manager.save(step, args=args)
 
