@@ -35,8 +35,7 @@ def check_splits(config: Config) -> list[str]:
             f"{', '.join(names)}): give all of them the same data"
         )
     if not config.dataset:
-        for category in names:
-            mvtec.read_category(_data_dir(config), category)
+        names = [mvtec.read_category(_data_dir(config), name).name for name in names]
         if not config.category:
             mvtec.warn_of_unused(_data_dir(config), names)
     return names

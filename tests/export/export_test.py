@@ -291,7 +291,7 @@ def test_mistakes_are_one_line_and_leave_the_old_file(
     assert_error("no checkpoint", tmp_path / "nowhere", old)
     assert_error("must be one of .stablehlo, .onnx", training, tmp_path / "model.pb")
     assert_error("there is no folder", training, tmp_path / "missing" / "model.onnx")
-    assert_error("Is a directory", training, tmp_path / "folder.onnx")
+    assert_error("is a folder: name a file", training, tmp_path / "folder.onnx")
     assert_error("unrecognized arguments: --what", training, old, "--what")
     assert_error("not a readable npz", training, old, f"--teacher_weights={tmp_path}/teacher.npz")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))

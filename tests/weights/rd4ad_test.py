@@ -66,7 +66,7 @@ def test_maps_of_real_images_equal_pytorch(
         upsampled = reference.upsampled_map(features, student(bottleneck(features)), 256)
     expected = np.stack([gaussian_filter(image, sigma=4) for image in upsampled.numpy()])
 
-    config.backbone = backbone
+    config.update(backbone=backbone, image_size=256)
     variables = load_rd4ad(tmp_path / "rd4ad.pth", backbone)
     teacher_variables = load_teacher(backbone, str(tmp_path / "teacher.pth"))
     maps, _ = scorer_of(config)(teacher_variables, variables, images)
