@@ -18,7 +18,7 @@ from rd_jax.store.workdir import Training
 from rd_jax.weights.teacher import find_teacher
 
 SIZE = 32
-CALIBRATION = Calibration("holdout", 20, 0.01, 0.5, 0.4, 0.1, 0.5, 1 / 21, 0.001)
+CALIBRATION = Calibration("holdout", 20, 0.01, 0.5, 0.4, 0.1, 0.5, 1 / 21, 0.001, "float32")
 
 
 def first_state(config: Config) -> TrainState:

@@ -1,7 +1,7 @@
 """What is in folders; nothing that may be meant as an image is left out in silence."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,8 +9,11 @@ from rd_jax.data.formats import FORMAT_NAMES, is_in_other_format, looks_like_ima
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import composed
 
-# Thumbnails and waste of network drives, Windows and macOS, beside what begins with a dot.
-_HIDDEN = {"@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "__MACOSX"}
+# Of file systems, network drives, Windows and macOS, beside what begins with a dot.
+_HIDDEN = {
+    *("@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "__MACOSX"),
+    *("lost+found", "System Volume Information"),
+}
 _NEITHER = (
     "is neither a file nor a folder, nor a link to one that can be reached: mend or remove it"
 )
@@ -61,11 +64,7 @@ def images_by_folder(root: Path) -> dict[str, list[Path]]:
     return {folder.name: _images_in(folder) for folder in folders}
 
 
-def images_below(
-    folder: Path,
-    skipped: Iterable[Path | str] = (),
-    is_image: Callable[[Path], bool] = looks_like_image,
-) -> Iterator[Path]:
+def images_below(folder: Path, skipped: Iterable[Path | str] = ()) -> Iterator[Path]:
     """What looks like an image in a folder and, after that, in those inside, at any depth.
 
     What is hidden is left out, as are the folders `skipped`. Raises UserError for a folder that
@@ -77,7 +76,7 @@ def images_below(
         folders[:] = [n for n, path in real.items() if not _is_hidden(n) and path not in seen]
         seen.update(real.values())
         for path in (Path(parent, name) for name in sorted(files) if not _is_hidden(name)):
-            if is_image(path):
+            if looks_like_image(path):
                 if not os.path.isfile(path) and os.path.exists(path):
                     raise UserError(f"{path} {_NEITHER}")
                 yield path

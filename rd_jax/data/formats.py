@@ -21,8 +21,11 @@ _OTHERS = (".dcm", ".dds", ".exr", ".fits", ".heic", ".heif", ".hif", ".jxl", ".
 def open_image(stream: BinaryIO) -> Image.Image:
     """The image in a file, undecoded. Raises UnidentifiedImageError if it is not in FORMATS."""
     if _suffix(Path(stream.name)) in _CAMERA:
-        raise UnidentifiedImageError("raw data of a camera")
-    return Image.open(stream, formats=FORMATS)
+        raise UnidentifiedImageError(f"not an image in {FORMAT_NAMES}, but raw data of a camera")
+    try:
+        return Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"not an image in {FORMAT_NAMES}") from error
 
 
 def looks_like_image(path: Path) -> bool:

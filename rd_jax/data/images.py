@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from rd_jax.data.cache import cached_array
-from rd_jax.data.formats import FORMAT_NAMES, open_image
+from rd_jax.data.formats import open_image
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError, printable
 
@@ -205,8 +205,6 @@ def each_file(read: Callable[..., Any], paths: Sequence, *others: Sequence) -> l
     def attempt(path: Path, *its_others: Any) -> tuple[Any, str | None]:
         try:
             return read(path, *its_others), None
-        except Image.UnidentifiedImageError:
-            return None, f"{path} (not an image in {FORMAT_NAMES})"
         except Exception as error:  # decoders raise all kinds of errors for broken files
             return None, f"{path} ({str(error) or type(error).__name__})"
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rd_jax.data import Split
-from rd_jax.data.folders import images_below, images_by_folder, listed, names
+from rd_jax.data.folders import images_by_folder, listed, names
 from rd_jax.data.formats import FORMAT_NAMES, is_named_like_image
 from rd_jax.data.images import content_sha256, load_images, load_masks
 from rd_jax.data.masks import masks_of
@@ -107,7 +107,8 @@ def warn_of_unused(folder: Path, used: Collection[str]) -> None:
     files, folders = listed(folder)
     unused = [path for path in files if is_named_like_image(path)]
     for other in folders:
-        if other.name not in used and any(images_below(other, is_image=is_named_like_image)):
+        found = (Path(name) for *_, names in os.walk(other) for name in names)
+        if other.name not in used and any(map(is_named_like_image, found)):
             unused.append(other)
     if unused:
         logger.warning(
@@ -145,9 +146,9 @@ def _check_spelling(folder: Path, expected: Iterable[str]) -> None:
     def letters(name: str) -> str:
         return re.sub(r"[\W_]", "", name.casefold())
 
-    inside = [name for name in names(folder) if name[0] != "." and os.path.isdir(folder / name)]
-    for name, right in itertools.product(inside, expected):
-        if name != right and letters(name) == letters(right):
+    for name, right in itertools.product(names(folder), expected):
+        is_alike = name[0] != "." and name != right and letters(name) == letters(right)
+        if is_alike and os.path.isdir(folder / name):
             raise UserError(f"{folder / name} is not called {right}: rename or move it")
 
 

@@ -1,6 +1,6 @@
 """Which splits a config asks for: categories of a folder, or classes of a data set."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from rd_jax.config import Config
@@ -15,12 +15,6 @@ def chosen_name(config: Config) -> str:
     if config.dataset:
         return "" if config.normal_class < 0 else str(config.normal_class)
     return config.category
-
-
-def load_splits(config: Config) -> Iterator[Split]:
-    """The chosen split, or each in turn. Raises UserError for what cannot be found or read."""
-    for name in _names(config):
-        yield load_split(config, name)
 
 
 def check_splits(config: Config) -> list[str]:

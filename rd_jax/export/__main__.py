@@ -17,7 +17,7 @@ from typing import Any
 
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
-from rd_jax.report.promise import promise
+from rd_jax.report.promise import NO_THRESHOLD, promise
 from rd_jax.run.build import model_of, scoring_of
 from rd_jax.run.trained import add_applied, applied, load_trained
 from rd_jax.system.console import Parser, log_to_stderr, path
@@ -27,6 +27,7 @@ from rd_jax.system.files import check_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
+OF_SCORES = ("false_positive_rate", "blur_sigma", "image_score")  # no masks are written
 FORMATS = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
 
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
         add("--output", required=True, type=path, help="the file to write")
         add("--teacher_weights", help="where they are, if not where they were in training")
-        add_applied(parser)
+        add_applied(parser, OF_SCORES)
         flags = parser.parse_args(argv)
         require_devices()
         print(export(flags.workdir, flags.output, flags.teacher_weights, **applied(flags)))
@@ -68,14 +69,11 @@ def export(training: Path, output: Path, teacher_weights: str | None = None, **c
         raise UserError(f"--output {output} is a folder: name a file")
     check_writable(output.parent)
     trained = load_trained(training, teacher_weights, **changes)
-    verdict, threshold, size = "no verdict", None, trained.config.image_size
-    if trained.is_finished:
+    verdict, threshold, size = NO_THRESHOLD, None, trained.config.image_size
+    if trained.is_finished and trained.config.holdout:
         calibration = trained.calibration("float32")
-        threshold = calibration.image_threshold
-        verdict = promise(calibration)
-        if threshold is not None:
-            verdict = f"anomalous [B] ({verdict})"
-    else:
+        threshold, verdict = calibration.image_threshold, f"anomalous [B] ({promise(calibration)})"
+    elif not trained.is_finished:
         step, last_step = trained.checkpoint.step, trained.checkpoint.metadata["last_step"]
         logger.warning("UNFINISHED training: exported is step %d of %d", step, last_step)
     content = FORMATS[output.suffix](

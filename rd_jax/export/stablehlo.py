@@ -43,8 +43,7 @@ def to_stablehlo(
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    # By default GPUs and TPUs round what they multiply: a threshold would mean something else.
-    with jax.default_matmul_precision("highest"), _without_source_lines():
+    with _without_source_lines():
         exported = export.export(jax.jit(scored), platforms=PLATFORMS)(images)
         return bytes(exported.serialize())
 

@@ -23,9 +23,9 @@ class Calibration(NamedTuple):
     pixel_threshold: float | None
     map_low: float  # up to here heatmaps are calm, as 99% of normal pixels are
     map_high: float  # above, at full strength: a pixel alone makes its image anomalous
-    kept_rate: float | None = None  # expected of new normal images; may be above what was asked
-    pixel_false_positive_rate: float | None = None  # of these images' pixels, at most this fraction
-    dtype: str = "float32"  # that the scores were computed in
+    kept_rate: float | None  # expected of new normal images; may be above what was asked
+    pixel_false_positive_rate: float  # of these images' pixels, at most this fraction
+    dtype: str  # that the scores were computed in
 
 
 def exceeded_by(values: np.ndarray, num_above: int) -> float:
@@ -61,7 +61,7 @@ def calibrate(
     is_holdout: bool,
     false_positive_rate: float,
     pixel_false_positive_rate: float,
-    dtype: str = "float32",
+    dtype: str,
 ) -> Calibration:
     """From scores [N] of normal images, their maps' `maxima` [N] and `pixels` [.] of these maps.
 
@@ -70,27 +70,22 @@ def calibrate(
     """
     median, low = (float(value) for value in np.quantile(pixels, [0.5, 0.99]))
     known = (len(scores), false_positive_rate)
+    rest = (pixel_false_positive_rate, dtype)
     if not is_holdout:
         high = low + 4 * max(low - median, 1e-6)
-        return Calibration("train", *known, None, None, low, high, dtype=dtype)
+        return Calibration("train", *known, None, None, low, high, None, *rest)
     num_above = max(num_exceeding(len(scores), false_positive_rate), 0)
     high = exceeded_by(maxima, num_above)
     pixels_above = math.floor(_exact(pixel_false_positive_rate) * pixels.size)
-    return Calibration(
-        "holdout",
-        *known,
-        image_threshold=exceeded_by(scores, num_above),
-        pixel_threshold=min(exceeded_by(pixels, pixels_above), high),
-        map_low=min(low, high - 1e-6),
-        map_high=high,
-        kept_rate=(num_above + 1) / (len(scores) + 1),
-        pixel_false_positive_rate=pixel_false_positive_rate,
-        dtype=dtype,
-    )
+    image, pixel = exceeded_by(scores, num_above), exceeded_by(pixels, pixels_above)
+    scale = (min(low, high - 1e-6), high)
+    kept_rate = (num_above + 1) / (len(scores) + 1)
+    return Calibration("holdout", *known, image, min(pixel, high), *scale, kept_rate, *rest)
 
 
 def with_threshold(calibration: Calibration, threshold: float, is_maximum: bool) -> Calibration:
     """Decided by a threshold of the user's, which by the maximum is one of pixels, too."""
+    threshold = float(np.float32(threshold))  # as scores and maps are
     calibration = calibration._replace(image_threshold=threshold, kept_rate=None)
     if not is_maximum:
         return calibration

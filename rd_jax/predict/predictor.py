@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from rd_jax.config import Config
-from rd_jax.data.formats import FORMAT_NAMES
 from rd_jax.data.images import Notes, decode_image, warn_of_dark_images
 from rd_jax.method.calibration import Calibration
 from rd_jax.run.build import scorer_of
@@ -120,8 +118,6 @@ def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
     """`read` of a file, or why it cannot be read."""
     try:
         return read(path)
-    except UnidentifiedImageError:
-        return Unreadable(path, f"not an image in {FORMAT_NAMES}")
     except Exception as error:  # decoders raise all kinds of errors for broken files
         return Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rd_jax.method.metrics import METRICS
+from rd_jax.report.promise import needs, percent
 from rd_jax.store.results import AUROC_OF_SCORE, mean_row, read_results, rows_of_categories
 from rd_jax.store.rows import Row, csv_table, write_json, write_text
 from rd_jax.store.workdir import Workdir, category_results
@@ -46,7 +47,9 @@ def protocol(rows: Sequence[Row]) -> str:
         text += f", hold-out {values('holdout')} of the training images for the thresholds"
         kept = (np.ravel(row["kept_false_positive_rate"]) for row in trained)  # of seeds, several
         if rates := [rate for of_row in kept for rate in of_row if rate is not None]:
-            text += f", above which {max(rates):.2%} of new normal images are expected"
+            text += f", above which {percent(max(rates))} of new normal images are expected"
+            asked = min(row["false_positive_rate"] or 0.0 for row in trained)
+            text += f" ({needs(asked)} images)" if max(rates) > asked else ""
     elif trained:
         text += ", no hold-out"
     if trained:

@@ -144,23 +144,30 @@ def evaluate_trained(
     training: Training,
 ) -> None:
     """Evaluates a training and writes its results.json, unless the same was evaluated already."""
+    saved = trained.metadata
     kept = kept_distances(config, trained, training)
+    is_finished = trained.step == saved["last_step"]
+    missing = missing_dtypes(config, kept) if is_finished else []
     known = _what_is_evaluated(config, split, teacher) | {
         "num_steps": trained.step,
-        "last_step": trained.metadata["last_step"],
-        **trained.metadata["timing"],
+        "last_step": saved["last_step"],
+        **saved["timing"],
     }
     is_done = training.evaluation.exists() and known.items() <= read_json(training.results).items()
-    if hosts.as_the_first(is_done and not missing_dtypes(config, kept)):
+    if hosts.as_the_first(is_done and not missing):
         logger.info("%s: evaluated already, in %s", split.name, training.results)
         return
+    if hosts.is_first():
+        training.results.unlink(missing_ok=True)  # which says that the other files are there
     both, calibration = (teacher.variables, trained.student_variables), None
-    if missing_dtypes(config, kept) and split.train_sha256 != trained.metadata["train_sha256"]:
+    if missing and split.train_sha256 != saved["train_sha256"]:
         logger.warning(
-            "%s: no thresholds, since the training images are others than in training", split.name
+            "%s: no thresholds, since the training images, or their size, are others than in "
+            "training: set --config.data_dir to where those are",
+            split.name,
         )
-    else:
-        parts = (config, split, both, scorer, kept, trained, training)
+    elif is_finished:
+        parts = (config, split, both, scorer, kept, missing, trained, training)
         calibration = calibration_of(config, completed_distances(*parts), known["dtype"])
         logger.info("%s: %s", split.name, promise(calibration))
     _write(known, config, split, both, scorer, calibration, training)
@@ -206,7 +213,6 @@ def _write(
         **metrics_at(thresholds["image_threshold"], scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
     }
-    training.results.unlink(missing_ok=True)  # which says that the other file is there
     gallery.write_evaluation(training.evaluation, split, maps, scores, calibration)
     write_json(training.results, row)
 

@@ -74,7 +74,7 @@ def in_batches(
 
     What the devices compute has one size, a multiple of their number: batches are padded, and the
     padding's results are dropped. Of several processes, each takes a share of the images, and all
-    get all of the results.
+    get all of the results. Raises UserError if one is not finite.
     """
     variables, (_, split) = on_devices(teacher_variables, student_variables), placement()
     chosen = np.arange(len(images)) if chosen is None else chosen
@@ -98,7 +98,10 @@ def in_batches(
             fetch(*waiting.popleft())
     for start, outputs in waiting:
         fetch(start, outputs)
-    return tuple(hosts.gathered(array, count) for array in own)
+    found = tuple(hosts.gathered(array, count) for array in own)
+    if not all(np.isfinite(array).all() for array in found):
+        raise UserError("scores are not finite: the training diverged; train anew elsewhere")
+    return found
 
 
 def score_images(
@@ -108,11 +111,6 @@ def score_images(
     images: np.ndarray,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3]: see `in_batches`.
-
-    Raises UserError if a score is not finite.
-    """
+    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3]: see `in_batches`."""
     maps, scores = in_batches(scorer, teacher_variables, student_variables, images, batch_size)
-    if not np.isfinite(scores).all():
-        raise UserError("scores are not finite: the training diverged; train anew elsewhere")
     return maps, scores

@@ -15,7 +15,7 @@ from rd_jax.method.train import TrainState, create_train_state
 from rd_jax.run.build import compute_dtype, model_of, optimizer_of
 from rd_jax.run.trained import check_teacher
 from rd_jax.store import checkpoint
-from rd_jax.store.workdir import Training, check_category, moved_aside, training_of, trainings_of
+from rd_jax.store.workdir import Training, moved_aside, training_of, trainings_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 from rd_jax.weights.teacher import LoadedTeacher
@@ -30,7 +30,6 @@ class Task(NamedTuple):
     split: Split
     training: Training
     trained_on: np.ndarray
-    held_out: np.ndarray
 
     @property
     def name(self) -> str:
@@ -59,7 +58,6 @@ def planned(config: Config, workdir: Path, split: Split) -> list[Task]:
     Raises UserError if it has those of the other layout already, or if the hold-out leaves
     nothing to train on, or holds nothing.
     """
-    check_category(split.name)
     there = [t for t in trainings_of(workdir, split.name) if t.checkpoints.is_dir()]
     folder = workdir / split.name
     if config.seeds and any(training.seed is None for training in there):
@@ -73,8 +71,8 @@ def planned(config: Config, workdir: Path, split: Split) -> list[Task]:
         )
 
     def task(own: Config, seed: int | None) -> Task:
-        chosen = holdout_indices(own.seed, own.holdout, len(split.train))
-        return Task(own, split, training_of(workdir, split.name, seed), *chosen)
+        trained_on, _ = holdout_indices(own.seed, own.holdout, len(split.train))
+        return Task(own, split, training_of(workdir, split.name, seed), trained_on)
 
     return [task(with_seed(config, s), s) for s in config.seeds] or [task(config, None)]
 
@@ -98,8 +96,8 @@ def check_same_training(
             if name != "seed" or not config.seeds
         ]
         before, now = saved["dtype"], compute_dtype(config).name
-        is_finished = checkpoint.steps(training.checkpoints)[0] == saved["last_step"]
-        if now != before and not is_finished:
+        is_finished = saved["step"] == saved["last_step"]
+        if now != before and (config.seeds or not is_finished):
             where = jax.default_backend()
             changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
         problem = f"another config: {', '.join(changes)}" if changes else None

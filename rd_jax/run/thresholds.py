@@ -19,7 +19,7 @@ from rd_jax.system import hosts
 logger = logging.getLogger(__name__)
 
 _MOST_TRAINED_ON = 200  # scored where none is held out: they set the heatmaps' scale alone
-_MOST_MAPS = 1000  # whose pixels set the threshold of pixels; that of images takes all
+_MOST_PIXELS = 2**26  # that set their threshold; that of images takes all images
 _CHUNK = 64  # maps made at a time
 
 
@@ -37,8 +37,12 @@ def _is_kept(config: Config, trained: Checkpoint) -> bool:
 
 
 def missing_dtypes(config: Config, kept: NormalDistances) -> list[str]:
-    """Of float32, whose thresholds hold on every device, and of the config's dtype."""
-    return sorted({"float32", compute_dtype(config).name} - kept.by_dtype.keys())
+    """Of float32, whose thresholds hold on every device, and of the config's dtype.
+
+    What one of several processes misses, all do.
+    """
+    wanted = sorted({"float32", compute_dtype(config).name})
+    return [dtype for dtype in wanted if not hosts.all_agree(dtype in kept.by_dtype)]
 
 
 def completed_distances(
@@ -47,6 +51,7 @@ def completed_distances(
     variables: tuple[Any, Any],
     scorer: Scorer,
     kept: NormalDistances,
+    missing: list[str],
     trained: Checkpoint,
     training: Training,
 ) -> NormalDistances:
@@ -57,7 +62,7 @@ def completed_distances(
     """
     _, held_out = holdout_indices(config.seed, config.holdout, len(split.train))
     chosen = held_out if len(held_out) else _spread(len(split.train), _MOST_TRAINED_ON)
-    by_dtype, missing = dict(kept.by_dtype), missing_dtypes(config, kept)
+    by_dtype = dict(kept.by_dtype)
     for dtype in missing:
         logger.info("%s: scoring %d normal images in %s", split.name, len(chosen), dtype)
         own = scorer if dtype == compute_dtype(config).name else scorer_of(config, dtype)
@@ -74,7 +79,8 @@ def calibration_of(config: Config, distances: NormalDistances, dtype: str) -> Ca
     """Thresholds and scale of scores that are computed in `dtype`, by the config's rates."""
     of_scales = distances.by_dtype[dtype]
     count = len(of_scales[0])
-    gives_pixels = np.isin(np.arange(count), _spread(count, _MOST_MAPS))
+    most_maps = max(_MOST_PIXELS // config.image_size**2, 1)
+    gives_pixels = np.isin(np.arange(count), _spread(count, most_maps))
     scores, maxima, pixels = [], [], []
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)

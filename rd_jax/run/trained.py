@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from rd_jax.store.checkpoint import Checkpoint
 from rd_jax.store.distances import NormalDistances
 from rd_jax.store.workdir import Training, training_of, trainings_at
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import as_on_disk
+from rd_jax.system.files import user_path
 from rd_jax.weights.teacher import LoadedTeacher, teacher_of
 
 logger = logging.getLogger(__name__)
@@ -69,16 +69,16 @@ class Trained(NamedTuple):
         return own
 
 
-def add_applied(parser: argparse.ArgumentParser) -> None:
+def add_applied(parser: argparse.ArgumentParser, names: Iterable[str] = APPLIED) -> None:
     """Flags of the same names."""
-    for name in APPLIED:
+    for name in names:
         field = FIELDS[name]
         parser.add_argument(f"--{name}", type=type(field.default), help=field.help)
 
 
 def applied(flags: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, for `load_trained`."""
-    return {name: value for name in APPLIED if (value := getattr(flags, name)) is not None}
+    return {name: x for name in APPLIED if (x := getattr(flags, name, None)) is not None}
 
 
 def config_of(metadata: Mapping[str, Any]) -> Config:
@@ -120,7 +120,7 @@ def load_trained(
     no checkpoint or several trainings, if the teacher is not the one trained with, or for a change
     that is not allowed.
     """
-    training = find_training(as_on_disk(Path(workdir)))
+    training = find_training(user_path(workdir))
     loaded = checkpoint.load_latest(training.checkpoints)
     config = config_of(loaded.metadata)
     config.teacher_weights = teacher_weights or config.teacher_weights
@@ -145,7 +145,7 @@ def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], 
     "bottle/seed_1". Raises UserError if `workdir` has no checkpoint of `category`, or a damaged
     one.
     """
-    training = training_of(Path(workdir), category)
+    training = training_of(user_path(workdir), category)
     loaded = checkpoint.load_latest(training.checkpoints)
     config, calibration = config_of(loaded.metadata), None
     distances = kept_distances(config, loaded, training)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rd_jax.config import Config, as_dict, validate
-from rd_jax.data.splits import check_apart, check_splits, load_splits
+from rd_jax.data.splits import check_apart, check_splits, load_split
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of
 from rd_jax.method.train import TrainState, make_parallel_train_steps, train_state_shapes
@@ -27,7 +27,7 @@ from rd_jax.store import checkpoint
 from rd_jax.store.lock import claimed
 from rd_jax.store.results import read_results
 from rd_jax.store.rows import drop_rows_after
-from rd_jax.store.workdir import set_aside, training_of
+from rd_jax.store.workdir import check_category, set_aside, training_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 from rd_jax.system.interruption import Interrupted, deferred
@@ -52,6 +52,8 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
             if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
                 raise UserError("config.tensorboard=True needs pip install tensorboardX")
             names = check_splits(config)
+            for name in names:
+                check_category(name)
             check_apart(config, names, workdir)
             places = [
                 training_of(workdir, name, seed)
@@ -65,7 +67,7 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
             stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
             programs = _compile_programs(compiler, config, teacher)
             tasks = []
-            for split in load_splits(config):
+            for split in (load_split(config, name) for name in names):
                 if restart:
                     _start_anew(workdir, split.name)
                 tasks += planned(config, workdir, split)
@@ -144,8 +146,9 @@ def _train_and_evaluate(
             _train(task, teacher, train_steps, scorer, state, timing)
         except Diverged as error:  # what was being saved is complete now
             raise UserError(divergence(task, *error.args)) from error
-    trained = checkpoint.load_latest(place.checkpoints)
-    evaluate_trained(task.config, task.split, teacher, trained, scorer, place)
+    with hosts.together():
+        trained = checkpoint.load_latest(place.checkpoints)
+        evaluate_trained(task.config, task.split, teacher, trained, scorer, place)
 
 
 def _train(

@@ -32,7 +32,7 @@ class Checkpoint(NamedTuple):
 
     step: int
     student_variables: dict[str, Any]  # {"params", "batch_stats"} of all that learns, numpy
-    # config, teacher_weights, teacher_sha256, train_sha256, last_step, dtype, calibration, timing
+    # config, teacher_weights, teacher_sha256, train_sha256, last_step, dtype, timing
     metadata: dict[str, Any]
 
 
@@ -89,7 +89,8 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
                 optimizer=ocp.args.StandardSave({"opt_state": opt_state}),
                 metadata=ocp.args.JsonSave({**metadata, "checksums": checksums}),
             )
-            check_writable(folder)  # where Orbax cannot write, it keeps the process alive
+            with hosts.together():  # where Orbax cannot write, it keeps the process alive
+                check_writable(folder)
             with _naming(folder):
                 manager.save(step, args=args)
 
@@ -164,10 +165,10 @@ def _check_readable(folder: Path) -> None:
 
 
 def latest_metadata(folder: Path) -> dict[str, Any] | None:
-    """The metadata of the latest checkpoint in `folder` in which it can be read, if any."""
+    """The metadata, and the step, of the latest checkpoint in which they can be read, if any."""
     for step in steps(folder):
         try:
-            return _restore(folder, step)[0]
+            return _restore(folder, step)[0] | {"step": step}
         except DamagedCheckpointError as error:
             logger.warning("%s", error)
     return None

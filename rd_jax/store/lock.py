@@ -3,7 +3,6 @@
 A lock ends with the process that holds it, however that ends.
 """
 
-import contextlib
 import logging
 import os
 import platform
@@ -60,15 +59,17 @@ def claimed(
 def take(run: Workdir, training: Training) -> FileLock:
     """The lock of a training, held by this process. Raises UserError that says who else has it."""
     path = run.lock(training)
-    holder = path.with_suffix(".json")
-    lock = _acquired(path, timeout=0)
-    if lock is None:
-        facts = read_json(holder)
-        who = "process {process} on {host}, since {since}".format_map(facts) if facts else "another"
-        raise UserError(
-            f"{training.folder} is being worked on by {who}: wait for that to end, or choose "
-            "another --workdir"
-        )
+    holder, lock = path.with_suffix(".json"), _lock(path)
+    with writing(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            facts = read_json(holder)
+            who = "process {process} on {host}, since {since}" if facts else "another"
+            raise UserError(
+                f"{training.folder} is being worked on by {who.format_map(facts)}: wait for that "
+                "to end, or choose another --workdir"
+            ) from None
     since = datetime.now().isoformat(" ", "seconds")
     write_json(holder, {"process": os.getpid(), "host": platform.node(), "since": since})
     return lock
@@ -77,24 +78,21 @@ def take(run: Workdir, training: Training) -> FileLock:
 @contextmanager
 def summarising(run: Workdir) -> Iterator[None]:
     """Inside, no other run writes what is said of all trainings; waits for one that does."""
-    path = run.locks / "summaries"
-    lock = _acquired(path, timeout=0)
-    if lock is None:
-        logger.info("waiting for another run, which writes the results in %s", run.folder)
-        lock = _acquired(path, timeout=-1)
-    assert lock
+    path = run.locks / ".summaries"  # which no category is called
+    lock = _lock(path)
+    with writing(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("waiting for another run, which writes the results in %s", run.folder)
+            lock.acquire()
     try:
         yield
     finally:
         lock.release()
 
 
-def _acquired(path: Path, timeout: float) -> FileLock | None:
-    """A lock on this file, or None if that took longer; without end where it is negative."""
+def _lock(path: Path) -> FileLock:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout)
-            return lock
-    return None
+    return FileLock(path)

@@ -75,18 +75,19 @@ class Workdir:
         return self.locks / training.category / f"{training.folder.name}.lock"
 
     def begun(self, category: str) -> list[Training]:
-        """The trainings of a category that anyone has ever locked."""
-        names = (path.stem for path in (self.locks / category).glob("*.lock"))
-        seeds = (None if n == category else int(n.removeprefix("seed_")) for n in names)
-        return [training_of(self.folder, category, seed) for seed in seeds]
+        """The training of a category, and those of seeds that anyone has ever locked."""
+        locks = (self.locks / category).glob("seed_*.lock")
+        seeds = (path.stem.removeprefix("seed_") for path in locks)
+        numbers = (None, *map(int, filter(str.isdecimal, seeds)))
+        return [training_of(self.folder, category, number) for number in numbers]
 
     def written_to(self, trainings: Iterable[Training]) -> list[Path]:
-        """The folders in which something is made or replaced, there or not."""
+        """The folders that are there in which something is made or replaced."""
         folders = [self.folder, self.figures, self.locks]
         for training in trainings:
             folders += [training.folder.parent, training.folder, training.checkpoints]
             folders += [training.tensorboard, training.damaged]
-        return list(dict.fromkeys(folders))
+        return [folder for folder in dict.fromkeys(folders) if os.path.lexists(folder)]
 
 
 def category_results(training: Training) -> Path:

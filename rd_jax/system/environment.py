@@ -39,6 +39,9 @@ def settle() -> None:
         jax.config.update(name, value)
     # What matplotlib reads when it is imported, which is why `report` does that when it draws.
     os.environ["MPLBACKEND"] = "agg"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isdir(weights := os.path.join(base, "huggingface")):  # be it one that is only read
+        os.environ.setdefault("HF_HOME", weights)
     os.environ["XDG_CACHE_HOME"] = str(cache_folder().parent)  # other libraries have none elsewhere
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
 

@@ -107,7 +107,7 @@ def cache_folder() -> Path:
         tempfile.TemporaryFile(dir=folder).close()
         return folder
     except (OSError, RuntimeError) as error:  # without a home folder
-        return temporary_cache(str(error))
+        return temporary_cache(getattr(error, "strerror", None) or str(error))
 
 
 @cache

@@ -94,6 +94,8 @@ def gathered(own: np.ndarray, count: int) -> np.ndarray:
 @contextmanager
 def together() -> Iterator[None]:
     """What fails inside in one process fails in all, so that none waits for others forever."""
+    global _all_know
+    _all_know = False
     try:
         yield
     except Exception:

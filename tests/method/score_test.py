@@ -1,10 +1,15 @@
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import ndimage
 
-from rd_jax import anomaly_map, image_score
-from rd_jax.method.score import blur_matrix, upsampling_matrix
+from rd_jax import Model, anomaly_map, create_train_state, image_score, load_teacher
+from rd_jax.method.models import cpu
+from rd_jax.method.score import blur_matrix, make_distances, upsampling_matrix
 
 
 @pytest.mark.parametrize("size", [8, 32, 256])
@@ -54,3 +59,18 @@ def test_image_score_is_the_maximum_or_the_sum() -> None:
     np.testing.assert_array_equal(image_score(maps, "sum"), [36, 117])
     with pytest.raises(ValueError, match="reduction='mean'"):
         image_score(maps, "mean")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_float32_is_not_rounded_on_any_device_and_bfloat16_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, dtype: type
+) -> None:
+    monkeypatch.setattr(cpu, "_is_on_cpu", lambda: False)  # as on other devices
+    model = Model("micro", dtype=dtype)
+    teacher = load_teacher("micro", "random")
+    state = create_train_state(model, optax.sgd(1), jax.random.key(0))
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    lowered = make_distances(model).lower(teacher, state.student_variables, images)
+    products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", lowered.as_text())
+    assert len(products) > 10
+    assert all(p.count("HIGHEST") == (2 if dtype == jnp.float32 else 0) for p in products)

@@ -160,7 +160,7 @@ def test_without_a_hold_out_there_is_no_verdict_unless_a_threshold_is_given(
     assert "anomalous" not in capsys.readouterr().out
     caplog.clear()
     assert predict.main([*common, "--threshold=0"]) == 0
-    assert "Threshold 0, of which nothing is promised" in caplog.text
+    assert "Threshold 0 of scores in float32, of which nothing is promised" in caplog.text
     assert {(r["threshold"], r["verdict"]) for r in read_tables(Path("out"))} == {(0, "anomalous")}
     assert "3 of 3 images scored, 3 of them anomalous" in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ from rd_jax.report.gallery import (
 from rd_jax.store.arrays import write_arrays
 
 FILE = "evaluation.npz"
-CALIBRATION = Calibration("holdout", 12, 0.05, 1.5, 0.9, 0.1, 2.1)
+CALIBRATION = Calibration("holdout", 12, 0.05, 1.5, 0.9, 0.1, 2.1, 1 / 13, 0.001, "float32")
 
 
 def weave_split(count: int, size: int = 32) -> tuple[Split, np.ndarray]:

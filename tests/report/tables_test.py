@@ -58,7 +58,8 @@ def test_the_rate_that_thresholds_keep_is_said(tmp_path: Path) -> None:
         held_out = {"holdout": 0.1, "num_held_out": 9, "kept_false_positive_rate": rate}
         write_json(path, row("d", 0.5, seed=seed, **held_out))
     text = write_results(tmp_path)
-    assert "hold-out 0.1 of the training images for the thresholds, above which 10.00% of" in text
+    assert "are expected (1% needs 99 images), 10 epochs" in text
+    assert "hold-out 0.1 of the training images for the thresholds, above which 10% of new " in text
 
 
 def test_seeds_are_summarised_by_mean_and_sample_deviation(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rd_jax.data.images import decode_image
 from rd_jax.data.order import holdout_indices
 from rd_jax.data.synthetic import write_category
 from rd_jax.method.models import Model
+from rd_jax.run import evaluation
 from rd_jax.run.thresholds import calibration_of
 from rd_jax.store.checkpoint import checksum
 from rd_jax.store.distances import NormalDistances, read_distances
@@ -39,11 +40,12 @@ def arguments(data_dir: Path, workdir: Path, *more: str) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("run")
-    done = run(*arguments(data_dir, workdir, "--config.dtype=bfloat16"))
+    flags = ("--config.dtype=bfloat16", "--config.checkpoint_every_epochs=1")
+    done = run(*arguments(data_dir, workdir, *flags))
     assert done.returncode == 0, done.stderr
     assert f"scoring {NUM_HELD_OUT} normal images in float32" in done.stderr
-    assert "14.29% of new normal images are expected above it, the least that" in done.stderr
-    assert "6 held-out images can promise (1.00% needs 99)" in done.stderr
+    assert "14.3% of new normal images are expected above it, the least that" in done.stderr
+    assert "6 held-out images can promise (1% needs 99)" in done.stderr
     return workdir
 
 
@@ -138,11 +140,8 @@ def test_going_on_in_another_dtype_is_an_error_and_evaluating_is_not(
     (exact,) = held_out_scores(data_dir, workdir, jax.numpy.float32, 4, "max")[-1:]
     assert row["image_threshold"] == pytest.approx(exact, rel=1e-5)
 
-    unfinished = tmp_path / "unfinished"
-    flags = ("--config.dtype=bfloat16", "--config.checkpoint_every_epochs=1")
-    assert run(*arguments(data_dir, unfinished, *flags)).returncode == 0
-    shutil.rmtree(unfinished / "weave" / "checkpoints" / "3")
-    done = run(*arguments(data_dir, unfinished, "--config.dtype=auto"))
+    shutil.rmtree(workdir / "weave" / "checkpoints" / "3")
+    done = run(*arguments(data_dir, workdir, "--config.dtype=auto"))
     assert_one_line(done, "another config: dtype ('bfloat16', now 'auto', on cpu 'float32')")
 
 
@@ -170,3 +169,27 @@ def test_distances_are_float32_at_each_scale(trained: Path) -> None:
         assert [(d.shape, d.dtype.name) for d in of_scales] == [
             ((NUM_HELD_OUT, size, size), "float32") for size in (8, 4, 2)
         ]
+
+
+def test_a_kill_while_the_test_set_is_scored_leaves_no_older_results(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    expected = results(workdir)
+    (workdir / "weave" / "distances.npz").unlink()
+    evaluate = ("--mode", "eval", "--config", "mvtec", "--workdir", str(workdir))
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "score_images", lambda *_: (_ for _ in ()).throw(KeyError))
+        with pytest.raises(KeyError):
+            run(*evaluate)
+    assert not (workdir / "weave" / "results.json").exists()
+    assert run(*evaluate).returncode == 0
+    assert results(workdir)["image_threshold"] == expected["image_threshold"]
+
+
+def test_an_unfinished_training_has_no_thresholds(trained: Path, tmp_path: Path) -> None:
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    shutil.rmtree(workdir / "weave" / "checkpoints" / "3")
+    assert run("--mode", "eval", "--config", "mvtec", "--workdir", str(workdir)).returncode == 0
+    assert results(workdir)["num_steps"] == 2
+    assert results(workdir)["image_threshold"] is None

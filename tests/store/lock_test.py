@@ -2,9 +2,11 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -30,17 +32,20 @@ with claimed(workdir, [training_of(workdir, "weave", 1)]):
 def test_a_killed_process_holds_nothing_and_one_alive_is_named(tmp_path: Path) -> None:
     mine, other = training_of(tmp_path, "weave", 1), training_of(tmp_path, "weave", 2)
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    with process, ExitStack() as stack:
         assert process.stdout
         process.stdout.readline()
-        who = f"{mine.folder} is being worked on by process {process.pid} on {platform.node()}, si"
+        stack.callback(process.kill)
+        who = re.escape(
+            f"{mine.folder} is being worked on by process {process.pid} on {platform.node()}, si"
+        )
         with pytest.raises(UserError, match=who), claimed(tmp_path, [other, mine]):
             pass
         with claimed(tmp_path, [other]):  # which was given back
             pass
         with pytest.raises(UserError, match=who), claimed(tmp_path, [other], whole_categories=True):
             pass
-        process.kill()
     with claimed(tmp_path, [mine]) as give_back:
         with pytest.raises(UserError, match=f"process {os.getpid()} "), claimed(tmp_path, [mine]):
             pass
