@@ -51,7 +51,10 @@ def _convolutions(request: pytest.FixtureRequest) -> Iterator[None]:
         if place in QUICK and name != "golden_test.py":
             patch.setattr(cpu, "_is_on_cpu", lambda: False)
             patch.setenv(tests.tiny.XLA_CONVOLUTIONS, "true")  # of the processes that tests start
+            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+            jax.config.update("jax_disable_most_optimizations", True)
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
     build._make_distances.cache_clear()
     jax.clear_caches()  # and their memory
 

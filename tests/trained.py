@@ -50,7 +50,8 @@ def save_training(
 
     What normal images gave is drawn, the first of `dtypes` with seed 0; of none for holdout=None.
     """
-    changes_of_config = dict(backbone="tiny", image_size=SIZE, dtype=dtype)
+    changes_of_config: dict = dict(backbone="tiny", image_size=SIZE, dtype=dtype)
+    changes_of_config |= dict(holdout=0.1 if holdout else 0.0)
     config = get_config(category="weave", teacher_weights="random", **changes_of_config)
     teacher = find_teacher("tiny", "random")
     variables = jax.device_get(first_state(config).student_variables)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_TRAINED_ON = 200  # scored where none is held out: they set the heatmaps' scale alone
 _MOST_PIXELS = 2**26  # that set their threshold; that of images takes all images
-_CHUNK = 64  # maps made at a time
+_CHUNK = 16  # maps made at a time, always as many, so that they compile once
 
 
 def kept_distances(config: Config, trained: Checkpoint, training: Training) -> NormalDistances:
@@ -83,13 +83,13 @@ def calibration_of(config: Config, distances: NormalDistances, dtype: str) -> Ca
     gives_pixels = np.isin(np.arange(count), _spread(count, most_maps))
     scores, maxima, pixels = [], [], []
     for start in range(0, count, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        maps, of_images = map(
-            np.asarray, scorer_of(config).maps(tuple(scale[part] for scale in of_scales))
-        )
+        chunk = np.arange(start, start + _CHUNK)
+        outputs = scorer_of(config).maps(tuple(scale[chunk % count] for scale in of_scales))
+        own = chunk[chunk < count]
+        maps, of_images = (np.asarray(output)[: len(own)] for output in outputs)
         scores.append(of_images)
         maxima.append(maps.max((1, 2)))
-        pixels.append(maps[gives_pixels[part]])
+        pixels.append(maps[gives_pixels[own]])
     return calibrate(
         *map(np.concatenate, (scores, maxima, pixels)),
         is_holdout=distances.is_holdout,

@@ -137,7 +137,7 @@ def test_all_that_looks_like_an_image_is_scored_or_named_with_the_reason(
     rows = {row["file"].removeprefix("mixed/"): row for row in read_tables(Path("out"))}
     unknown = "not an image in PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF, AVIF or PNM"
     assert {name: row["error"] for name, row in rows.items() if row["error"]} == {
-        "raw.dng": unknown,
+        "raw.dng": f"{unknown}, but raw data of a camera",
         "several.gif": "2 pictures in one file: save the one that is meant",
         "telephone.heic": unknown,
     }

@@ -125,7 +125,9 @@ def test_other_training_images_set_no_threshold(
     (workdir / "weave" / "distances.npz").unlink()
     done = run(*flags, "--workdir", str(workdir))
     assert done.returncode == 0, done.stderr
-    assert "no thresholds, since the training images are others than in training" in done.stderr
+    assert (
+        "no thresholds, since the training images, or their size, are others than in" in done.stderr
+    )
     assert results(workdir)["image_threshold"] is None
 
 

@@ -240,6 +240,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(
     (tmp_path / "file").touch()
     places = {"a file": tmp_path / "file", "the kernel's": Path("/proc/cache")}
     monkeypatch.setenv("XDG_CACHE_HOME", str(places.get(there, tmp_path / "file" / "x")))
+    files.temporary_cache.cache_clear()
     first = cache_folder()
     (first / "x").write_text("kept while the process lasts")
     assert cache_folder() == first
