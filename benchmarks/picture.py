@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rd_jax.report.gallery import read_evaluation
-from rd_jax.report.heatmap import overlay
+from rd_jax.report.heatmap import coloured
 from rd_jax.store.workdir import Training
 
 SCALE, GAP = 2, 8  # pixels
@@ -26,7 +26,7 @@ def main(training: Path, output: Path) -> None:
     for kind in KINDS:
         i = shown.index(f"{kind}/000.png")
         mask = np.repeat(evaluation.masks[i][..., None], 3, axis=-1)
-        heatmap = overlay(evaluation.images[i], evaluation.strengths[i], 0, 255)
+        heatmap = coloured(evaluation.images[i], evaluation.strengths[i])
         tiles = [
             np.pad(tile, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
             for tile in (evaluation.images[i], heatmap, mask)
