@@ -230,6 +230,19 @@ def test_a_path_in_a_home_that_there_is_not_is_refused() -> None:
     assert_one_line(done, "argument --workdir: ~/run: there is no home folder")
 
 
+def test_a_bucket_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = "gs://bucket/runs is no path on this machine: give one, or mount the bucket that it is"
+    assert_one_line(run("--config", "demo", "--workdir=gs://bucket/runs"), where)
+    done = run("--config", "folder", "--config.data_dir=gs://bucket/runs", "--workdir=runs")
+    assert_one_line(done, where)
+    for command in (predict.main, export.main):
+        given = ["--workdir=gs://bucket/runs", "--output=x.onnx"]
+        done = captured(command, given + ["images"] * (command is predict.main))
+        assert_one_line(done, f"argument --workdir: {where}")
+    assert not list(tmp_path.glob("gs*"))
+
+
 @pytest.mark.parametrize("there", ["a file", "a folder below a file", "the kernel's"])
 def test_a_cache_that_cannot_be_written_is_replaced_for_this_process(
     tmp_path: Path,
