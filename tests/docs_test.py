@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from rd_jax import config, main
+from rd_jax.data import splits
 from rd_jax.data.synthetic import write_category
 from rd_jax.export import __main__ as export
 from rd_jax.method.models import BACKBONES
@@ -72,6 +73,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return get_config(**fields | QUICK)
 
     monkeypatch.setattr(config, "get_config", quick_config)
+    chosen = splits._names
+    monkeypatch.setattr(splits, "_names", lambda config: chosen(config)[:2])  # of ten classes
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
