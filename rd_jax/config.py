@@ -243,6 +243,14 @@ def validate(config: Config, num_devices: int = 1) -> None:
         )
 
 
+def override(config: Config, changes: Mapping[str, Any]) -> None:
+    """Sets fields of a config that was read. Raises UserError for a value that is not allowed."""
+    with config.ignore_type():
+        for name, value in changes.items():
+            config[name] = value
+    validate(config)
+
+
 def _no_such_field(name: str) -> str:
     return f"config.{name}: there is no such field; there are {', '.join(FIELDS)}"
 

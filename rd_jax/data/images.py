@@ -1,6 +1,7 @@
 """Image files to uint8 arrays: decoded and resized once, in parallel, cached on disk."""
 
 import hashlib
+import io
 import logging
 import os
 import re
@@ -197,6 +198,14 @@ def decode_mask(
         return np.zeros((size, size), bool)
     mask = read_mask(path, image, notes).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(mask) > 127
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """The file of an image [h, w] or [h, w, 3], uint8, or [h, w] uint16."""
+    file = io.BytesIO()
+    # Four times as fast as the default for a quarter more bytes; it is what takes longest.
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def each_file(read: Callable[..., Any], paths: Sequence, *others: Sequence) -> list:

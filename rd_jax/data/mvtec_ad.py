@@ -17,6 +17,7 @@ from PIL import Image
 from rd_jax.data.images import (
     Notes,
     each_file,
+    png,
     read_image,
     read_mask,
     warn_of_dark_images,
@@ -91,8 +92,8 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
                 read = partial(read_mask, notes=odd_masks)
                 [mask] = each_file(read, [image.mask], [image.path])
             example = {
-                "image": _png(pixels),
-                "mask": _png(mask.point(lambda v: 255 if v > 127 else 0)),
+                "image": _file_of(pixels),
+                "mask": _file_of(mask.point(lambda v: 255 if v > 127 else 0)),
                 "label": int(image.defect != NORMAL),
                 "defect": printable(image.defect),
                 "name": name,
@@ -102,10 +103,6 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         warn_of_levels(odd_masks, sum(image.mask is not None for image in images))
 
 
-def _png(image: Image.Image) -> io.BytesIO:
-    """A file of these pixels and nothing else, which no decoder could read in its own way."""
-    file = io.BytesIO()
-    # Four times as fast as the default for a quarter more bytes.
-    Image.fromarray(np.asarray(image)).save(file, "PNG", compress_level=1)
-    file.seek(0)
-    return file
+def _file_of(image: Image.Image) -> io.BytesIO:
+    """These pixels and nothing else, which no decoder could read in its own way."""
+    return io.BytesIO(png(np.asarray(image)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from rd_jax.config import FIELDS, Config, Depends, as_dict, validate
+from rd_jax.config import FIELDS, Config, Depends, as_dict, override, validate
 from rd_jax.data import Split
 from rd_jax.data.splits import check_apart, chosen_name, load_split
 from rd_jax.method.calibration import Calibration, metrics_at
@@ -75,9 +75,7 @@ def _evaluate_checkpoint(
                 f"config.{field}={value!r}: the checkpoint in {training.folder} was trained "
                 f"with {config[field]!r}"
             )
-        with config.ignore_type():
-            config[field] = value
-    validate(config)
+    override(config, overrides)
     teacher = teacher_of(config, find)
     check_teacher(teacher, trained.metadata, training.folder)
     check_apart(config, [training.category], workdir)

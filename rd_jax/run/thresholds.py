@@ -11,7 +11,7 @@ from rd_jax.data.order import holdout_indices
 from rd_jax.method.calibration import Calibration, calibrate
 from rd_jax.run.build import compute_dtype, scorer_of
 from rd_jax.run.scoring import Scorer, in_batches
-from rd_jax.store.checkpoint import Checkpoint, checksum
+from rd_jax.store.checkpoint import Checkpoint
 from rd_jax.store.distances import NormalDistances, read_distances, write_distances
 from rd_jax.store.workdir import Training
 from rd_jax.system import hosts
@@ -25,7 +25,7 @@ _CHUNK = 16  # maps made at a time, always as many, so that they compile once
 
 def kept_distances(config: Config, trained: Checkpoint, training: Training) -> NormalDistances:
     """Those beside the checkpoint; of no dtype if they are missing, or the config's are others."""
-    student = checksum(trained.student_variables)
+    student = trained.checksum
     found = read_distances(training.distances, student) if _is_kept(config, trained) else None
     return found or NormalDistances(False, student, {})
 
@@ -78,13 +78,13 @@ def completed_distances(
 def calibration_of(config: Config, distances: NormalDistances, dtype: str) -> Calibration:
     """Thresholds and scale of scores that are computed in `dtype`, by the config's rates."""
     of_scales = distances.by_dtype[dtype]
-    count = len(of_scales[0])
+    count, maps_of = len(of_scales[0]), scorer_of(config).maps
     most_maps = max(_MOST_PIXELS // config.image_size**2, 1)
     gives_pixels = np.isin(np.arange(count), _spread(count, most_maps))
     scores, maxima, pixels = [], [], []
     for start in range(0, count, _CHUNK):
         chunk = np.arange(start, start + _CHUNK)
-        outputs = scorer_of(config).maps(tuple(scale[chunk % count] for scale in of_scales))
+        outputs = maps_of(tuple(scale[chunk % count] for scale in of_scales))
         own = chunk[chunk < count]
         maps, of_images = (np.asarray(output)[: len(own)] for output in outputs)
         scores.append(of_images)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rd_jax.config import FIELDS, Config, Depends, from_dict, validate
+from rd_jax.config import FIELDS, Config, Depends, from_dict, override
 from rd_jax.method.calibration import Calibration
 from rd_jax.method.models import Model
 from rd_jax.run.build import compute_dtype, model_of
@@ -124,12 +124,10 @@ def load_trained(
     loaded = checkpoint.load_latest(training.checkpoints)
     config = config_of(loaded.metadata)
     config.teacher_weights = teacher_weights or config.teacher_weights
-    for name, value in changes.items():
+    for name in changes:
         if name not in APPLIED:
             raise UserError(f"{name}: after training only {', '.join(APPLIED)} can be changed")
-        with config.ignore_type():
-            config[name] = value
-    validate(config)
+    override(config, changes)
     teacher = teacher_of(config)
     check_teacher(teacher, loaded.metadata, training.folder)
     return Trained(config, training, loaded, teacher, kept_distances(config, loaded, training))

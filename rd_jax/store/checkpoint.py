@@ -34,6 +34,7 @@ class Checkpoint(NamedTuple):
     student_variables: dict[str, Any]  # {"params", "batch_stats"} of all that learns, numpy
     # config, teacher_weights, teacher_sha256, train_sha256, last_step, dtype, timing
     metadata: dict[str, Any]
+    checksum: int  # of the student's variables
 
 
 class _Folder(type(epath.Path())):  # type: ignore[misc]
@@ -123,8 +124,8 @@ def steps(folder: Path) -> list[int]:
         return sorted(manager.all_steps(), reverse=True)
 
 
-def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any]:
-    """The metadata and the items of one checkpoint.
+def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any, dict[str, int]]:
+    """The metadata, the items and their checksums of one checkpoint.
 
     Raises DamagedCheckpointError, or UserError where the disk or a permission is what fails.
     """
@@ -144,7 +145,7 @@ def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any
             f"checkpoint {folder / str(step)} is damaged ({_reason_of(error)}): train again with "
             "the same command, which goes on from the checkpoint before it"
         ) from error
-    return metadata, restored
+    return metadata, restored, checksums
 
 
 def _check_readable(folder: Path) -> None:
@@ -176,8 +177,8 @@ def latest_metadata(folder: Path) -> dict[str, Any] | None:
 
 def load(folder: Path, step: int) -> Checkpoint:
     """A checkpoint as it was written. Raises DamagedCheckpointError."""
-    metadata, items = _restore(folder, step, student=ocp.args.StandardRestore())
-    return Checkpoint(step, items.student, metadata)
+    metadata, items, checksums = _restore(folder, step, student=ocp.args.StandardRestore())
+    return Checkpoint(step, items.student, metadata, checksums["student"])
 
 
 def load_opt_state(folder: Path, step: int, like: Any) -> Any:
@@ -187,7 +188,7 @@ def load_opt_state(folder: Path, step: int, like: Any) -> Any:
     """
     like = {"opt_state": like}
     try:
-        _, items = _restore(folder, step, optimizer=ocp.args.StandardRestore(like))
+        _, items, _ = _restore(folder, step, optimizer=ocp.args.StandardRestore(like))
         found = items.optimizer
     except DamagedCheckpointError:
         found = _as_saved(folder, step)

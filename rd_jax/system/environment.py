@@ -42,8 +42,9 @@ def settle() -> None:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if os.path.isdir(weights := os.path.join(base, "huggingface")):  # be it one that is only read
         os.environ.setdefault("HF_HOME", weights)
-    os.environ["XDG_CACHE_HOME"] = str(cache_folder().parent)  # other libraries have none elsewhere
-    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+    cache = cache_folder()
+    os.environ["XDG_CACHE_HOME"] = str(cache.parent)  # other libraries have none elsewhere
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
 
 
 def require_devices() -> None:
