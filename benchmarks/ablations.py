@@ -1,21 +1,25 @@
-"""The paper's ablations: bottleneck, backbone and scales of the features.
+"""The paper's ablations: bottleneck, backbone and scales of the features; and its contrasts.
+
+Reverse beside forward distillation, the sum of the scales' maps beside their product.
 
 python -m benchmarks.ablations --data_dir data/mvtec --workdir runs/ablations [--seeds 0,1,2]
 
-Every variant is a run of its own in WORKDIR/BACKBONE-BOTTLENECK-SCALES, so that the same command
-goes on where it was interrupted. Writes WORKDIR/{bottleneck,backbone,scales}.{md,csv}.
+Every variant is a run of its own in WORKDIR/BACKBONE-BOTTLENECK-SCALES..., so that the same command
+goes on where it was interrupted. Writes WORKDIR/GRID.{md,csv} for each grid.
 """
 
 import os
 import sys
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from absl import app, flags
 
 from rd_jax.config import FIELDS, get_config
 from rd_jax.method.models import BACKBONES
+from rd_jax.method.models.model import Direction
+from rd_jax.method.score import Fusion
 from rd_jax.report.tables import markdown_table, per_cent, protocol
 from rd_jax.run import training
 from rd_jax.store.rows import csv_table, read_json, write_text
@@ -26,7 +30,7 @@ from rd_jax.system.errors import UserError
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 SCALES = tuple(chain.from_iterable(combinations((1, 2, 3), size) for size in (1, 2, 3)))
-GRIDS = ("bottleneck", "backbone", "scales")
+GRIDS = ("bottleneck", "backbone", "scales", "direction", "map_fusion")
 
 
 class Variant(NamedTuple):
@@ -35,27 +39,31 @@ class Variant(NamedTuple):
     backbone: str
     bottleneck: str = "mff_oce"
     scales: tuple[int, ...] = (1, 2, 3)
+    direction: str = "reverse"
+    map_fusion: str = "sum"
 
     @property
     def folder(self) -> str:
         """Where it is kept in the workdir."""
-        return f"{self.backbone}-{self.bottleneck}-{''.join(map(str, self.scales))}"
+        parts = [self.backbone, self.bottleneck, "".join(map(str, self.scales))]
+        contrasts = {self.direction, self.map_fusion} - {"reverse", "sum"}
+        return "-".join([*parts, *sorted(contrasts)])
 
 
 def grid(name: str, backbone: str) -> list[Variant]:
-    """The variants of one table; `backbone` is that of the two other grids."""
+    """The variants of one table; `backbone` is that of the other grids than its own."""
     return {
         "bottleneck": [Variant(backbone, bottleneck=b) for b in ("pre", "oce", "mff_oce")],
         "backbone": [Variant(b) for b in BACKBONES],
         "scales": [Variant(backbone, scales=scales) for scales in SCALES],
+        "direction": [Variant(backbone, direction=d) for d in get_args(Direction)],
+        "map_fusion": [Variant(backbone, map_fusion=f) for f in get_args(Fusion)],
     }[name]
 
 
 def train(variant: Variant, workdir: Path, **fields: Any) -> dict[str, Any] | str:
     """The mean over the categories of one variant, or why there is none."""
-    config = get_config()
-    config.update(backbone=variant.backbone, bottleneck=variant.bottleneck, scales=variant.scales)
-    config.update(fields)
+    config = get_config(**variant._asdict() | fields)
     config.teacher_weights = config.teacher_weights.replace("BACKBONE", variant.backbone)
     folder = workdir / variant.folder
     try:

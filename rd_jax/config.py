@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, get_args
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.models import BACKBONES
 from rd_jax.method.models.bottleneck import Kind
+from rd_jax.method.models.model import Direction
+from rd_jax.method.score import Fusion
 from rd_jax.system.errors import UserError, printable
 
 Config = Any  # an ml_collections.ConfigDict, or anything with FIELDS as attributes
@@ -123,6 +125,12 @@ FIELDS = {
     "normalize": Field(
         True, _BOOLEAN, _FIXED | _SCORING, "by ImageNet's mean and deviation, else to [0, 1]"
     ),
+    "direction": Field(
+        "reverse",
+        _one_of(get_args(Direction)),
+        _FIXED | _SCORING,
+        "the paper's; `forward`: a student like the teacher, which sees the image (STFPM)",
+    ),
     "bottleneck": Field(
         "mff_oce",
         _one_of(get_args(Kind)),
@@ -133,7 +141,10 @@ FIELDS = {
         (1, 2, 3), _SCALES, _TRAINING | _SCORING, "strides 4, 8, 16, in the loss and the map"
     ),
     "loss": Field(
-        "per_position", _one_of(LOSSES), _FIXED, "the paper's; `flattened`: the authors' code's"
+        "per_position",
+        _one_of(LOSSES),
+        _FIXED,
+        "the paper's; `flattened`: the authors' code's; `mixed`: the mean of the two",
     ),
     "batch_size": Field(16, _integer(1), _TRAINING, "over all devices, a multiple of their number"),
     "num_epochs": Field(200, _integer(1), _FIXED, "how often each image is used"),
@@ -142,6 +153,13 @@ FIELDS = {
     ),
     "adam_b1": Field(0.5, _FRACTION, _FIXED, "Adam's average of gradients"),
     "adam_b2": Field(0.999, _FRACTION, _FIXED, "Adam's average of squared gradients"),
+    "ema": Field(
+        0.0,
+        _FRACTION,
+        _FIXED,
+        "share that an average of weights and BatchNorm statistics keeps at each step; it is what "
+        "is evaluated; 0: none",
+    ),
     "seed": Field(0, _SEED, _FIXED, "of initial values, hold-out and order of images"),
     "seeds": Field(
         (), _SEEDS, _NOTHING, "one training for each, reported as mean and deviation; e.g. `0,1,2`"
@@ -169,6 +187,9 @@ FIELDS = {
         _number(lambda v: 0 <= v < float("inf"), ">= 0"),
         _SCORING | _APPLIED,
         "pixels; 0: no blur",
+    ),
+    "map_fusion": Field(
+        "sum", _one_of(get_args(Fusion)), _SCORING | _APPLIED, "of the scales' maps"
     ),
     "image_score": Field("max", _one_of(("max", "sum")), _SCORING | _APPLIED, "of the map"),
     "log_every_steps": Field(20, _integer(1), _NOTHING, "a row in `metrics.jsonl`"),
@@ -235,6 +256,10 @@ def validate(config: Config, num_devices: int = 1) -> None:
         raise UserError(
             f"config.blur_sigma={config.blur_sigma}: must be at most config.image_size="
             f"{config.image_size}"
+        )
+    if config.direction == "forward" and config.bottleneck != FIELDS["bottleneck"].default:
+        raise UserError(
+            f"config.bottleneck={config.bottleneck!r}: there is none with config.direction='forward'"
         )
     if config.batch_size % num_devices:
         raise UserError(

@@ -5,7 +5,7 @@ has it. jax2onnx 0.17, the converter there is, fails at max pooling with explici
 """
 
 from collections.abc import Mapping
-from functools import partial
+from functools import partial, reduce
 from itertools import count, takewhile
 from typing import Any
 
@@ -70,6 +70,7 @@ def to_onnx(
     size: int,
     sigma: float = 4.0,
     reduction: str = "max",
+    fusion: str = "sum",
     threshold: float | None = None,
 ) -> bytes:
     """The scorer of `make_scorer` in float32, with its variables, as an ONNX model.
@@ -91,7 +92,9 @@ def to_onnx(
     # "student/layer1_0/conv1/kernel" and so on
     leaves = flatten_dict({"teacher": teacher["params"], **joined["params"]}, sep="/")
     graph = Graph({name: _float32(value) for name, value in leaves.items()})
-    _score(graph, model, size, sigma, reduction)
+    _map(graph, _distances(graph, model), size, sigma, fusion)
+    operator = {"max": "ReduceMax", "sum": "ReduceSum"}[reduction]
+    graph.add(operator, "map", np.array([1, 2]), name="score", keepdims=0)
     outputs = [declared("map", FLOAT, size, size), declared("score", FLOAT)]
     if threshold is not None:
         graph.add("Greater", "score", _float32(threshold), name="anomalous")
@@ -108,22 +111,36 @@ def to_onnx(
     return file.SerializeToString()
 
 
-def _score(graph: Graph, model: Model, size: int, sigma: float, reduction: str) -> None:
-    """From "images" to "map" and "score" (paper, equation 3), as `make_scorer` does."""
-    teacher = _teacher(graph, model.normalize)
-    x = _bottleneck(graph, teacher, model.bottleneck)
-    student = {}
-    for scale in range(3, min(model.scales) - 1, -1):  # no further than is needed
-        student[scale] = x = _stage(graph, x, f"student/layer{4 - scale}", "up")
-    maps = []
-    for scale in model.scales:
-        distance = _cosine_distance(graph, teacher[scale], student[scale])
-        upsampling = upsampling_matrix(size, size // 2 ** (scale + 1))
-        matrix = _float32(blur_matrix(size, sigma) @ upsampling)
-        maps.append(graph.add("MatMul", graph.add("MatMul", matrix, distance), matrix.T))
-    graph.add("Sum", *maps, name="map")
-    operator = {"max": "ReduceMax", "sum": "ReduceSum"}[reduction]
-    graph.add(operator, "map", np.array([1, 2]), name="score", keepdims=0)
+def _distances(graph: Graph, model: Model) -> dict[int, str]:
+    """From "images" to the distances of each scale, as `make_distances` does."""
+    images = _scaled(graph, model.normalize)
+    teacher = _encoder(graph, images, "teacher")
+    if model.direction == "forward":
+        student = _encoder(graph, images, "student")
+    else:
+        student = _decoder(graph, _bottleneck(graph, teacher, model.bottleneck), min(model.scales))
+    return {
+        scale: _cosine_distance(graph, teacher[scale], student[scale]) for scale in model.scales
+    }
+
+
+def _map(
+    graph: Graph, distances: Mapping[int, str], size: int, sigma: float, fusion: str
+) -> None:
+    """To "map" (paper, equation 3), as `fused_map` does."""
+
+    def resampled(x: str, matrix: np.ndarray, name: str = "") -> str:
+        matrix = _float32(matrix)
+        return graph.add("MatMul", graph.add("MatMul", matrix, x), matrix.T, name=name)
+
+    blur = blur_matrix(size, sigma)
+    upsampling = {scale: upsampling_matrix(size, size // 2 ** (scale + 1)) for scale in distances}
+    if fusion == "sum":
+        maps = [resampled(x, blur @ upsampling[scale]) for scale, x in distances.items()]
+        graph.add("Sum", *maps, name="map")
+    else:
+        maps = [resampled(x, upsampling[scale]) for scale, x in distances.items()]
+        resampled(reduce(partial(graph.add, "Mul"), maps), blur, name="map")
 
 
 def _cosine_distance(graph: Graph, a: str, b: str) -> str:
@@ -139,18 +156,30 @@ def _cosine_distance(graph: Graph, a: str, b: str) -> str:
     return graph.add("Sub", _float32(1), graph.add("Div", dot(a, b), norms))
 
 
-def _teacher(graph: Graph, normalize: bool) -> dict[int, str]:
-    """As `models.normalize` or `rescale`, and `models.Teacher`: the feature of each scale."""
+def _scaled(graph: Graph, normalize: bool) -> str:
+    """As `models.normalize` or `rescale`, channels first."""
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,), (1.0,))
     x = graph.add("Transpose", graph.add("Cast", "images", to=FLOAT), perm=[0, 3, 1, 2])
     x = graph.add("Sub", x, 255 * _float32(mean).reshape(-1, 1, 1))
-    x = graph.add("Div", x, 255 * _float32(std).reshape(-1, 1, 1))
-    x = graph.conv_relu(x, "teacher/conv1", "down")
+    return graph.add("Div", x, 255 * _float32(std).reshape(-1, 1, 1))
+
+
+def _encoder(graph: Graph, x: str, name: str) -> dict[int, str]:
+    """As `models.Teacher`: the feature of each scale."""
+    x = graph.conv_relu(x, f"{name}/conv1", "down")
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     features = {}
     for scale in (1, 2, 3):
         resize: Resize = "same" if scale == 1 else "down"
-        features[scale] = x = _stage(graph, x, f"teacher/layer{scale}", resize)
+        features[scale] = x = _stage(graph, x, f"{name}/layer{scale}", resize)
+    return features
+
+
+def _decoder(graph: Graph, x: str, last_scale: int) -> dict[int, str]:
+    """As `models.Student`: the feature of each scale from the deepest to the last."""
+    features = {}
+    for scale in range(3, last_scale - 1, -1):
+        features[scale] = x = _stage(graph, x, f"student/layer{4 - scale}", "up")
     return features
 
 

@@ -23,6 +23,7 @@ def to_stablehlo(
     size: int,
     sigma: float = 4.0,
     reduction: str = "max",
+    fusion: str = "sum",
     threshold: float | None = None,
 ) -> bytes:
     """The scorer of `make_scorer` in float32, with its variables, for `jax.export.deserialize`.
@@ -31,7 +32,8 @@ def to_stablehlo(
     [B, size, size], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
     above it. JAX's releases of the next six months read the file, at least; needs flatbuffers.
     """
-    scorer = make_scorer(dataclasses.replace(model, dtype=jnp.float32), sigma, reduction)
+    exact = dataclasses.replace(model, dtype=jnp.float32)
+    scorer = make_scorer(exact, sigma, reduction, fusion)
     variables = jax.device_get((teacher_variables, student_variables))
 
     def scored(images: jax.Array) -> dict[str, jax.Array]:

@@ -44,8 +44,15 @@ def flattened_cosine_loss(teacher_features: Features, student_features: Features
     return per_position_cosine_loss(*flattened)
 
 
+def mixed_cosine_loss(teacher_features: Features, student_features: Features) -> jax.Array:
+    """The mean of the two others, as a float32 scalar."""
+    losses = (per_position_cosine_loss, flattened_cosine_loss)
+    return sum(loss(teacher_features, student_features) for loss in losses) / len(losses)
+
+
 LossFunction = Callable[[Features, Features], jax.Array]
 LOSSES: dict[str, LossFunction] = {
     "per_position": per_position_cosine_loss,
     "flattened": flattened_cosine_loss,
+    "mixed": mixed_cosine_loss,
 }

@@ -1,8 +1,10 @@
 """Anomaly maps and image scores (paper, equation 3)."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ from jax import lax
 
 from rd_jax.method.loss import cosine_distance
 from rd_jax.method.models import Features, Model
+
+Fusion = Literal["sum", "product"]
 
 
 def upsampling_matrix(size: int, length: int) -> np.ndarray:
@@ -36,34 +40,44 @@ def distance_maps(teacher_features: Features, student_features: Features) -> tup
     return tuple(cosine_distance(t, s) for t, s in pairs)
 
 
-def upsampled_sum(distances: Sequence[jax.Array], size: int, sigma: float = 4.0) -> jax.Array:
+def fused_map(
+    distances: Sequence[jax.Array], size: int, sigma: float = 4.0, fusion: str = "sum"
+) -> jax.Array:
     """Anomaly maps [B, size, size], float32, of `distance_maps` (paper, equation 3).
 
     Bilinearly upsampled to the image size, summed over scales, blurred with a Gaussian of `sigma`
-    pixels (0: not blurred).
+    pixels (0: not blurred). With `fusion` "product" they are multiplied instead, as the authors'
+    code can: high only where all scales are.
     """
-    blur = blur_matrix(size, sigma)
-    maps = jnp.float32(0)
-    for distance in distances:
-        # Both are linear, so upsampling and blur are one product per axis.
-        rows, columns = (
-            jnp.asarray(blur @ upsampling_matrix(size, length), jnp.float32)
-            for length in distance.shape[1:]
-        )
-        maps = maps + jnp.einsum(
-            "yh,bhw,xw->byx", rows, distance, columns, precision=lax.Precision.HIGHEST
-        )
-    return maps
+    if fusion not in get_args(Fusion):
+        raise ValueError(f"fusion={fusion!r}: must be one of {get_args(Fusion)}")
+    blur, of_axis = blur_matrix(size, sigma), partial(upsampling_matrix, size)
+    if fusion == "product":
+        upsampled = [_resampled(x, *map(of_axis, x.shape[1:])) for x in distances]
+        return _resampled(math.prod(upsampled), blur, blur)
+    # Both are linear, so upsampling and blur are one product per axis.
+    maps = [_resampled(x, *(blur @ of_axis(length) for length in x.shape[1:])) for x in distances]
+    return sum(maps, start=jnp.float32(0))
+
+
+def _resampled(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """[B, h, w] by [y, h] and [x, w] -> [B, y, x]."""
+    rows, columns = (jnp.asarray(matrix, jnp.float32) for matrix in (rows, columns))
+    return jnp.einsum("yh,bhw,xw->byx", rows, x, columns, precision=lax.Precision.HIGHEST)
 
 
 def anomaly_map(
-    teacher_features: Features, student_features: Features, size: int, sigma: float = 4.0
+    teacher_features: Features,
+    student_features: Features,
+    size: int,
+    sigma: float = 4.0,
+    fusion: str = "sum",
 ) -> jax.Array:
     """Anomaly maps [B, size, size], float32, higher is more anomalous (paper, equation 3).
 
-    `upsampled_sum` of the `distance_maps`: each scale contributes 0 to 2.
+    `fused_map` of the `distance_maps`: each scale contributes 0 to 2.
     """
-    return upsampled_sum(distance_maps(teacher_features, student_features), size, sigma)
+    return fused_map(distance_maps(teacher_features, student_features), size, sigma, fusion)
 
 
 def image_score(maps: jax.Array, reduction: str = "max") -> jax.Array:
@@ -89,25 +103,29 @@ def make_distances(model: Model) -> jax.stages.Wrapped:
         with jax.default_matmul_precision("highest") if is_exact else nullcontext():
             teacher_features = model.teacher_features(teacher_variables, images)
             student_features = model.student_features(
-                teacher_variables, student_variables, teacher_features
+                teacher_variables, student_variables, images, teacher_features
             )
         return distance_maps(model.select(teacher_features), model.select(student_features))
 
     return distances
 
 
-def make_maps(size: int, sigma: float = 4.0, reduction: str = "max") -> jax.stages.Wrapped:
-    """A jitted function distances -> (maps, scores): `upsampled_sum`, and its `image_score`."""
+def make_maps(
+    size: int, sigma: float = 4.0, reduction: str = "max", fusion: str = "sum"
+) -> jax.stages.Wrapped:
+    """A jitted function distances -> (maps, scores): `fused_map`, and its `image_score`."""
 
     @jax.jit
     def maps_and_scores(distances: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        maps = upsampled_sum(distances, size, sigma)
+        maps = fused_map(distances, size, sigma, fusion)
         return maps, image_score(maps, reduction)
 
     return maps_and_scores
 
 
-def make_scorer(model: Model, sigma: float = 4.0, reduction: str = "max") -> jax.stages.Wrapped:
+def make_scorer(
+    model: Model, sigma: float = 4.0, reduction: str = "max", fusion: str = "sum"
+) -> jax.stages.Wrapped:
     """A jitted function (teacher_variables, student_variables, images) -> (maps, scores).
 
     `images` is uint8 [B, H, W, 3] with H = W, a multiple of 32; maps are float32 [B, H, W] and
@@ -119,7 +137,7 @@ def make_scorer(model: Model, sigma: float = 4.0, reduction: str = "max") -> jax
     def scorer(
         teacher_variables: Any, student_variables: Any, images: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        finish = make_maps(images.shape[1], sigma, reduction)
+        finish = make_maps(images.shape[1], sigma, reduction, fusion)
         return finish(distances(teacher_variables, student_variables, images))
 
     return scorer

@@ -10,8 +10,8 @@ import optax
 from jax import lax
 
 from rd_jax.method.loss import LossFunction, per_position_cosine_loss
-from rd_jax.method.models import Model, Reconstruction
-from rd_jax.method.models.init import example_shapes, init_variables, variable_shapes
+from rd_jax.method.models import Model
+from rd_jax.method.models.init import init_variables
 
 Metrics = dict[str, jax.Array]  # of steps: their loss
 AXIS = "batch"
@@ -24,37 +24,55 @@ class TrainState(NamedTuple):
     batch_stats: Any  # likewise
     opt_state: Any
     step: jax.Array  # [] int32, steps done
+    average: Any = None  # {"params", "batch_stats"}, of all steps; None where none is kept
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Those of bottleneck and student that are trained on."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def student_variables(self) -> dict[str, Any]:
-        """What the scorer needs: those of bottleneck and student."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What the scorer needs: `variables` or, where it is kept, their average."""
+        return self.average or self.variables
+
+    @property
+    def rest(self) -> Any:
+        """What is needed besides to go on: see `gone_on_with`."""
+        return self.opt_state if self.average is None else (self.opt_state, self.variables)
+
+    def gone_on_with(self, student_variables: Any, rest: Any, step: Any) -> "TrainState":
+        """A state like this one, of the `student_variables` and the `rest` of another."""
+        if self.average is None:
+            return TrainState(**student_variables, opt_state=rest, step=step)
+        opt_state, variables = rest
+        return TrainState(**variables, opt_state=opt_state, step=step, average=student_variables)
 
 
 def create_train_state(
-    model: Model, optimizer: optax.GradientTransformation, rng: jax.Array
+    model: Model, optimizer: optax.GradientTransformation, rng: jax.Array, ema: float = 0.0
 ) -> TrainState:
-    """The state before the first step, a pure function of the key `rng`; nothing is compiled."""
-    return _first_state(model, optimizer, init_variables(_all_shapes(model), rng))
+    """The state before the first step, a pure function of the key `rng`; nothing is compiled.
+
+    `ema` is that of `make_train_step`.
+    """
+    return _first_state(model, optimizer, ema, init_variables(model.learnt_shapes(), rng))
 
 
-def train_state_shapes(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+def train_state_shapes(
+    model: Model, optimizer: optax.GradientTransformation, ema: float = 0.0
+) -> TrainState:
     """The state's arrays as ShapeDtypeStructs."""
-    return jax.eval_shape(partial(_first_state, model, optimizer), _all_shapes(model))
-
-
-def _all_shapes(model: Model) -> Any:
-    _, features = example_shapes(model.backbone)
-    return variable_shapes(Reconstruction(model.backbone, model.bottleneck), features)
+    return jax.eval_shape(partial(_first_state, model, optimizer, ema), model.learnt_shapes())
 
 
 def _first_state(
-    model: Model, optimizer: optax.GradientTransformation, variables: dict[str, Any]
+    model: Model, optimizer: optax.GradientTransformation, ema: float, variables: dict[str, Any]
 ) -> TrainState:
     if model.bottleneck == "pre":
         variables = {name: {"student": tree["student"]} for name, tree in variables.items()}
-    params = variables["params"]
-    return TrainState(params, variables["batch_stats"], optimizer.init(params), jnp.int32(0))
+    opt_state, average = optimizer.init(variables["params"]), variables if ema else None
+    return TrainState(**variables, opt_state=opt_state, step=jnp.int32(0), average=average)
 
 
 def make_train_step(
@@ -62,6 +80,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     loss: LossFunction = per_position_cosine_loss,
     axis_name: str | None = None,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
     """A pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
 
@@ -70,6 +89,10 @@ def make_train_step(
     equation 2). Wrap the function in `jax.jit`; or give `axis_name` and wrap it in a `jax.pmap`
     or `jax.shard_map` over that axis, which splits the images: gradients and BatchNorm statistics
     are then those of the batch over all devices.
+
+    With `ema` > 0 the state's `average` becomes a share `ema` of itself and the rest of the step's
+    parameters and BatchNorm statistics, but after t steps at most a share t / (t + 9): it is that
+    of about the last tenth of a short training, and never of initial values.
     """
 
     def train_step(
@@ -81,6 +104,7 @@ def make_train_step(
             student_features, batch_stats = model.train_features(
                 teacher_variables,
                 {"params": params, "batch_stats": state.batch_stats},
+                images,
                 teacher_features,
                 axis_name,
             )
@@ -96,7 +120,12 @@ def make_train_step(
             value, gradients = lax.pmean((value, gradients), axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, batch_stats, opt_state, state.step + 1), {"loss": value}
+        after = TrainState(params, batch_stats, opt_state, state.step + 1)
+        if ema:
+            kept = jnp.minimum(ema, state.step / (state.step + 9))
+            average = optax.incremental_update(after.variables, state.average, 1 - kept)
+            after = after._replace(average=average)
+        return after, {"loss": value}
 
     return train_step
 
@@ -107,6 +136,7 @@ def make_parallel_train_steps(
     loss: LossFunction,
     max_steps: int,
     devices: Sequence[jax.Device] | None = None,
+    ema: float = 0.0,
 ) -> jax.stages.Wrapped:
     """Up to `max_steps` train steps as one dispatch, each batch split over `devices`.
 
@@ -114,7 +144,7 @@ def make_parallel_train_steps(
     [devices, max_steps, B / devices, H, W, 3] and the number of steps to do; returns the state
     and metrics [max_steps], of which as many are meant. State and metrics have no device axis.
     """
-    train_step = make_train_step(model, optimizer, loss, AXIS)
+    train_step = make_train_step(model, optimizer, loss, AXIS, ema)
 
     def steps(
         state: TrainState, teacher_variables: Any, images: jax.Array, num_steps: jax.Array

@@ -3,7 +3,7 @@
 python -m rd_jax.predict --workdir DIR[/CATEGORY] IMAGES_OR_FOLDERS... --output OUT
     [--maps=npy|png16] [--masks] [--batch_size=N] [--threshold=X] [--teacher_weights=FILE]
     [--false_positive_rate=X] [--pixel_false_positive_rate=X] [--blur_sigma=X]
-    [--image_score=max|sum]
+    [--map_fusion=sum|product] [--image_score=max|sum]
 
 OUT/predictions.csv and OUT/predictions.jsonl get a row for each image: file, score, threshold,
 verdict, and where in OUT its heatmap, map and mask are. These are named after the image: x/1.jpg
@@ -154,7 +154,8 @@ def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
             "with: train with --config.holdout=0.1"
         )
     logger.info("%s", promise(calibration))
-    limit = 2.0 * len(config.scales)  # of a sum of cosine distances
+    scales = len(config.scales)  # each of distances up to 2
+    limit = 2.0 * scales if config.map_fusion == "sum" else 2.0**scales
     return Outputs(flags.output, calibration, flags.maps, limit, flags.masks)
 
 

@@ -39,10 +39,13 @@ def protocol(rows: Sequence[Row]) -> str:
         text += ", of the last step (not the best on the test set)"
     if any(len(row.get("seeds", ())) > 1 for row in rows):
         text += ", mean ± standard deviation over the seeds"
-    text += (
-        f". Backbone {values('backbone')}, teacher {values('teacher_weights')}, bottleneck "
-        f"{values('bottleneck')}, scales {values('scales')}, {values('image_size')} pixels"
-    )
+    reverse = [row for row in rows if row["direction"] == "reverse"]
+    text += f". Backbone {values('backbone')}, teacher {values('teacher_weights')}"
+    text += f", bottleneck {values('bottleneck', reverse)}" if reverse else ""
+    text += ", forward distillation" if len(reverse) < len(rows) else ""
+    text += f", scales {values('scales')}, {values('image_size')} pixels"
+    if any(row["map_fusion"] == "product" for row in rows):
+        text += f", {values('map_fusion')} of their maps"
     if any(row["num_held_out"] for row in trained):
         text += f", hold-out {values('holdout')} of the training images for the thresholds"
         kept = (np.ravel(row["kept_false_positive_rate"]) for row in trained)  # of seeds, several
@@ -56,7 +59,7 @@ def protocol(rows: Sequence[Row]) -> str:
         seeds = sorted({seed for row in trained for seed in row.get("seeds", [row.get("seed")])})
         text += (
             f", {values('num_epochs', trained)} epochs, loss {values('loss', trained)}, "
-            f"seed {', '.join(map(str, seeds))}"
+            f"average {values('ema', trained)}, seed {', '.join(map(str, seeds))}"
         )
     paragraphs = [f"{text}."]
     if datasets := values("dataset"):

@@ -28,6 +28,7 @@ def model_of(config: Config) -> Model:
         tuple(config.scales),
         config.normalize,
         compute_dtype(config),
+        config.direction,
     )
 
 
@@ -38,7 +39,11 @@ def optimizer_of(config: Config) -> optax.GradientTransformation:
 
 def scoring_of(config: Config) -> dict[str, Any]:
     """What maps and exports take besides the model."""
-    return {"sigma": config.blur_sigma, "reduction": config.image_score}
+    return {
+        "sigma": config.blur_sigma,
+        "reduction": config.image_score,
+        "fusion": config.map_fusion,
+    }
 
 
 def scorer_of(config: Config, dtype: str | None = None) -> Scorer:

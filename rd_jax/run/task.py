@@ -83,17 +83,19 @@ def check_same_training(
     """Compares the config with all that a category has, of any seed.
 
     Raises UserError if going on would mix two trainings, or average over what differs in more
-    than the seed.
+    than the seed. More epochs are no other training: none of its steps depends on their number.
     """
     for training in trainings_of(workdir, split.name):
         saved = checkpoint.latest_metadata(training.checkpoints)
         if saved is None:
             continue
         check_teacher(teacher, saved, training.folder)
+        is_gone_on_with = training.seed is None or training.seed in config.seeds
         changes = [
             f"{name} ({before!r}, now {now!r})"
             for name, before, now in differing(saved["config"], as_dict(config), Depends.TRAINING)
-            if name != "seed" or not config.seeds
+            if not (name == "seed" and config.seeds)
+            and not (name == "num_epochs" and now > before and is_gone_on_with)
         ]
         before, now = saved["dtype"], compute_dtype(config).name
         is_finished = saved["step"] == saved["last_step"]
@@ -115,28 +117,26 @@ def initial_state(
 ) -> tuple[TrainState, Mapping[str, float | None]]:
     """A new state, or that of the latest good checkpoint, with the time spent so far.
 
-    The optimiser's state is read if there are steps left, before `last_step`, that need it.
+    The rest of the state is read if there are steps left, before `last_step`, that need it.
     Damaged checkpoints are moved out of the way. Raises UserError for what cannot be read, or is
     the state of another optimiser.
     """
-    state = create_train_state(model_of(config), optimizer_of(config), jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    state = create_train_state(model_of(config), optimizer_of(config), key, config.ema)
     for step in checkpoint.steps(training.checkpoints):
         hosts.wait_for_all(f"restoring {step}")  # all have listed the same steps
-        problem, opt_state = None, state.opt_state
+        problem, rest = None, state.rest
         try:
             saved = checkpoint.load(training.checkpoints, step)
             if step < last_step:
-                like = jax.device_get(opt_state)
-                opt_state = checkpoint.load_opt_state(training.checkpoints, step, like)
+                rest = checkpoint.load_rest(training.checkpoints, step, jax.device_get(rest))
         except UserError as error:
             problem = error
         with hosts.together():  # what is no damage ends them all, and leaves everything as it is
             if problem and not isinstance(problem, checkpoint.DamagedCheckpointError):
                 raise problem
         if hosts.all_agree(problem is None):
-            state = TrainState(
-                **saved.student_variables, opt_state=opt_state, step=state.step + step
-            )
+            state = state.gone_on_with(saved.student_variables, rest, state.step + step)
             return state, saved.metadata["timing"]
         if hosts.is_first():
             kept = moved_aside(training.checkpoints / str(step), training.damaged)

@@ -100,12 +100,13 @@ def _compile_programs(
     The scorer waits where it is called, which it isn't if all is evaluated already.
     """
     model, optimizer, size = model_of(config), optimizer_of(config), config.image_size
-    shapes = train_state_shapes(model, optimizer)
+    shapes = train_state_shapes(model, optimizer, config.ema)
 
     def train_steps() -> TrainSteps:
         max_steps, num_devices = steps_per_dispatch(), jax.local_device_count()
         images = (num_devices, max_steps, config.batch_size // jax.device_count(), size, size, 3)
-        steps = make_parallel_train_steps(model, optimizer, LOSSES[config.loss], max_steps)
+        loss = LOSSES[config.loss]
+        steps = make_parallel_train_steps(model, optimizer, loss, max_steps, ema=config.ema)
         if jax.process_count() > 1:  # where pmap compiles at its first call alone
             return steps
         return steps.lower(
@@ -214,7 +215,7 @@ def _train(
                 if step in save_at or stops:
                     metadata["timing"] = clock.timing(step, config.batch_size)
                     host = jax.device_get(state)
-                    save(step, host.student_variables, host.opt_state, metadata)
+                    save(step, host.student_variables, host.rest, metadata)
                 if stops and step < last_step:
                     break
         is_stopped = should_stop()  # also by a signal since the last step

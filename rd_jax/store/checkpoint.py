@@ -67,7 +67,9 @@ def _reader(folder: Path) -> ocp.CheckpointManager:
 
 @contextmanager
 def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]], None]]:
-    """A function save(step, student_variables, opt_state, metadata) for trees of numpy arrays.
+    """A function save(step, student_variables, rest, metadata) for trees of numpy arrays.
+
+    The rest is what going on needs besides: the optimiser's state.
 
     It returns while the checkpoint is still being written, once the one before is complete; all
     are complete when the context ends. The two latest are kept. Several processes save together.
@@ -78,16 +80,16 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
         manager = _manager(folder, max_to_keep=2, cleanup_tmp_directories=True)
 
         def save(
-            step: int, student_variables: Any, opt_state: Any, metadata: Mapping[str, Any]
+            step: int, student_variables: Any, rest: Any, metadata: Mapping[str, Any]
         ) -> None:
             checksums = {
                 "student": checksum(student_variables),
-                "optimizer": checksum(opt_state),
+                "optimizer": checksum(rest),
                 "metadata": _checksum_of_metadata(metadata),
             }
             args = ocp.args.Composite(
                 student=ocp.args.StandardSave(student_variables),
-                optimizer=ocp.args.StandardSave({"opt_state": opt_state}),
+                optimizer=ocp.args.StandardSave({"opt_state": rest}),
                 metadata=ocp.args.JsonSave({**metadata, "checksums": checksums}),
             )
             with hosts.together():  # where Orbax cannot write, it keeps the process alive
@@ -181,8 +183,8 @@ def load(folder: Path, step: int) -> Checkpoint:
     return Checkpoint(step, items.student, metadata, checksums["student"])
 
 
-def load_opt_state(folder: Path, step: int, like: Any) -> Any:
-    """The optimiser's state of a checkpoint, as numpy arrays in the structure of `like`.
+def load_rest(folder: Path, step: int, like: Any) -> Any:
+    """The optimiser's state and what else a checkpoint needs to go on, in `like`'s structure.
 
     Raises DamagedCheckpointError, or UserError if it is the state of another optimiser or model.
     """

@@ -27,7 +27,8 @@ _EVALUATED_ALIKE = (
 )
 # Of the config, as it was evaluated.
 RECORDED = (
-    *("dataset", "teacher_weights", "rd4ad_checkpoint", "loss", "seed", "num_epochs", "holdout"),
+    *("dataset", "teacher_weights", "rd4ad_checkpoint", "holdout"),
+    *("loss", "ema", "seed", "num_epochs"),
     *_EVALUATED_ALIKE,
 )
 

@@ -21,7 +21,7 @@ from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.predict.predictor import load_predictor
-from rd_jax.run.build import model_of, optimizer_of, scorer_of
+from rd_jax.run.build import model_of, optimizer_of, scorer_of, scoring_of
 from rd_jax.store import checkpoint
 from tests.trained import save_training
 
@@ -64,7 +64,7 @@ def trained(config: Any) -> Trained:
     images = rng.integers(0, 256, (16, size, size, 3), np.uint8)
     images[::2] //= 4  # scores differ
     maps, scores = map(np.asarray, scorer_of(config)(teacher, student, images))
-    options = dict(size=size, sigma=config.blur_sigma, reduction=config.image_score)
+    options = dict(size=size, **scoring_of(config))
     options |= {"threshold": float(np.sort(scores)[7:9].mean())}
     return Trained((model_of(config), teacher, student), options, images, maps, scores)
 
@@ -86,6 +86,7 @@ VARIANTS = [
     dict(backbone="tiny", bottleneck="oce", image_score="sum", normalize=False),
     dict(backbone="tiny", bottleneck="pre", scales=(2,), blur_sigma=0),
     dict(backbone="tiny50", bottleneck="mff_oce", image_score="sum", scales=(1, 3)),
+    dict(backbone="tiny", direction="forward", map_fusion="product", scales=(2, 3)),
 ]
 
 

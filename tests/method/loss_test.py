@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rd_jax import flattened_cosine_loss, per_position_cosine_loss
-from rd_jax.method.loss import cosine_distance
+from rd_jax.method.loss import LOSSES, cosine_distance
 
 SHAPES = [(2, 8, 8, 4), (2, 4, 4, 8), (2, 2, 2, 16)]
 
@@ -33,6 +33,12 @@ def test_losses_equal_their_definition_on_any_scales(loss, flatten, scales) -> N
     teacher, student = (tuple(draw(seed)[i] for i in scales) for seed in (0, 1))
     expected = literal_loss(teacher, student, flatten)
     np.testing.assert_allclose(loss(teacher, student), expected, atol=1e-6)
+
+
+def test_mixed_is_the_mean_of_the_two_definitions() -> None:
+    teacher, student = draw(0), draw(1)
+    expected = sum(literal_loss(teacher, student, flatten) for flatten in (True, False)) / 2
+    np.testing.assert_allclose(LOSSES["mixed"](teacher, student), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [per_position_cosine_loss, flattened_cosine_loss])

@@ -17,8 +17,8 @@ from rd_jax import (
 )
 from rd_jax.config import Config
 from rd_jax.method.loss import LOSSES
-from rd_jax.method.models import Model
-from rd_jax.method.train import TrainState
+from rd_jax.method.models import Model, cpu
+from rd_jax.method.train import TrainState, make_parallel_train_steps
 from rd_jax.run.build import optimizer_of
 from tests.reference_weights import draw_images, draw_state_dict
 from tests.trained import first_state, largest_difference, train_step_of
@@ -81,6 +81,28 @@ def test_gradients_over_a_mapped_axis_are_those_of_the_whole_batch(spread: str, 
         assert np.abs(of_all).max() > 1e-4
         np.testing.assert_allclose(own, of_all, atol=1e-4 * np.abs(of_all).max())
     assert largest_difference(together.batch_stats, alone.batch_stats) < 1e-5
+
+
+def test_the_average_weighs_what_each_step_ended_with_and_no_initial_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu, "_is_on_cpu", lambda: False)  # compiles faster
+    model, optimizer, ema = Model("micro"), optax.sgd(0.1), 0.5
+    state = create_train_state(model, optimizer, jax.random.key(0), ema)
+    steps = make_parallel_train_steps(model, optimizer, LOSSES["mixed"], 1, ema=ema)
+    teacher, ends = load_teacher("micro", "random"), []
+    for seed in range(12):
+        batch = draw_images(8, 32, seed).reshape(4, 1, 2, 32, 32, 3)
+        state, _ = steps(state, teacher, batch, 1)
+        ends.append(jax.device_get(state.variables))
+    # Of the i-th of n ends: what it brought in, times what every later step left of it.
+    kept = np.minimum(ema, np.arange(12) / (np.arange(12) + 9))
+    shares = np.array([(1 - kept[i]) * np.prod(kept[i + 1 :]) for i in range(12)])
+    assert shares.sum() == pytest.approx(1)
+    assert kept[-2:] == pytest.approx(ema)
+    expected = jax.tree.map(lambda *x: np.tensordot(shares, np.stack(x), 1), *ends)
+    assert largest_difference(state.student_variables, expected) < 1e-5
+    assert largest_difference(state.variables, expected) > 1e-4
 
 
 def test_unselected_scales_get_no_gradient(config: Config) -> None:

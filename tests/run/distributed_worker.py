@@ -50,7 +50,7 @@ def main(process_id: int, num_processes: int, port: int, data_dir: Path, output:
         pass
     state = jax.device_get(state)
     with checkpoint.writer(output / "checkpoints") as save:
-        save(step, state.student_variables, state.opt_state, {"config": {}})
+        save(step, state.student_variables, state.rest, {"config": {}})
     maps, scores = score_images(scorer_of(config), teacher, state.student_variables, split.test, 4)
     if hosts.is_first():
         np.savez(output / "params.npz", **flatten_dict(state.params, sep="/"))

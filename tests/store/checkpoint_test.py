@@ -41,7 +41,7 @@ def training(config: Config, tmp_path: Path) -> Training:
                 "teacher_weights": "random",
                 "timing": timing | {"train_seconds": float(step)},
             }
-            save(step, state.student_variables, state.opt_state, metadata)
+            save(step, state.student_variables, state.rest, metadata)
     return training
 
 
@@ -140,10 +140,10 @@ def test_folders_may_be_called_like_patterns(config: Config, tmp_path: Path, nam
     state = jax.tree.map(np.asarray, state_at(config, 3))
     with checkpoint.writer(checkpoints) as save:
         for step in (1, 2, 3):
-            save(step, state.student_variables, state.opt_state, {"config": {}})
+            save(step, state.student_variables, state.rest, {"config": {}})
     assert checkpoint.steps(checkpoints) == [3, 2]
     assert equal(checkpoint.load(checkpoints, 3).student_variables, state.student_variables)
-    assert equal(checkpoint.load_opt_state(checkpoints, 3, state.opt_state), state.opt_state)
+    assert equal(checkpoint.load_rest(checkpoints, 3, state.rest), state.rest)
 
 
 def test_the_optimiser_of_a_finished_training_is_left_alone(

@@ -2,13 +2,14 @@
 
 from rd_jax.method.models.bottleneck import Bottleneck
 from rd_jax.method.models.model import Model
-from rd_jax.method.models.student import Reconstruction, Student
+from rd_jax.method.models.student import Imitation, Reconstruction, Student
 from rd_jax.method.models.teacher import BACKBONES, Features, Teacher, normalize
 
 __all__ = [
     "BACKBONES",
     "Bottleneck",
     "Features",
+    "Imitation",
     "Model",
     "Reconstruction",
     "Student",

@@ -2,15 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from rd_jax.method.models.batch_norm import Dtype
 from rd_jax.method.models.bottleneck import Kind, join_variables
-from rd_jax.method.models.student import Reconstruction
+from rd_jax.method.models.init import example_shapes, variable_shapes
+from rd_jax.method.models.student import Imitation, Reconstruction
 from rd_jax.method.models.teacher import Features, Teacher, normalize, rescale
+
+
+Direction = Literal["reverse", "forward"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Model:
     `scales` are those of the loss and the map, of 1, 2, 3 (strides 4, 8, 16). `normalize` scales
     images by ImageNet's mean and deviation, else to [0, 1]. `dtype` is that of computation;
     variables are float32. Student variables {'params', 'batch_stats'} each hold 'bottleneck' and
-    'student'; for bottleneck "pre" the first is the teacher's.
+    'student'; for bottleneck "pre" the first is the teacher's. With `direction` "forward" the
+    student is a second teacher that sees the images, and there is no bottleneck: see `Imitation`.
     """
 
     backbone: str
@@ -28,37 +33,67 @@ class Model:
     scales: tuple[int, ...] = (1, 2, 3)
     normalize: bool = True
     dtype: Dtype = jnp.float32
+    direction: Direction = "reverse"
 
     def teacher_features(self, teacher_variables: Any, images: jax.Array) -> Features:
         """uint8 images [B, H, W, 3] -> features of all scales; H and W multiples of 32."""
-        scaled = normalize(images) if self.normalize else rescale(images)
         network: Any = Teacher(self.backbone, self.dtype)
-        return network.apply(teacher_variables, scaled)
+        return network.apply(teacher_variables, self._scaled(images))
 
     def student_features(
-        self, teacher_variables: Any, student_variables: Any, teacher_features: Features
+        self,
+        teacher_variables: Any,
+        student_variables: Any,
+        images: jax.Array,
+        teacher_features: Features,
     ) -> Features:
         """The student's features of all scales, with the stored statistics in BatchNorm."""
-        network: Any = Reconstruction(self.backbone, self.bottleneck, self.dtype)
-        variables = join_variables(self.bottleneck, teacher_variables, student_variables)
-        return network.apply(variables, teacher_features)
+        seen = self._seen_by_student(images, teacher_features)
+        variables = self._joined(teacher_variables, student_variables)
+        return self._learner().apply(variables, seen)
 
     def train_features(
         self,
         teacher_variables: Any,
         student_variables: Any,
+        images: jax.Array,
         teacher_features: Features,
         axis_name: str | None = None,
     ) -> tuple[Features, Mapping[str, Any]]:
         """As `student_features` with the batch's statistics, and the updated batch_stats."""
-        network: Any = Reconstruction(self.backbone, self.bottleneck, self.dtype, axis_name)
-        variables = join_variables(self.bottleneck, teacher_variables, student_variables)
-        features, updated = network.apply(
-            variables, teacher_features, train=True, mutable=["batch_stats"]
+        seen = self._seen_by_student(images, teacher_features)
+        variables = self._joined(teacher_variables, student_variables)
+        features, updated = self._learner(axis_name).apply(
+            variables, seen, train=True, mutable=["batch_stats"]
         )
         trained = student_variables["batch_stats"]
         return features, {name: updated["batch_stats"][name] for name in trained}
 
+    def learnt_shapes(self) -> Any:
+        """The variables of all that can learn, as ShapeDtypeStructs."""
+        images, features = example_shapes(self.backbone)
+        return variable_shapes(self._learner(), images if self._is_forward else features)
+
     def select(self, features: Features) -> Features:
         """The features of the chosen scales, shallow to deep."""
         return tuple(features[scale - 1] for scale in self.scales)
+
+    @property
+    def _is_forward(self) -> bool:
+        return self.direction == "forward"
+
+    def _scaled(self, images: jax.Array) -> jax.Array:
+        return normalize(images) if self.normalize else rescale(images)
+
+    def _seen_by_student(self, images: jax.Array, teacher_features: Features) -> Any:
+        return self._scaled(images) if self._is_forward else teacher_features
+
+    def _joined(self, teacher_variables: Any, student_variables: Any) -> Any:
+        if self._is_forward:
+            return student_variables
+        return join_variables(self.bottleneck, teacher_variables, student_variables)
+
+    def _learner(self, axis_name: str | None = None) -> Any:
+        if self._is_forward:
+            return Imitation(self.backbone, self.dtype, axis_name)
+        return Reconstruction(self.backbone, self.bottleneck, self.dtype, axis_name)

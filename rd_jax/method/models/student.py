@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rd_jax.method.models.batch_norm import BatchNorm, Dtype
 from rd_jax.method.models.bottleneck import Bottleneck, Kind
-from rd_jax.method.models.teacher import BACKBONES, Features
+from rd_jax.method.models.teacher import BACKBONES, Features, Teacher
 
 
 class Student(nn.Module):
@@ -54,3 +54,20 @@ class Reconstruction(nn.Module):
         )
         student = Student(self.backbone, self.dtype, self.axis_name, name="student")
         return student(bottleneck(features, train), train)
+
+
+class Imitation(nn.Module):
+    """All that learns in forward distillation (Wang et al., BMVC 2021): images -> the student's.
+
+    The contrast of the paper's figure 1: a student of the teacher's own structure sees the
+    normalised images [B, H, W, 3] themselves. Its variables are those of `Teacher` under "student".
+    """
+
+    backbone: str
+    dtype: Dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> Features:
+        student = Teacher(self.backbone, self.dtype, self.axis_name, name="student")
+        return student(images, train)

@@ -72,21 +72,22 @@ def normalize(images: ArrayLike) -> jax.Array:
 
 
 class Teacher(nn.Module):
-    """The frozen ImageNet encoder E (paper, figure 3).
+    """The ImageNet encoder E (paper, figure 3); frozen, but for a student of this structure.
 
     `Teacher(backbone).apply(variables, images)` maps normalised float images [B, H, W, 3] to
     `Features`: ([B, H/4, W/4, C], [B, H/8, W/8, 2C], [B, H/16, W/16, 4C]) in `dtype`, with C 64
     for ResNet-18 and -34 and 256 for ResNet-50 and WideResNet-50. H and W are multiples of 32.
-    Its BatchNorm always uses the stored statistics.
+    `train` uses the batch's statistics in BatchNorm and updates the collection `batch_stats`.
     """
 
     backbone: str
     dtype: Dtype = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> Features:
+    def __call__(self, images: jax.Array, train: bool = False) -> Features:
         backbone = BACKBONES[self.backbone]
-        norm = partial(BatchNorm, train=False, dtype=self.dtype)
+        norm = partial(BatchNorm, train=train, axis_name=self.axis_name, dtype=self.dtype)
         x = Conv(backbone.planes, (7, 7), strides=2, padding=3, dtype=self.dtype, name="conv1")(
             images
         )
