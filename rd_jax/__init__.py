@@ -3,7 +3,11 @@
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.method import models
-from rd_jax.method.loss import flattened_cosine_loss, per_position_cosine_loss
+from rd_jax.method.loss import (
+    flattened_cosine_loss,
+    mixed_cosine_loss,
+    per_position_cosine_loss,
+)
 from rd_jax.method.metrics import aupro, auroc
 from rd_jax.method.models import Model, normalize
 from rd_jax.method.score import anomaly_map, image_score, make_scorer
@@ -28,6 +32,7 @@ __all__ = [
     "load_teacher",
     "make_scorer",
     "make_train_step",
+    "mixed_cosine_loss",
     "models",
     "normalize",
     "per_position_cosine_loss",

@@ -259,7 +259,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
         )
     if config.direction == "forward" and config.bottleneck != FIELDS["bottleneck"].default:
         raise UserError(
-            f"config.bottleneck={config.bottleneck!r}: there is none with config.direction='forward'"
+            f"config.bottleneck={config.bottleneck!r}: config.direction='forward' has none"
         )
     if config.batch_size % num_devices:
         raise UserError(

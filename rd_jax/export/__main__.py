@@ -1,7 +1,8 @@
 """Writes a trained scorer as one file that runs without rd_jax.
 
 python -m rd_jax.export --workdir DIR[/CATEGORY] --output FILE.{stablehlo,onnx}
-    [--teacher_weights=FILE] [--false_positive_rate=X] [--blur_sigma=X] [--image_score=max|sum]
+    [--teacher_weights=FILE] [--false_positive_rate=X] [--blur_sigma=X] [--map_fusion=sum|product]
+    [--image_score=max|sum]
 
 The file takes uint8 RGB images [B, S, S, 3], any number B of the size S trained with, and gives
 map [B, S, S] and score [B] (float32) and, if the training held images out to set a threshold
@@ -19,7 +20,7 @@ from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.report.promise import NO_THRESHOLD, promise
 from rd_jax.run.build import model_of, scoring_of
-from rd_jax.run.trained import add_applied, applied, load_trained
+from rd_jax.run.trained import APPLIED, add_applied, applied, load_trained
 from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
@@ -27,7 +28,7 @@ from rd_jax.system.files import check_writable, write_whole
 
 logger = logging.getLogger(__name__)
 
-OF_SCORES = ("false_positive_rate", "blur_sigma", "image_score")  # no masks are written
+OF_SCORES = [name for name in APPLIED if name != "pixel_false_positive_rate"]  # no masks
 FORMATS = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
 
 

@@ -124,9 +124,7 @@ def _distances(graph: Graph, model: Model) -> dict[int, str]:
     }
 
 
-def _map(
-    graph: Graph, distances: Mapping[int, str], size: int, sigma: float, fusion: str
-) -> None:
+def _map(graph: Graph, distances: Mapping[int, str], size: int, sigma: float, fusion: str) -> None:
     """To "map" (paper, equation 3), as `fused_map` does."""
 
     def resampled(x: str, matrix: np.ndarray, name: str = "") -> str:

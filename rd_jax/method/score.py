@@ -54,16 +54,16 @@ def fused_map(
     blur, of_axis = blur_matrix(size, sigma), partial(upsampling_matrix, size)
     if fusion == "product":
         upsampled = [_resampled(x, *map(of_axis, x.shape[1:])) for x in distances]
-        return _resampled(math.prod(upsampled), blur, blur)
+        return _resampled(math.prod(upsampled, start=jnp.float32(1)), blur, blur)
     # Both are linear, so upsampling and blur are one product per axis.
     maps = [_resampled(x, *(blur @ of_axis(length) for length in x.shape[1:])) for x in distances]
     return sum(maps, start=jnp.float32(0))
 
 
-def _resampled(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+def _resampled(maps: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     """[B, h, w] by [y, h] and [x, w] -> [B, y, x]."""
-    rows, columns = (jnp.asarray(matrix, jnp.float32) for matrix in (rows, columns))
-    return jnp.einsum("yh,bhw,xw->byx", rows, x, columns, precision=lax.Precision.HIGHEST)
+    y, x = (jnp.asarray(matrix, jnp.float32) for matrix in (rows, columns))
+    return jnp.einsum("yh,bhw,xw->byx", y, maps, x, precision=lax.Precision.HIGHEST)
 
 
 def anomaly_map(

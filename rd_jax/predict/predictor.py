@@ -55,9 +55,10 @@ def load_predictor(
 
     It is on all local devices. `teacher_weights`, as of `load_teacher`, says where the teacher's
     weights are by now, if not where they were. `changes` are of fields of the config that say how
-    to decide: blur_sigma, image_score, false_positive_rate, pixel_false_positive_rate. Raises
-    UserError if there is no checkpoint, or several trainings, if the training is not finished and
-    evaluated, if the teacher is not the one trained with, or for a change that is not allowed.
+    to decide: map_fusion, blur_sigma, image_score, false_positive_rate, pixel_false_positive_rate.
+    Raises UserError if there is no checkpoint, or several trainings, if the training is not
+    finished and evaluated, if the teacher is not the one trained with, or for a change that is not
+    allowed.
     """
     trained = load_trained(workdir, teacher_weights, **changes)
     config = trained.config

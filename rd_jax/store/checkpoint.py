@@ -79,9 +79,7 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
     with _quiet_about_what_is_given_up():
         manager = _manager(folder, max_to_keep=2, cleanup_tmp_directories=True)
 
-        def save(
-            step: int, student_variables: Any, rest: Any, metadata: Mapping[str, Any]
-        ) -> None:
+        def save(step: int, student_variables: Any, rest: Any, metadata: Mapping[str, Any]) -> None:
             checksums = {
                 "student": checksum(student_variables),
                 "optimizer": checksum(rest),

@@ -160,6 +160,18 @@ def test_twenty_kills_at_random_moments_lose_nothing(
     assert_same_training(tmp_path / "a", long_training / "a")
 
 
+def test_four_epochs_gone_on_with_to_eight_are_eight(data_dir: Path, tmp_path: Path) -> None:
+    averaged = ("--config.category=a", "--config.ema=0.9", "--config.num_epochs")
+    for folder, epochs in (("at once", 8), ("later", 4), ("later", 8)):
+        command = arguments(data_dir, tmp_path / folder, *averaged[:2], f"{averaged[2]}={epochs}")
+        done = run(*command)
+        assert done.returncode == 0, done.stderr
+    assert "a: 6 images, steps 6 to 12" in done.stderr
+    assert_same_training(tmp_path / "later" / "a", tmp_path / "at once" / "a")
+    fewer = arguments(data_dir, tmp_path / "later", *averaged[:2], f"{averaged[2]}=7")
+    assert_one_line(run(*fewer), "num_epochs (8, now 7); choose another")
+
+
 def test_starting_anew_keeps_what_was_there(data_dir: Path, tmp_path: Path) -> None:
     common = arguments(data_dir, tmp_path, "--config.category=a", "--config.num_epochs=1")
     assert run(*common).returncode == 0

@@ -13,7 +13,6 @@ from rd_jax.method.models.init import example_shapes, variable_shapes
 from rd_jax.method.models.student import Imitation, Reconstruction
 from rd_jax.method.models.teacher import Features, Teacher, normalize, rescale
 
-
 Direction = Literal["reverse", "forward"]
 
 
