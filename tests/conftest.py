@@ -29,7 +29,10 @@ keep_compiled_programs()  # for other tests of this session, and processes that 
 
 # Rooms in which other things than the arithmetic are the point, so that XLA's own convolutions will
 # do: they compile four times as fast as those for a CPU.
-QUICK = ("run", "predict", "report", "store", "system", "docs_test.py", "bad_input_test.py")
+QUICK = (
+    *("run", "predict", "report", "store", "system", "docs_test.py", "bad_input_test.py"),
+    *("train_test.py", "direction_test.py"),
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -48,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _convolutions(request: pytest.FixtureRequest) -> Iterator[None]:
     name, place = request.path.name, request.path.relative_to(Path(__file__).parent).parts[0]
     with pytest.MonkeyPatch.context() as patch:
-        if place in QUICK and name != "golden_test.py":
+        if {place, name} & {*QUICK} and name != "golden_test.py":
             patch.setattr(cpu, "_is_on_cpu", lambda: False)
             patch.setenv(tests.tiny.XLA_CONVOLUTIONS, "true")  # of the processes that tests start
             patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")

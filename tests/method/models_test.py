@@ -8,12 +8,16 @@ import pytest
 from jax.test_util import check_grads
 
 from rd_jax import anomaly_map, convert_rd4ad, convert_teacher, normalize
+from rd_jax.config import Config
 from rd_jax.method.loss import flattened_cosine_loss, per_position_cosine_loss
 from rd_jax.method.models import BACKBONES, Bottleneck, Reconstruction, Student, Teacher
 from rd_jax.method.models.batch_norm import BatchNorm, _batch_normalized
 from rd_jax.method.models.init import example_shapes, init_variables, variable_shapes
+from rd_jax.method.train import TrainState
+from rd_jax.run.build import optimizer_of
 from rd_jax.weights.teacher import load_teacher
 from tests.reference_weights import draw_images, draw_state_dict, sample
+from tests.trained import train_step_of
 
 REAL_BACKBONES = [name for name in BACKBONES if "resnet" in name]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -55,6 +59,27 @@ def test_networks_losses_and_map_equal_pytorch_golden_files(backbone: str) -> No
         (flattened_cosine_loss, "flattened"),
     ):
         np.testing.assert_allclose(loss(features, student_features), golden[name], atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["per_position", "flattened"])
+def test_three_steps_of_adam_equal_pytorch(config: Config, loss: str) -> None:
+    golden = np.load(GOLDEN / f"adam_{loss}.npz")
+    shapes = json.loads(str(np.load(GOLDEN / "resnet18.npz")["shapes"]))
+    drawn = {name: draw_state_dict(shapes[name]) for name in shapes}
+    teacher = convert_teacher(drawn["teacher"], "resnet18")
+    variables = convert_rd4ad(drawn["bottleneck"], drawn["student"], "resnet18")
+    config.backbone, config.loss = "resnet18", loss
+    params = variables["params"]
+    opt_state = optimizer_of(config).init(params)
+    state = TrainState(params, variables["batch_stats"], opt_state, np.int32(0))
+    step, losses = train_step_of(config), []
+    for i in range(3):
+        state, metrics = step(state, teacher, draw_images(4, 64, seed=i))
+        losses.append(float(metrics["loss"]))
+        if i == 0:
+            variance = state.batch_stats["bottleneck"]["bn_layer_0"]["bn1"]["var"]
+            np.testing.assert_allclose(variance, golden["running_var"], rtol=1e-4)
+    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("backbone", REAL_BACKBONES)

@@ -1,4 +1,3 @@
-import json
 from functools import cache
 from pathlib import Path
 
@@ -9,42 +8,18 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from rd_jax import (
-    convert_rd4ad,
-    convert_teacher,
     create_train_state,
     load_teacher,
     make_train_step,
 )
 from rd_jax.config import Config
 from rd_jax.method.loss import LOSSES
-from rd_jax.method.models import Model, cpu
+from rd_jax.method.models import Model
 from rd_jax.method.train import TrainState, make_parallel_train_steps
-from rd_jax.run.build import optimizer_of
-from tests.reference_weights import draw_images, draw_state_dict
+from tests.reference_weights import draw_images
 from tests.trained import first_state, largest_difference, train_step_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-@pytest.mark.parametrize("loss", ["per_position", "flattened"])
-def test_three_steps_of_adam_equal_pytorch(config: Config, loss: str) -> None:
-    golden = np.load(GOLDEN / f"adam_{loss}.npz")
-    shapes = json.loads(str(np.load(GOLDEN / "resnet18.npz")["shapes"]))
-    drawn = {name: draw_state_dict(shapes[name]) for name in shapes}
-    teacher = convert_teacher(drawn["teacher"], "resnet18")
-    variables = convert_rd4ad(drawn["bottleneck"], drawn["student"], "resnet18")
-    config.backbone, config.loss = "resnet18", loss
-    params = variables["params"]
-    opt_state = optimizer_of(config).init(params)
-    state = TrainState(params, variables["batch_stats"], opt_state, np.int32(0))
-    step, losses = train_step_of(config), []
-    for i in range(3):
-        state, metrics = step(state, teacher, draw_images(4, 64, seed=i))
-        losses.append(float(metrics["loss"]))
-        if i == 0:
-            variance = state.batch_stats["bottleneck"]["bn_layer_0"]["bn1"]["var"]
-            np.testing.assert_allclose(variance, golden["running_var"], rtol=1e-4)
-    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-3)
 
 
 @cache
@@ -83,10 +58,7 @@ def test_gradients_over_a_mapped_axis_are_those_of_the_whole_batch(spread: str, 
     assert largest_difference(together.batch_stats, alone.batch_stats) < 1e-5
 
 
-def test_the_average_weighs_what_each_step_ended_with_and_no_initial_values(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cpu, "_is_on_cpu", lambda: False)  # compiles faster
+def test_the_average_weighs_what_each_step_ended_with_and_no_initial_values() -> None:
     model, optimizer, ema = Model("micro"), optax.sgd(0.1), 0.5
     state = create_train_state(model, optimizer, jax.random.key(0), ema)
     steps = make_parallel_train_steps(model, optimizer, LOSSES["mixed"], 1, ema=ema)
