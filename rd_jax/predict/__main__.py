@@ -153,7 +153,7 @@ def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
             "--masks needs a threshold for pixels, and the training held no images out to set one "
             "with: train with --config.holdout=0.1"
         )
-    logger.info("%s", promise(calibration))
+    logger.info("%s", promise(calibration, predictor.categories))
     limit = 2.0 * len(config.scales)  # of a sum of cosine distances
     return Outputs(flags.output, calibration, flags.maps, limit, flags.masks)
 
