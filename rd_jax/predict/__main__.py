@@ -46,7 +46,7 @@ from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained, printable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("rd_jax.predict")  # with python -m, __name__ is no part of the package
 
 _LOG_EVERY = 100  # images, where there is no terminal
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,21 @@ from rd_jax.report import page
 from rd_jax.run.trained import find_training
 from rd_jax.store import checkpoint
 from rd_jax.store.rows import read_rows
+from rd_jax.store.workdir import find_trainings
 from rd_jax.system.errors import UserError
 from tests.command import SMALL, Done, assert_one_line, captured, run
 from tests.run.resume_test import trained_leaves
 
 NUM_IMAGES = {"felt": 6, "twill": 10}  # of which half are held out
 JOINT = "all-categories"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_page() -> Iterator[None]:
+    """Drawing its figures takes longer than the trainings here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "write_page", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +74,6 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.fixture(autouse=True)
-def _no_other_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing its figures takes longer than a training here; that of `trained` is written."""
-    monkeypatch.setattr(page, "write_page", lambda _: None)
-
-
 def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
@@ -96,6 +100,8 @@ def test_each_category_is_evaluated_with_the_one_student(
     (folder,) = trained.rglob("checkpoints")
     assert folder == trained / JOINT / "checkpoints"
     assert checkpoint.steps(folder) == [4, 2]
+    for part in find_trainings(trained):  # what the page shows of each
+        assert (part.checkpoints, part.metrics) == (folder, trained / JOINT / "metrics.jsonl")
     rows = {step: [] for step in (2, 4)}
     for step, split in [(step, split) for step in (2, 4) for split in splits]:
         maps, scores = scored(checkpoint.load(folder, step).student_variables, split.test)
@@ -212,8 +218,11 @@ def test_a_joint_training_and_others_do_not_mix(
     assert_one_line(train(data_dir, workdir), "felt is of a training of this category alone: choo")
     done = train(data_dir, workdir, "--config.category=twill", "--restart")
     assert_one_line(done, "felt is of a training of this category alone: choo")
-    done = run("--config", "one_class", "--config.joint=True", "--workdir", str(workdir))
+    joint = ("--config.joint=True",)
+    done = run("--config", "one_class", *joint, "--workdir", str(workdir))
     assert_one_line(done, "config.joint=True: must be False with config.dataset")
+    done = evaluate(workdir, "--config.rd4ad_checkpoint=x", "--config.category=a", *joint)
+    assert_one_line(done, "config.joint=True: rd4ad_checkpoint is of one category")
 
 
 def test_seeds_of_a_joint_training_and_starting_anew(data_dir: Path, tmp_path: Path) -> None:
