@@ -108,7 +108,10 @@ FIELDS = {
         _NOTHING,
         "folder of categories in MVTec AD layout, or `synthetic`; of TFDS data sets for `dataset`",
     ),
-    "category": Field("", _TEXT, _NOTHING, "one category; empty: all that `data_dir` holds"),
+    "category": Field(
+        "", _TEXT, _NOTHING, "one, or several between commas; empty: all that `data_dir` holds"
+    ),
+    "joint": Field(False, _BOOLEAN, _FIXED, "one training for all these categories together"),
     "dataset": Field("", _TEXT, _FIXED, "`digits` or a set of TFDS, for novelty detection"),
     "normal_class": Field(-1, _integer(-1), _NOTHING, "of `dataset`; -1: each class in turn"),
     "image_size": Field(256, _SIZE, _TRAINING | _SCORING, "pixels, height and width"),
@@ -249,6 +252,11 @@ def validate(config: Config, num_devices: int = 1) -> None:
         raise UserError(
             f"config.category={config.category!r}: must be '' with config.dataset, whose classes "
             "config.normal_class chooses"
+        )
+    if config.dataset and config.joint:
+        raise UserError(
+            "config.joint=True: must be False with config.dataset, whose classes are each other's "
+            "anomalies"
         )
     if not config.dataset and config.normal_class >= 0:
         raise UserError(f"config.normal_class={config.normal_class}: needs config.dataset")

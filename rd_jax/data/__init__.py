@@ -18,3 +18,22 @@ class Split(NamedTuple):
     test_sha256: str  # of images, masks and names
     labels: np.ndarray  # [M] bool, true: anomalous
     masks: np.ndarray | None  # [M, size, size] bool, true: anomalous
+
+
+class Joined:
+    """Several arrays [., H, W, C] as one, of which only what is asked for is read."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self._arrays = arrays
+        self.starts = np.cumsum([0, *map(len, arrays)])  # of each array, and the end
+        self.shape = (len(self), *arrays[0].shape[1:])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        chosen = np.empty((len(indices), *self.shape[1:]), self._arrays[0].dtype)
+        of = np.searchsorted(self.starts, indices, "right") - 1
+        for i in np.unique(of):
+            chosen[of == i] = self._arrays[i][indices[of == i] - self.starts[i]]
+        return chosen

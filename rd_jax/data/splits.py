@@ -7,14 +7,22 @@ from rd_jax.config import Config
 from rd_jax.data import Split, mvtec, one_class, synthetic
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import cache_folder, is_inside, temporary_cache, user_path
+from rd_jax.system.files import cache_folder, composed, is_inside, temporary_cache, user_path
 
 
 def chosen_name(config: Config) -> str:
-    """The one category or class that the config names; "" for all."""
+    """The category or class that the config names, or categories between commas; "" for all."""
     if config.dataset:
         return "" if config.normal_class < 0 else str(config.normal_class)
     return config.category
+
+
+def named(text: str, there: Iterable[str]) -> list[str]:
+    """The names in a text: one that is there, whatever commas it has, or those between commas."""
+    if "," not in text or composed(text) in map(composed, there):
+        return [text]
+    names = (composed(name.strip()) for name in text.split(","))
+    return list(dict.fromkeys(filter(None, names))) or [text]
 
 
 def check_splits(config: Config) -> list[str]:
@@ -63,8 +71,10 @@ def load_split(config: Config, name: str) -> Split:
 
 
 def _names(config: Config) -> list[str]:
-    if name := chosen_name(config):
-        return [name]
+    if config.category:
+        return named(config.category, (path.name for path in _data_dir(config).glob("*/")))
+    if config.normal_class >= 0:
+        return [chosen_name(config)]
     if config.dataset:
         return [str(label) for label in range(_classes(config).num_classes)]
     return mvtec.find_categories(_data_dir(config))

@@ -73,7 +73,8 @@ def export(training: Path, output: Path, teacher_weights: str | None = None, **c
     verdict, threshold, size = NO_THRESHOLD, None, trained.config.image_size
     if trained.is_finished and trained.config.holdout:
         calibration = trained.calibration("float32")
-        threshold, verdict = calibration.image_threshold, f"anomalous [B] ({promise(calibration)})"
+        says = promise(calibration, trained.categories)
+        threshold, verdict = calibration.image_threshold, f"anomalous [B] ({says})"
     elif not trained.is_finished:
         step, last_step = trained.checkpoint.step, trained.checkpoint.metadata["last_step"]
         logger.warning("UNFINISHED training: exported is step %d of %d", step, last_step)

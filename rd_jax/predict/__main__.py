@@ -46,7 +46,7 @@ from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained, printable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("rd_jax.predict")  # with python -m, __name__ is no part of the package
 
 _LOG_EVERY = 100  # images, where there is no terminal
 
@@ -153,7 +153,7 @@ def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
             "--masks needs a threshold for pixels, and the training held no images out to set one "
             "with: train with --config.holdout=0.1"
         )
-    logger.info("%s", promise(calibration))
+    logger.info("%s", promise(calibration, predictor.categories))
     scales = len(config.scales)  # each of distances up to 2
     limit = 2.0 * scales if config.map_fusion == "sum" else 2.0**scales
     return Outputs(flags.output, calibration, flags.maps, limit, flags.masks)

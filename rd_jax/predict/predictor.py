@@ -30,6 +30,7 @@ class Predictor(NamedTuple):
     scorer: Scorer
     variables: tuple[Any, Any]  # the teacher's and the student's
     calibration: Calibration
+    categories: tuple[str, ...] = ()  # of one training for all: those that the threshold is for
 
 
 class Prediction(NamedTuple):
@@ -53,6 +54,7 @@ def load_predictor(
 ) -> Predictor:
     """What the one training in this folder, of a run, a category or a seed, learnt.
 
+    Of one for all categories, the folder of one gives its thresholds, that of the run one for all.
     It is on all local devices. `teacher_weights`, as of `load_teacher`, says where the teacher's
     weights are by now, if not where they were. `changes` are of fields of the config that say how
     to decide: map_fusion, blur_sigma, image_score, false_positive_rate, pixel_false_positive_rate.
@@ -64,7 +66,8 @@ def load_predictor(
     config = trained.config
     config.dtype = trained.scoring_dtype()
     variables = on_devices(trained.teacher.variables, trained.checkpoint.student_variables)
-    return Predictor(config, scorer_of(config), variables, trained.calibration(config.dtype))
+    calibration = trained.calibration(config.dtype)
+    return Predictor(config, scorer_of(config), variables, calibration, trained.categories)
 
 
 def score_arrays(

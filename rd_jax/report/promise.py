@@ -1,5 +1,7 @@
 """What a threshold promises, in words: for the command line, the tables and the page."""
 
+from collections.abc import Sequence
+
 from rd_jax.method.calibration import Calibration, images_needed, num_exceeding
 
 NO_THRESHOLD = "No thresholds, as no images were held out (--config.holdout=0.1)"
@@ -15,14 +17,21 @@ def needs(rate: float) -> str:
     return f"{percent(rate)} needs {images_needed(rate)}" if rate else "none can promise 0%"
 
 
-def promise(calibration: Calibration) -> str:
-    """One sentence: which rate is kept on new normal images, and what the asked one needs."""
+def promise(calibration: Calibration, categories: Sequence[str] = ()) -> str:
+    """One sentence: which rate is kept on new normal images, and what the asked one needs.
+
+    Where there is a choice, `categories` are those that the threshold is for.
+    """
     count, asked = calibration.num_images, calibration.false_positive_rate
     if calibration.image_threshold is None:
         return NO_THRESHOLD
     text = f"Threshold {calibration.image_threshold:.4g} of scores in {calibration.dtype}"
     if calibration.kept_rate is None:
         return f"{text}, of which nothing is promised"
+    if len(categories) > 1:
+        text += f", one threshold for all of {', '.join(categories)}"
+    elif categories:
+        text += f", that of {categories[0]}"
     text += f": {percent(calibration.kept_rate)} of new normal images are expected above it"
     if num_exceeding(count, asked) >= 0:
         return f"{text}, by {count} held-out images"

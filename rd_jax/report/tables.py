@@ -67,6 +67,9 @@ def protocol(rows: Sequence[Row]) -> str:
             f"One-class novelty detection on {datasets}: in each row one class is normal and all "
             f"others are anomalous; image_auroc is that of the {values('image_score')} of the map."
         )
+    if joint := [row["category"] for row in rows if row.get("joint")]:
+        which = "all categories" if len(joint) == len(rows) else ", ".join(joint)
+        paragraphs.append(f"One student for {which}, trained on them together.")
     for row in rows:
         category, step, last_step = row["category"], row["num_steps"], row["last_step"]
         if row["rd4ad_checkpoint"]:

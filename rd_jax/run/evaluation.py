@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 
 from rd_jax.config import FIELDS, Config, Depends, as_dict, override, validate
 from rd_jax.data import Split
-from rd_jax.data.splits import check_apart, chosen_name, load_split
+from rd_jax.data.splits import check_apart, chosen_name, load_split, named
 from rd_jax.method.calibration import Calibration, metrics_at
 from rd_jax.method.metrics import metrics_of
 from rd_jax.report import gallery, page, tables
@@ -24,12 +24,13 @@ from rd_jax.run.thresholds import (
     kept_distances,
     missing_dtypes,
 )
-from rd_jax.run.trained import check_teacher, config_of
+from rd_jax.run.trained import check_teacher, config_of, hashes_of, parts_of
 from rd_jax.store import checkpoint
 from rd_jax.store.lock import claimed, summarising
 from rd_jax.store.results import RECORDED, TIMING
 from rd_jax.store.rows import read_json, write_json
 from rd_jax.store.workdir import (
+    JOINT,
     Training,
     Workdir,
     check_category,
@@ -48,15 +49,17 @@ logger = logging.getLogger(__name__)
 def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path) -> str:
     """Evaluates what `workdir` holds, with its own configs and `overrides`; returns the table.
 
-    `name` is a category or class, or "" for all. Raises UserError if there is no checkpoint, if
-    the teacher is not the one trained with, or if an override is of a field that only training
-    could change.
+    `name` is a category or class, or categories between commas, or "" for all. Raises UserError
+    if there is no checkpoint, if the teacher is not the one trained with, or if an override is of
+    a field that only training could change.
     """
     find = cache(find_teacher)  # categories share it
+    load = lru_cache(1)(checkpoint.load_latest)  # as those of one training for all do this
     chosen = _chosen_trainings(workdir, name, overrides.get("seeds", ()))
     with claimed(workdir, chosen) as give_back:
         for training in chosen:
-            _evaluate_checkpoint(overrides, find, workdir, training)
+            trained = load(training.checkpoints)
+            _evaluate_checkpoint(overrides, find, workdir, training, trained)
             give_back(training)
     return write_summaries(workdir)
 
@@ -66,8 +69,8 @@ def _evaluate_checkpoint(
     find: Callable[[str, str, bool], LoadedTeacher],
     workdir: Path,
     training: Training,
+    trained: checkpoint.Checkpoint,
 ) -> None:
-    trained = checkpoint.load_latest(training.checkpoints)
     config = config_of(trained.metadata)
     for field, value in overrides.items():
         if FIELDS[field].depends & Depends.TRAINED and value != config[field]:
@@ -85,15 +88,21 @@ def _evaluate_checkpoint(
 
 def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[Training]:
     """The trainings with a complete checkpoint, of category `name` and these seeds, or of all."""
+    there = [t for t in find_trainings(workdir) if not t.trained_in]
+    for joint in trainings_of(workdir, JOINT):
+        metadata = checkpoint.latest_metadata(joint.checkpoints)
+        there += parts_of(joint, metadata) if metadata else []
+    names = [composed(n) for n in named(name, (t.category for t in there))] if name else []
     wanted = [
         training
-        for training in find_trainings(workdir)
-        if composed(name) in ("", composed(training.category))
+        for training in there
+        if (not names or composed(training.category) in names)
         and (not seeds or training.seed in seeds)
         and checkpoint.steps(training.checkpoints)
     ]
-    if not wanted:
-        which = f" of {name}" if name else ""
+    missing = set(names) - {composed(training.category) for training in wanted}
+    if missing or not wanted:
+        which = f" of {', '.join(sorted(missing))}" if name else ""
         which += f" with seeds {seeds}" if seeds else ""
         raise UserError(f"no checkpoint{which} in {workdir}: train first, with --mode train")
     return wanted
@@ -113,6 +122,8 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
         )
     if config.seeds:
         raise UserError(f"config.seeds={config.seeds!r}: rd4ad_checkpoint is trained already")
+    if config.joint:
+        raise UserError("config.joint=True: rd4ad_checkpoint is of one category: leave it out")
     if config.bottleneck != "mff_oce":
         raise UserError(
             f"config.bottleneck={config.bottleneck!r}: the authors' checkpoints have 'mff_oce'"
@@ -122,8 +133,9 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     check_apart(config, [name], workdir)
     split = load_split(config, name)
     check_category(split.name)
-    if any(training.checkpoints.is_dir() for training in trainings_of(workdir, split.name)):
-        raise UserError(f"{workdir / split.name} holds a training: choose another --workdir")
+    for there in (*trainings_of(workdir, split.name), *trainings_of(workdir, JOINT)):
+        if there.checkpoints.is_dir():
+            raise UserError(f"{there.folder} holds a training: choose another --workdir")
     teacher = teacher_of(config)
     of_training = ("loss", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
     known = _what_is_evaluated(config, split, teacher) | dict.fromkeys(of_training)
@@ -142,7 +154,7 @@ def evaluate_trained(
     training: Training,
 ) -> None:
     """Evaluates a training and writes its results.json, unless the same was evaluated already."""
-    saved = trained.metadata
+    saved, name = trained.metadata, composed(split.name)
     kept = kept_distances(config, trained, training)
     is_finished = trained.step == saved["last_step"]
     missing = missing_dtypes(config, kept) if is_finished else []
@@ -158,7 +170,7 @@ def evaluate_trained(
     if hosts.is_first():
         training.results.unlink(missing_ok=True)  # which says that the other files are there
     both, calibration = (teacher.variables, trained.student_variables), None
-    if missing and split.train_sha256 != saved["train_sha256"]:
+    if missing and split.train_sha256 != hashes_of(saved, name).get(name):
         logger.warning(
             "%s: no thresholds, since the training images, or their size, are others than in "
             "training: set --config.data_dir to where those are",

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rd_jax.data import Joined
 from rd_jax.data.order import batch_indices
 from rd_jax.method.train import AXIS, Metrics, TrainState
 from rd_jax.system import hosts
@@ -28,7 +29,7 @@ def training(
     train_steps: TrainSteps,
     max_steps: int,
     teacher_variables: object,
-    images: np.ndarray,
+    images: np.ndarray | Joined,
     state: TrainState,
     *,
     last_step: int,

@@ -1,7 +1,7 @@
 """The trainings of a run: planned, compared with what is there, begun or gone on with."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,33 +9,63 @@ import jax
 import numpy as np
 
 from rd_jax.config import Config, Depends, as_dict, differing, with_seed
-from rd_jax.data import Split
+from rd_jax.data import Joined, Split
 from rd_jax.data.order import batch_indices, holdout_indices, steps_until
 from rd_jax.method.train import TrainState, create_train_state
 from rd_jax.run.build import compute_dtype, model_of, optimizer_of
-from rd_jax.run.trained import check_teacher
+from rd_jax.run.trained import check_teacher, hashes_of
 from rd_jax.store import checkpoint
-from rd_jax.store.workdir import Training, moved_aside, training_of, trainings_of
+from rd_jax.store.results import read_results
+from rd_jax.store.workdir import (
+    JOINT,
+    Training,
+    find_trainings,
+    moved_aside,
+    part_of,
+    training_of,
+    trainings_of,
+)
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import composed
 from rd_jax.weights.teacher import LoadedTeacher
 
 logger = logging.getLogger(__name__)
 
 
-class Task(NamedTuple):
-    """One training: of one category and seed, on those images that are not held out."""
+class Part(NamedTuple):
+    """A category that a training is evaluated on, and where what comes of that is kept."""
 
-    config: Config
     split: Split
     training: Training
-    trained_on: np.ndarray
+
+
+class Task(NamedTuple):
+    """One training: of one category, or all, and one seed, on images that are not held out."""
+
+    config: Config
+    parts: list[Part]
+    training: Training
+    images: np.ndarray | Joined  # of all parts
+    trained_on: np.ndarray  # which of them
 
     @property
     def name(self) -> str:
         """What the progress is shown under."""
-        seeds, name = self.config.seeds, self.split.name
+        seeds, name = self.config.seeds, self.training.category
         return f"{name}, seed {self.config.seed}" if seeds else name
+
+    @property
+    def places(self) -> set[Training]:
+        """All that is written to."""
+        return {self.training, *(part.training for part in self.parts)}
+
+    @property
+    def train_names(self) -> list[str]:
+        """Of all images."""
+        if not self.config.joint:
+            return list(self.parts[0].split.train_names)
+        return [f"{split.name}/{name}" for split, _ in self.parts for name in split.train_names]
 
     @property
     def last_step(self) -> int:
@@ -52,14 +82,39 @@ class Task(NamedTuple):
         return steps_until(epoch, len(self.trained_on), self.config.batch_size)
 
 
-def planned(config: Config, workdir: Path, split: Split) -> list[Task]:
-    """The trainings that a category is to have, one for each seed.
+def check_layout(config: Config, workdir: Path, moved: Collection[str]) -> None:
+    """Raises UserError if `workdir` has trainings of one category where one for all is asked for.
+
+    Or the other way around; but for what is to be `moved` aside.
+    """
+    joint = trainings_of(workdir, JOINT)
+    if joint and not config.joint and JOINT not in moved:
+        raise UserError(
+            f"{joint[0].folder} holds one training for all categories: set --config.joint=True, "
+            "choose another --workdir, or start anew with --restart"
+        )
+    if config.joint:
+        rows = [result for results in read_results(workdir).values() for result in results]
+        alone = [training for training, row in rows if not row["joint"]]
+        there = (training for training in find_trainings(workdir) if not training.trained_in)
+        alone += (training for training in there if training.checkpoints.is_dir())
+        for training in alone:
+            if composed(training.category) not in map(composed, moved):
+                raise UserError(
+                    f"{training.folder} is of a training of this category alone: choose another "
+                    "--workdir, or set --config.joint=False"
+                )
+
+
+def planned(config: Config, workdir: Path, splits: Sequence[Split]) -> list[Task]:
+    """The trainings that a category, or all of them, is to have, one for each seed.
 
     Raises UserError if it has those of the other layout already, or if the hold-out leaves
     nothing to train on, or holds nothing.
     """
-    there = [t for t in trainings_of(workdir, split.name) if t.checkpoints.is_dir()]
-    folder = workdir / split.name
+    category = _category(config, splits)
+    there = [t for t in trainings_of(workdir, category) if t.checkpoints.is_dir()]
+    folder = workdir / category
     if config.seeds and any(training.seed is None for training in there):
         raise UserError(
             f"{folder} holds a training of one seed, without config.seeds: choose another --workdir"
@@ -71,21 +126,38 @@ def planned(config: Config, workdir: Path, split: Split) -> list[Task]:
         )
 
     def task(own: Config, seed: int | None) -> Task:
-        trained_on, _ = holdout_indices(own.seed, own.holdout, len(split.train))
-        return Task(own, split, training_of(workdir, split.name, seed), trained_on)
+        training = training_of(workdir, category, seed)
+        images = Joined([split.train for split in splits])
+        chosen = [holdout_indices(own.seed, own.holdout, len(split.train))[0] for split in splits]
+        trained_on = np.concatenate([a + b for a, b in zip(images.starts, chosen, strict=False)])
+        if not config.joint:
+            return Task(own, [Part(splits[0], training)], training, splits[0].train, trained_on)
+        parts = [Part(split, part_of(training, split.name)) for split in splits]
+        return Task(own, parts, training, images, trained_on)
 
     return [task(with_seed(config, s), s) for s in config.seeds] or [task(config, None)]
 
 
+def _category(config: Config, splits: Sequence[Split]) -> str:
+    return JOINT if config.joint else splits[0].name
+
+
+def train_sha256(config: Config, splits: Sequence[Split]) -> str | dict[str, str]:
+    """What a checkpoint says of the images: their hash or, of several categories, each one's."""
+    hashes = {composed(split.name): split.train_sha256 for split in splits}
+    return hashes if config.joint else splits[0].train_sha256
+
+
 def check_same_training(
-    config: Config, split: Split, teacher: LoadedTeacher, workdir: Path
+    config: Config, splits: Sequence[Split], teacher: LoadedTeacher, workdir: Path
 ) -> None:
-    """Compares the config with all that a category has, of any seed.
+    """Compares the config with all that a category, or all of them, has, of any seed.
 
     Raises UserError if going on would mix two trainings, or average over what differs in more
     than the seed. More epochs are no other training: none of its steps depends on their number.
     """
-    for training in trainings_of(workdir, split.name):
+    category = _category(config, splits)
+    for training in trainings_of(workdir, category):
         saved = checkpoint.latest_metadata(training.checkpoints)
         if saved is None:
             continue
@@ -99,17 +171,29 @@ def check_same_training(
         ]
         before, now = saved["dtype"], compute_dtype(config).name
         is_finished = saved["step"] == saved["last_step"]
-        if now != before and (config.seeds or not is_finished):
+        is_done = is_finished and saved["config"]["num_epochs"] == config.num_epochs
+        if now != before and (config.seeds or not is_done):
             where = jax.default_backend()
             changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
         problem = f"another config: {', '.join(changes)}" if changes else None
-        if saved["train_sha256"] != split.train_sha256:
-            problem = problem or "other training images than are there now"
+        if saved["train_sha256"] != train_sha256(config, splits):
+            problem = problem or _other_images(config, splits, hashes_of(saved, category))
         if problem:
             raise UserError(
                 f"{training.folder} was trained with {problem}; choose another --workdir, or start "
                 "anew with --restart"
             )
+
+
+def _other_images(config: Config, splits: Sequence[Split], before: Mapping[str, str]) -> str:
+    """How the images trained on before, by category, differ."""
+    if not config.joint:
+        return "other training images than are there now"
+    now = {composed(split.name): split.train_sha256 for split in splits}
+    if now.keys() != before.keys():
+        return f"the categories {', '.join(before)}, not with {', '.join(now)}"
+    others = ", ".join(name for name in now if now[name] != before[name])
+    return f"other training images of {others} than are there now"
 
 
 def initial_state(
@@ -148,7 +232,7 @@ def divergence(task: Task, step: int, last_finite: float | None) -> str:
     """All that helps to find out why the loss of a step is not finite."""
     config, trained_on = task.config, task.trained_on
     order = batch_indices(config.seed, step - 1, len(trained_on), config.batch_size)
-    names = ", ".join(task.split.train_names[i] for i in sorted(set(trained_on[order])))
+    names = ", ".join(task.train_names[i] for i in sorted(set(trained_on[order])))
     before = "there was none" if last_finite is None else f"{last_finite:.6g}"
     saved = checkpoint.steps(task.training.checkpoints)
     last_good = f"at step {saved[0]} in {task.training.folder}" if saved else "there is none"

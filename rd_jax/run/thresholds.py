@@ -1,6 +1,7 @@
 """Thresholds from what normal images gave: scored once, applied with any rate, blur and score."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,16 @@ def completed_distances(
     if missing and _is_kept(config, trained) and hosts.is_first():
         write_distances(training.distances, completed)
     return completed
+
+
+def pooled(found: Sequence[NormalDistances]) -> NormalDistances:
+    """Those of several categories as one, of the dtypes that all of them have."""
+    dtypes = [dtype for dtype in found[0].by_dtype if all(dtype in d.by_dtype for d in found)]
+    by_dtype = {
+        dtype: tuple(map(np.concatenate, zip(*(d.by_dtype[dtype] for d in found), strict=True)))
+        for dtype in dtypes
+    }
+    return NormalDistances(all(d.is_holdout for d in found), found[0].checkpoint, by_dtype)
 
 
 def calibration_of(config: Config, distances: NormalDistances, dtype: str) -> Calibration:

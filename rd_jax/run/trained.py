@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,13 @@ from rd_jax.config import FIELDS, Config, Depends, from_dict, override
 from rd_jax.method.calibration import Calibration
 from rd_jax.method.models import Model
 from rd_jax.run.build import compute_dtype, model_of
-from rd_jax.run.thresholds import calibration_of, kept_distances
+from rd_jax.run.thresholds import calibration_of, kept_distances, pooled
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
 from rd_jax.store.distances import NormalDistances
-from rd_jax.store.workdir import Training, training_of, trainings_at
+from rd_jax.store.workdir import JOINT, Training, part_of, trainings_at
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import user_path
+from rd_jax.system.files import as_on_disk, composed, user_path
 from rd_jax.weights.teacher import LoadedTeacher, teacher_of
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,12 @@ class Trained(NamedTuple):
     training: Training
     checkpoint: Checkpoint
     teacher: LoadedTeacher
-    distances: NormalDistances
+    kept: dict[Training, NormalDistances]  # of each category that a threshold is for
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Which ones a threshold is for, of a training for all categories."""
+        return tuple(t.category for t in self.kept) if self.config.joint else ()
 
     @property
     def is_finished(self) -> bool:
@@ -49,17 +55,19 @@ class Trained(NamedTuple):
                 f"{self.checkpoint.metadata['last_step']}: finish the training with the command "
                 "that began it"
             )
-        if dtype not in self.distances.by_dtype:
-            raise UserError(
-                f"{folder} has no scores of normal images, which thresholds come from: let "
-                "python -m rd_jax.main --mode eval score them"
-            )
-        return calibration_of(self.config, self.distances, dtype)
+        for training, distances in self.kept.items():
+            if dtype not in distances.by_dtype:
+                raise UserError(
+                    f"{training.folder} has no scores of normal images, which thresholds come "
+                    "from: let python -m rd_jax.main --mode eval score them"
+                )
+        return calibration_of(self.config, pooled(list(self.kept.values())), dtype)
 
     def scoring_dtype(self) -> str:
         """The config's, if there are thresholds for it, else float32, whose hold everywhere."""
         own = compute_dtype(self.config).name
-        if self.distances.by_dtype and own not in self.distances.by_dtype:
+        dtypes = pooled(list(self.kept.values())).by_dtype
+        if dtypes and own not in dtypes:
             logger.warning(
                 "scoring in float32, since there are no thresholds for %s: python -m rd_jax.main "
                 "--mode eval makes them on this device",
@@ -96,8 +104,21 @@ def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path
         )
 
 
+def hashes_of(metadata: Mapping[str, Any], category: str) -> dict[str, str]:
+    """The SHA-256 of the training images of each category that the checkpoint was trained on."""
+    saved = metadata.get("train_sha256", "")
+    return dict(saved) if isinstance(saved, Mapping) else {category: saved}
+
+
+def parts_of(training: Training, metadata: Mapping[str, Any]) -> list[Training]:
+    """Where what is a category's own is kept: of a training for all, of each of them."""
+    if training.category != JOINT:
+        return [training]
+    return [part_of(training, name) for name in hashes_of(metadata, JOINT)]
+
+
 def find_training(workdir: Path) -> Training:
-    """The one training in `workdir`, itself or a category's or seed's.
+    """The one training in `workdir`, itself or a category's or seed's; one for all categories.
 
     Raises UserError if there is none, or several.
     """
@@ -105,7 +126,7 @@ def find_training(workdir: Path) -> Training:
     if not found:
         raise UserError(f"no checkpoint in {workdir}: set --workdir to the folder of a training")
     if len(found) > 1:
-        names = ", ".join(str(training.folder.relative_to(workdir)) for training in found)
+        names = ", ".join(os.path.relpath(training.folder, workdir) for training in found)
         raise UserError(f"{workdir} holds several trainings: add one of {names} to --workdir")
     return found[0]
 
@@ -115,13 +136,13 @@ def load_trained(
 ) -> Trained:
     """What the one training in this folder, of a run, a category or a seed, learnt.
 
+    Of one for all categories, the folder of one gives its thresholds, others one for all of them.
     `teacher_weights`, as of `load_teacher`, says where the teacher's weights are by now, if not
     where they were; `changes` are of the config's fields in APPLIED. Raises UserError if there is
     no checkpoint or several trainings, if the teacher is not the one trained with, or for a change
     that is not allowed.
     """
-    training = find_training(user_path(workdir))
-    loaded = checkpoint.load_latest(training.checkpoints)
+    training, loaded = _load_latest(user_path(workdir))
     config = config_of(loaded.metadata)
     config.teacher_weights = teacher_weights or config.teacher_weights
     for name in changes:
@@ -130,7 +151,27 @@ def load_trained(
     override(config, changes)
     teacher = teacher_of(config)
     check_teacher(teacher, loaded.metadata, training.folder)
-    return Trained(config, training, loaded, teacher, kept_distances(config, loaded, training))
+    return Trained(config, training, loaded, teacher, _kept(config, training, loaded))
+
+
+def _load_latest(folder: Path) -> tuple[Training, Checkpoint]:
+    """The one training in this folder, and its latest checkpoint."""
+    training = find_training(folder)
+    loaded = checkpoint.load_latest(training.checkpoints)
+    names, own = hashes_of(loaded.metadata, JOINT), composed(training.category)
+    if training.trained_in and own != JOINT and own not in names:
+        raise UserError(
+            f"{training.trained_in} was trained on {', '.join(names)}, not on {own}: set --workdir "
+            "to the folder of one of them, or of all"
+        )
+    return training, loaded
+
+
+def _kept(
+    config: Config, training: Training, loaded: Checkpoint
+) -> dict[Training, NormalDistances]:
+    parts = parts_of(training, loaded.metadata)
+    return {part: kept_distances(config, loaded, part) for part in parts}
 
 
 def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
@@ -140,13 +181,13 @@ def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], 
     the model, on any number of devices. The rest is a dict: "config" (all fields, among them
     image_size, blur_sigma and teacher_weights), "calibration" (of float32; None before the
     training is evaluated), "last_step" and so on. Of several seeds, `category` names one:
-    "bottle/seed_1". Raises UserError if `workdir` has no checkpoint of `category`, or a damaged
+    "bottle/seed_1"; of one training for all categories, "all-categories" has one calibration for
+    all. Raises UserError if `workdir` has no checkpoint of `category`, or a damaged
     one.
     """
-    training = training_of(user_path(workdir), category)
-    loaded = checkpoint.load_latest(training.checkpoints)
+    training, loaded = _load_latest(as_on_disk(user_path(workdir) / category))
     config, calibration = config_of(loaded.metadata), None
-    distances = kept_distances(config, loaded, training)
+    distances = pooled(list(_kept(config, training, loaded).values()))
     if "float32" in distances.by_dtype:
         calibration = calibration_of(config, distances, "float32")._asdict()
     known = {"config": config.to_dict(), "step": loaded.step, "calibration": calibration}

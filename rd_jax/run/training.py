@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rd_jax.config import Config, as_dict, validate
 from rd_jax.data.splits import check_apart, check_splits, load_split
@@ -22,14 +21,23 @@ from rd_jax.run.evaluation import evaluate_trained, write_summaries
 from rd_jax.run.loop import TrainSteps, steps_per_dispatch, training
 from rd_jax.run.progress import Clock, Diverged, followed, row_writer
 from rd_jax.run.scoring import Program, Scorer, compiled_distances, score_images
-from rd_jax.run.task import Task, check_same_training, divergence, initial_state, planned
+from rd_jax.run.task import (
+    Task,
+    check_layout,
+    check_same_training,
+    divergence,
+    initial_state,
+    planned,
+    train_sha256,
+)
 from rd_jax.store import checkpoint
 from rd_jax.store.lock import claimed
-from rd_jax.store.results import read_results
-from rd_jax.store.rows import drop_rows_after
-from rd_jax.store.workdir import check_category, set_aside, training_of
+from rd_jax.store.results import means, read_results
+from rd_jax.store.rows import Row, drop_rows_after
+from rd_jax.store.workdir import JOINT, check_category, set_aside, training_of, trainings_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
+from rd_jax.system.files import composed
 from rd_jax.system.interruption import Interrupted, deferred
 from rd_jax.weights.teacher import LoadedTeacher, teacher_of
 
@@ -37,7 +45,9 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: Config, workdir: Path, restart: bool = False) -> str:
-    """Trains and evaluates the configured categories; returns the table as Markdown.
+    """Trains and evaluates the configured categories, each alone or all together.
+
+    Returns the table as Markdown.
 
     A training that `workdir` holds a checkpoint of goes on from there, unless `restart` moves it
     aside; what is finished and evaluated already is left as it is. Before the first step all
@@ -54,24 +64,30 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
             names = check_splits(config)
             for name in names:
                 check_category(name)
+            groups = [sorted(names, key=composed)] if config.joint else [[name] for name in names]
+            names += [JOINT] if config.joint else []
             check_apart(config, names, workdir)
+            moved = _belonging(workdir, names) if restart else []
             places = [
                 training_of(workdir, name, seed)
-                for name in names
+                for name in moved or names
                 for seed in config.seeds or [None]
             ]
             give_back = stack.enter_context(claimed(workdir, places, whole_categories=restart))
+            check_layout(config, workdir, moved)
             teacher = teacher_of(config)
             _check_same_teacher(teacher)
             compiler = ThreadPoolExecutor(1)
             stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
             programs = _compile_programs(compiler, config, teacher)
             tasks = []
-            for split in (load_split(config, name) for name in names):
-                if restart:
-                    _start_anew(workdir, split.name)
-                tasks += planned(config, workdir, split)
-                check_same_training(config, split, teacher, workdir)
+            for group in groups:
+                splits = [load_split(config, name) for name in group]
+                for name in moved:
+                    if config.joint or name in group or name not in names:
+                        _start_anew(workdir, name)
+                tasks += planned(config, workdir, splits)
+                check_same_training(config, splits, teacher, workdir)
         for task in tasks:
             try:
                 _train_and_evaluate(task, teacher, *programs)
@@ -79,7 +95,8 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
                 if read_results(workdir):
                     write_summaries(workdir)  # of what was finished before
                 raise
-            give_back(task.training)
+            for place in task.places:
+                give_back(place)
     return write_summaries(workdir)
 
 
@@ -126,6 +143,15 @@ def _compile_programs(
     return steps, replace(scorer, distances=lambda *arguments: compiled.result()(*arguments))
 
 
+def _belonging(workdir: Path, names: list[str]) -> list[str]:
+    """What is moved aside with these categories: what one training for all of them left."""
+    if not trainings_of(workdir, JOINT):
+        return names
+    found = read_results(workdir)
+    joint = [name for name, results in found.items() if any(row["joint"] for _, row in results)]
+    return list(dict.fromkeys([*names, *joint, JOINT]))
+
+
 def _start_anew(workdir: Path, category: str) -> None:
     with hosts.together():
         kept = set_aside(workdir, category) if hosts.is_first() else None
@@ -149,7 +175,8 @@ def _train_and_evaluate(
             raise UserError(divergence(task, *error.args)) from error
     with hosts.together():
         trained = checkpoint.load_latest(place.checkpoints)
-        evaluate_trained(task.config, task.split, teacher, trained, scorer, place)
+        for split, training in task.parts:
+            evaluate_trained(task.config, split, teacher, trained, scorer, training)
 
 
 def _train(
@@ -161,7 +188,7 @@ def _train(
     timing: Mapping[str, float | None],
 ) -> None:
     """Trains from `state` to the last step; Interrupted says where it was saved before that."""
-    config, split, place, last_step = task.config, task.split, task.training, task.last_step
+    config, place, last_step = task.config, task.training, task.last_step
     first_step = int(state.step)
     evaluate_at = task.steps_every(config.eval_every_epochs)
     save_at = task.steps_every(config.checkpoint_every_epochs) | {last_step}
@@ -170,13 +197,13 @@ def _train(
         drop_rows_after(place.metrics, first_step)
     logger.info(
         "%s: %d images, steps %d to %d, teacher %s (%s)",
-        *(task.name, len(split.train), first_step, last_step, config.backbone, teacher.weights),
+        *(task.name, len(task.images), first_step, last_step, config.backbone, teacher.weights),
     )
     dispatches = training(
         train_steps.result(),
         steps_per_dispatch(),
         teacher.variables,
-        split.train,
+        task.images,
         state,
         last_step=last_step,
         batch_size=config.batch_size,
@@ -186,15 +213,19 @@ def _train(
     )
     clock = Clock(timing)
 
-    def score(state: TrainState, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def evaluated(state: TrainState) -> Row:
         variables = teacher.variables, jax.device_get(state.student_variables)
-        return score_images(scorer, *variables, images, config.batch_size)
+        rows = []
+        for split, _ in task.parts:
+            scored = score_images(scorer, *variables, split.test, config.batch_size)
+            rows.append(metrics_of(*scored, split.labels, split.masks))
+        return means(rows)
 
     metadata = {
         "config": as_dict(config),
         "teacher_weights": teacher.weights,
         "teacher_sha256": teacher.sha256,
-        "train_sha256": split.train_sha256,
+        "train_sha256": train_sha256(config, [part.split for part in task.parts]),
         "last_step": last_step,
         "dtype": compute_dtype(config).name,
     }
@@ -210,8 +241,7 @@ def _train(
                 clock.first_dispatch(state, step)
                 with clock.stopped():
                     if step in evaluate_at:
-                        scored = score(state, split.test)
-                        write_row({"step": step, **metrics_of(*scored, split.labels, split.masks)})
+                        write_row({"step": step, **evaluated(state)})
                 if step in save_at or stops:
                     metadata["timing"] = clock.timing(step, config.batch_size)
                     host = jax.device_get(state)

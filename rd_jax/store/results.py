@@ -28,7 +28,7 @@ _EVALUATED_ALIKE = (
 # Of the config, as it was evaluated.
 RECORDED = (
     *("dataset", "teacher_weights", "rd4ad_checkpoint", "holdout"),
-    *("loss", "ema", "seed", "num_epochs"),
+    *("loss", "ema", "seed", "num_epochs", "joint"),
     *_EVALUATED_ALIKE,
 )
 
@@ -104,7 +104,7 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
             summary[name] = min((v for v in values if v is not None), default=None)
         else:
             summary[name] = values[0] if all(v == values[0] for v in values) else values
-    return summary | _means(rows, (*METRICS, *TIMING)) | _deviations(rows)
+    return summary | means(rows, (*METRICS, *TIMING)) | _deviations(rows)
 
 
 def mean_row(found: dict[str, list[Result]]) -> dict[str, Any]:
@@ -113,14 +113,15 @@ def mean_row(found: dict[str, list[Result]]) -> dict[str, Any]:
     With the same seeds in each, also the standard deviation, over the seeds, of that mean.
     """
     seed_rows = [[result.row for result in results] for results in found.values()]
-    row = {"category": "mean"} | _means([over_seeds(rows) for rows in seed_rows])
+    row = {"category": "mean"} | means([over_seeds(rows) for rows in seed_rows])
     seeds = {tuple(row["seed"] for row in rows) for rows in seed_rows}
     if len(seeds) == 1 and len(seed_rows[0]) > 1:
-        row |= _deviations([_means(rows) for rows in zip(*seed_rows, strict=True)])
+        row |= _deviations([means(rows) for rows in zip(*seed_rows, strict=True)])
     return row
 
 
-def _means(rows: Sequence[Row], names: Iterable[str] = METRICS) -> dict[str, Any]:
+def means(rows: Sequence[Row], names: Iterable[str] = METRICS) -> dict[str, Any]:
+    """Of each metric, the mean over the rows that define it."""
     values = _defined(rows, names)
     return {name: statistics.fmean(v) if v else None for name, v in values.items()}
 

@@ -3,24 +3,29 @@
 WORKDIR/results.{json,csv,md}, report.html, figures/     of all trainings
 WORKDIR/CATEGORY/                                        a training, or with several seeds
 WORKDIR/CATEGORY/seed_K/                                 a training for each, and their results.json
+WORKDIR/all-categories/, or seed_K/ in it                one training for all categories
 WORKDIR/replaced-DATE/CATEGORY/                          what --restart moved aside
 WORKDIR/.locks/                                          which of them a process works on
 
 A training has checkpoints/, results.json, metrics.jsonl, evaluation.npz, distances.npz and, where
-they are asked for or needed, tensorboard/ and damaged/.
+they are asked for or needed, tensorboard/ and damaged/. Of one for all categories, what comes of
+evaluating a category lies where it always does, results.json, evaluation.npz and distances.npz in
+WORKDIR/CATEGORY[/seed_K]; the rest is in all-categories.
 """
 
 import itertools
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import as_on_disk
+
+JOINT = "all-categories"  # in the place of a category: what one training for all of them leaves
 
 
 class _Inside:
@@ -33,21 +38,32 @@ class _Inside:
         return owner.folder / self.name
 
 
+class _OfTraining(_Inside):
+    """Of this name where the training itself lies."""
+
+    def __get__(self, owner: Any, _: Any = None) -> Path:
+        return (owner.trained_in or owner.folder) / self.name
+
+
 @dataclass(frozen=True)
 class Training:
-    """Where one training of a category is kept; `seed` is None where it has no folder seed_K."""
+    """Where one training of a category is kept; `seed` is None where it has no folder seed_K.
+
+    One for all categories is kept in `trained_in`, and here what is the category's own.
+    """
 
     folder: Path
     category: str
     seed: int | None = None
+    trained_in: Path | None = field(default=None, compare=False)
 
-    checkpoints = _Inside("checkpoints")
+    checkpoints = _OfTraining("checkpoints")
     results = _Inside("results.json")  # facts and figures, written last
-    metrics = _Inside("metrics.jsonl")  # rows of the loss and, where asked for, of metrics
+    metrics = _OfTraining("metrics.jsonl")  # rows of the loss and, where asked for, of metrics
     evaluation = _Inside("evaluation.npz")  # what the report shows
     distances = _Inside("distances.npz")  # of normal images: what thresholds come from
-    tensorboard = _Inside("tensorboard")  # event files
-    damaged = _Inside("damaged")  # checkpoints that were moved out of the way
+    tensorboard = _OfTraining("tensorboard")  # event files
+    damaged = _OfTraining("damaged")  # checkpoints that were moved out of the way
 
     @property
     def name(self) -> str:
@@ -97,7 +113,7 @@ def category_results(training: Training) -> Path:
 
 def check_category(name: str) -> None:
     """Raises UserError if a category's folder could not be told from what else is in a workdir."""
-    taken = ("checkpoints", "figures", "report.html")
+    taken = ("checkpoints", "figures", "report.html", JOINT)
     if name in taken or name.startswith(("results.", "replaced-")):
         raise UserError(
             f"category {name!r}: a run keeps other things under this name; rename the category"
@@ -105,9 +121,24 @@ def check_category(name: str) -> None:
 
 
 def training_of(workdir: Path, category: str, seed: int | None = None) -> Training:
-    """The training of a category, or of one of its seeds, there or not."""
+    """The training of a category, or of one of its seeds, there or not.
+
+    Where it has no checkpoints of its own but there is one for all categories, that one's.
+    """
+    own, joint = (_training(workdir, name, seed) for name in (category, JOINT))
+    is_part = category != JOINT and os.path.isdir(joint.checkpoints)
+    return part_of(joint, category) if is_part and not os.path.isdir(own.checkpoints) else own
+
+
+def _training(workdir: Path, category: str, seed: int | None) -> Training:
     folder = as_on_disk(workdir / category)
     return Training(folder if seed is None else folder / f"seed_{seed}", category, seed)
+
+
+def part_of(joint: Training, category: str) -> Training:
+    """Where what is a category's own of a training for all of them is kept."""
+    workdir = joint.folder.parent if joint.seed is None else joint.folder.parent.parent
+    return replace(_training(workdir, category, joint.seed), trained_in=joint.folder)
 
 
 def trainings_of(workdir: Path, category: str) -> list[Training]:
@@ -120,24 +151,39 @@ def trainings_of(workdir: Path, category: str) -> list[Training]:
         for training in (training_of(workdir, category, seed) for seed in (None, *seeds))
         # Over several seeds, results.json of the category is a summary. Of what cannot be entered,
         # such as lost+found, Path.is_dir would raise.
-        if os.path.isdir(training.checkpoints)
+        if (os.path.isdir(training.checkpoints) and training.trained_in is None)
         or (os.path.isfile(training.results) and not (seeds and training.seed is None))
     ]
 
 
 def find_trainings(workdir: Path) -> list[Training]:
-    """All trainings that are there, finished or not; numbered classes in order."""
+    """All trainings that are there, finished or not; numbered classes in order.
+
+    Of one for all categories, those categories that were evaluated.
+    """
     names = sorted(
-        (path.name for path in workdir.glob("*/")),
+        (path.name for path in workdir.glob("*/") if path.name != JOINT),
         key=lambda name: (int(name) if name.isdecimal() else math.inf, name),
     )
     return [training for name in names for training in trainings_of(workdir, name)]
 
 
 def trainings_at(folder: Path) -> list[Training]:
-    """The training that this folder is, or those of the run or category that it is."""
-    here = Training(folder, folder.name)
-    return [here] if os.path.isdir(here.checkpoints) else find_trainings(folder)
+    """The training that this folder is, or those of the run or category that it is.
+
+    Of one for all categories: it, or the category that this folder is, evaluated or not.
+    """
+    here, whole = Training(folder, folder.name), Path(os.path.abspath(folder))
+    own = [here] if os.path.isdir(here.checkpoints) else find_trainings(folder)
+    places = ((whole, JOINT), (whole.parent, whole.name), (whole.parent.parent, whole.parent.name))
+    parts = [
+        part
+        for workdir, category in places
+        for joint in trainings_of(workdir, JOINT)
+        if whole in ((part := part_of(joint, category)).folder, *part.folder.parents)
+    ]
+    for_all = [part for part in parts if part.category == JOINT]
+    return for_all or [t for t in own if os.path.isdir(t.checkpoints)] or parts
 
 
 def set_aside(workdir: Path, category: str) -> Path | None:

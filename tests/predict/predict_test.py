@@ -1,4 +1,5 @@
 import os
+import runpy
 import subprocess
 import sys
 from functools import cache
@@ -245,6 +246,11 @@ def test_help_is_the_modules_docstring(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit, match="0"):
         predict.main(["--help"])
     assert predict.__doc__.strip() in capsys.readouterr().out
+
+
+def test_what_is_told_is_the_packages_however_it_is_started() -> None:
+    started = runpy.run_path(str(predict.__file__), run_name="other")
+    assert started["logger"].name == "rd_jax.predict"  # of which INFO is shown
 
 
 def test_the_module_is_a_command() -> None:

@@ -99,7 +99,11 @@ def test_rows_are_those_lines_that_are_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoints", "figures", "results.json", "report.html", "replaced-20260101-000000"]
+    "name",
+    [
+        *("checkpoints", "figures", "results.json", "report.html", "replaced-20260101-000000"),
+        "all-categories",
+    ],
 )
 def test_names_of_what_else_a_run_keeps_are_no_categories(name: str) -> None:
     with pytest.raises(UserError, match=f"category '{name}': a run keeps other things"):
