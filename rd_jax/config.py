@@ -272,7 +272,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
     if config.batch_size % num_devices:
         raise UserError(
             f"config.batch_size={config.batch_size}: must be a multiple of the {num_devices} "
-            "devices"
+            f"devices, such as {-(-config.batch_size // num_devices) * num_devices}"
         )
 
 

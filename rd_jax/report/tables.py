@@ -57,10 +57,10 @@ def protocol(rows: Sequence[Row]) -> str:
         text += ", no hold-out"
     if trained:
         seeds = sorted({seed for row in trained for seed in row.get("seeds", [row.get("seed")])})
-        text += (
-            f", {values('num_epochs', trained)} epochs, loss {values('loss', trained)}, "
-            f"average {values('ema', trained)}, seed {', '.join(map(str, seeds))}"
-        )
+        text += f", {values('num_epochs', trained)} epochs, loss {values('loss', trained)}"
+        if any(row["ema"] for row in trained):
+            text += f", averaged (ema {values('ema', trained)})"
+        text += f", seed {', '.join(map(str, seeds))}"
     paragraphs = [f"{text}."]
     if datasets := values("dataset"):
         paragraphs.append(
