@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from rd_jax.method.models import Model
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.models.blocks import Resize
-from rd_jax.method.models.bottleneck import Kind, join_variables
+from rd_jax.method.models.bottleneck import Kind
 from rd_jax.method.models.teacher import IMAGENET_MEAN, IMAGENET_STD
 from rd_jax.method.score import blur_matrix, upsampling_matrix
 from rd_jax.system.errors import UserError
@@ -88,7 +88,7 @@ def to_onnx(
         return helper.make_tensor_value_info(name, dtype, ["batch", *shape])
 
     teacher, student = map(fold_batch_norm, (teacher_variables, student_variables))
-    joined = join_variables(model.bottleneck, teacher, student)
+    joined = model.joined(teacher, student)
     # "student/layer1_0/conv1/kernel" and so on
     leaves = flatten_dict({"teacher": teacher["params"], **joined["params"]}, sep="/")
     graph = Graph({name: _float32(value) for name, value in leaves.items()})

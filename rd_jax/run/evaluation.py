@@ -11,7 +11,7 @@ import jax
 
 from rd_jax.config import FIELDS, Config, Depends, as_dict, override, validate
 from rd_jax.data import Split
-from rd_jax.data.splits import check_apart, chosen_name, load_split, named
+from rd_jax.data.splits import check_apart, check_splits, chosen_name, load_split, named
 from rd_jax.method.calibration import Calibration, metrics_at
 from rd_jax.method.metrics import metrics_of
 from rd_jax.report import gallery, page, tables
@@ -115,21 +115,24 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     category, or if `workdir` holds a training of that category.
     """
     validate(config)
-    name = chosen_name(config)
-    if not name:
-        raise UserError(
-            "config.rd4ad_checkpoint is of one category: set --config.category (or normal_class)"
-        )
+    of_one = "config.rd4ad_checkpoint is of one category: set --config.category (or normal_class)"
+    if not chosen_name(config):
+        raise UserError(of_one)
     if config.seeds:
         raise UserError(f"config.seeds={config.seeds!r}: rd4ad_checkpoint is trained already")
     if config.joint:
         raise UserError("config.joint=True: rd4ad_checkpoint is of one category: leave it out")
-    if config.bottleneck != "mff_oce":
-        raise UserError(
-            f"config.bottleneck={config.bottleneck!r}: the authors' checkpoints have 'mff_oce'"
-        )
+    for field in ("bottleneck", "direction"):
+        if config[field] != FIELDS[field].default:
+            raise UserError(
+                f"config.{field}={config[field]!r}: the authors' checkpoints have "
+                f"{FIELDS[field].default!r}"
+            )
     path = user_path(config.rd4ad_checkpoint)
     variables = load_rd4ad(path, config.backbone)
+    name, *others = check_splits(config)
+    if others:
+        raise UserError(of_one)
     check_apart(config, [name], workdir)
     split = load_split(config, name)
     check_category(split.name)
@@ -137,7 +140,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
         if there.checkpoints.is_dir():
             raise UserError(f"{there.folder} holds a training: choose another --workdir")
     teacher = teacher_of(config)
-    of_training = ("loss", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
+    of_training = ("loss", "ema", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
     known = _what_is_evaluated(config, split, teacher) | dict.fromkeys(of_training)
     both, place = (teacher.variables, variables), training_of(workdir, split.name)
     with claimed(workdir, [place]):

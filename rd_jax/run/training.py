@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,6 +30,7 @@ from rd_jax.run.task import (
     planned,
     train_sha256,
 )
+from rd_jax.run.trained import hashes_of
 from rd_jax.store import checkpoint
 from rd_jax.store.lock import claimed
 from rd_jax.store.results import means, read_results
@@ -80,12 +81,11 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
             compiler = ThreadPoolExecutor(1)
             stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
             programs = _compile_programs(compiler, config, teacher)
+            loaded = [[load_split(config, name) for name in group] for group in groups]
+            if moved:
+                _start_anew(workdir, moved)
             tasks = []
-            for group in groups:
-                splits = [load_split(config, name) for name in group]
-                for name in moved:
-                    if config.joint or name in group or name not in names:
-                        _start_anew(workdir, name)
+            for splits in loaded:
                 tasks += planned(config, workdir, splits)
                 check_same_training(config, splits, teacher, workdir)
         for task in tasks:
@@ -144,19 +144,21 @@ def _compile_programs(
 
 
 def _belonging(workdir: Path, names: list[str]) -> list[str]:
-    """What is moved aside with these categories: what one training for all of them left."""
-    if not trainings_of(workdir, JOINT):
+    """What is moved aside with these categories: one training for all of them, and all of its."""
+    joint = trainings_of(workdir, JOINT)
+    if not joint:
         return names
-    found = read_results(workdir)
-    joint = [name for name, results in found.items() if any(row["joint"] for _, row in results)]
-    return list(dict.fromkeys([*names, *joint, JOINT]))
+    known = filter(None, (checkpoint.latest_metadata(t.checkpoints) for t in joint))
+    parts = [name for metadata in known for name in hashes_of(metadata, JOINT)]
+    others = [name for name in (*names, *parts) if name != JOINT]
+    return [*dict.fromkeys(others), JOINT]  # which tells that there is more to move, so it is last
 
 
-def _start_anew(workdir: Path, category: str) -> None:
+def _start_anew(workdir: Path, categories: Sequence[str]) -> None:
     with hosts.together():
-        kept = set_aside(workdir, category) if hosts.is_first() else None
-    if kept:
-        logger.warning("%s: starting anew; what was there is kept in %s", category, kept)
+        kept = set_aside(workdir, categories) if hosts.is_first() else {}
+    for category, path in kept.items():
+        logger.warning("%s: starting anew; what was there is kept in %s", category, path)
 
 
 def _train_and_evaluate(
@@ -195,6 +197,8 @@ def _train(
     pause_at = evaluate_at | save_at
     if hosts.is_first():
         drop_rows_after(place.metrics, first_step)
+        for part in task.parts:
+            part.training.results.unlink(missing_ok=True)  # of fewer steps
     logger.info(
         "%s: %d images, steps %d to %d, teacher %s (%s)",
         *(task.name, len(task.images), first_step, last_step, config.backbone, teacher.weights),

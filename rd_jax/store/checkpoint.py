@@ -69,7 +69,7 @@ def _reader(folder: Path) -> ocp.CheckpointManager:
 def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]], None]]:
     """A function save(step, student_variables, rest, metadata) for trees of numpy arrays.
 
-    The rest is what going on needs besides: the optimiser's state.
+    The rest is what going on needs besides: `TrainState.rest`.
 
     It returns while the checkpoint is still being written, once the one before is complete; all
     are complete when the context ends. The two latest are kept. Several processes save together.

@@ -102,6 +102,8 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
             summary["seeds"] = values
         elif name == "num_steps":
             summary[name] = min((v for v in values if v is not None), default=None)
+        elif name == "last_step":  # one may have gone on for longer, which the others then lack
+            summary[name] = max((v for v in values if v is not None), default=None)
         else:
             summary[name] = values[0] if all(v == values[0] for v in values) else values
     return summary | means(rows, (*METRICS, *TIMING)) | _deviations(rows)

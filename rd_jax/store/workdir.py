@@ -186,12 +186,12 @@ def trainings_at(folder: Path) -> list[Training]:
     return for_all or [t for t in own if os.path.isdir(t.checkpoints)] or parts
 
 
-def set_aside(workdir: Path, category: str) -> Path | None:
-    """Moves a category's folder, if there is one, into replaced-DATE; returns where it is."""
-    folder = as_on_disk(workdir / category)
-    if not folder.exists():
-        return None
-    return moved_aside(folder, workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}")
+def set_aside(workdir: Path, categories: Iterable[str]) -> dict[str, Path]:
+    """Moves the folders of categories that have one into one replaced-DATE; returns where."""
+    kept = workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}"
+    folders = {category: as_on_disk(workdir / category) for category in categories}
+    there = {category: folder for category, folder in folders.items() if folder.exists()}
+    return {category: moved_aside(folder, kept) for category, folder in there.items()}
 
 
 def moved_aside(path: Path, folder: Path) -> Path:

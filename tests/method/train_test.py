@@ -77,6 +77,15 @@ def test_the_average_weighs_what_each_step_ended_with_and_no_initial_values() ->
     assert largest_difference(state.variables, expected) > 1e-4
 
 
+@pytest.mark.parametrize(("of_state", "of_step"), [(0.0, 0.9), (0.9, 0.0)])
+def test_an_average_belongs_to_state_and_step(of_state: float, of_step: float) -> None:
+    model, optimizer = Model("micro"), optax.sgd(0.1)
+    state = create_train_state(model, optimizer, jax.random.key(0), of_state)
+    step = make_train_step(model, optimizer, ema=of_step)
+    with pytest.raises(ValueError, match="give create_train_state and make_train_step the same"):
+        step(state, load_teacher("micro", "random"), draw_images(2, 32))
+
+
 def test_unselected_scales_get_no_gradient(config: Config) -> None:
     config.scales = (3,)
     before = first_state(config)

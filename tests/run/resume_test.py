@@ -172,6 +172,20 @@ def test_four_epochs_gone_on_with_to_eight_are_eight(data_dir: Path, tmp_path: P
     assert_one_line(run(*fewer), "num_epochs (8, now 7); choose another")
 
 
+def test_seeds_of_which_one_was_gone_on_with_are_called_unfinished(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    common = ("--config.category=a", "--config.seeds=0,1", "--config.num_epochs")
+    for epochs, kill_at in ((1, ""), (2, "evaluation/seed_1")):
+        command = arguments(data_dir, tmp_path, *common[:2], f"{common[2]}={epochs}")
+        done = run_process(*command, KILL_AT=kill_at) if kill_at else run(*command)
+        assert done.returncode == (-signal.SIGKILL if kill_at else 0), done.stderr
+    shutil.rmtree(tmp_path / "a" / "seed_1" / "checkpoints" / "3")  # as if killed before it
+    done = run("--config", "configs/mvtec.py", "--workdir", str(tmp_path), "--mode", "eval")
+    assert done.returncode == 0, done.stderr
+    assert "**a is UNFINISHED: step 2 of 3.**" in done.stdout
+
+
 def test_starting_anew_keeps_what_was_there(data_dir: Path, tmp_path: Path) -> None:
     common = arguments(data_dir, tmp_path, "--config.category=a", "--config.num_epochs=1")
     assert run(*common).returncode == 0

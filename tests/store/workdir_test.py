@@ -71,8 +71,8 @@ def test_what_is_no_results_is_named_and_left_out(
 def test_what_is_set_aside_is_no_training_any_more(tmp_path: Path) -> None:
     training = training_of(tmp_path, "weave")
     training.checkpoints.mkdir(parents=True)
-    assert set_aside(tmp_path, "cloth") is None
-    kept = set_aside(tmp_path, "weave")
+    assert set_aside(tmp_path, ["cloth"]) == {}
+    kept = set_aside(tmp_path, ["weave"])["weave"]
     assert kept is not None
     assert kept.name == "weave"
     assert kept.parent.name.startswith("replaced-")

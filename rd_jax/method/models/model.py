@@ -48,7 +48,7 @@ class Model:
     ) -> Features:
         """The student's features of all scales, with the stored statistics in BatchNorm."""
         seen = self._seen_by_student(images, teacher_features)
-        variables = self._joined(teacher_variables, student_variables)
+        variables = self.joined(teacher_variables, student_variables)
         return self._learner().apply(variables, seen)
 
     def train_features(
@@ -61,7 +61,7 @@ class Model:
     ) -> tuple[Features, Mapping[str, Any]]:
         """As `student_features` with the batch's statistics, and the updated batch_stats."""
         seen = self._seen_by_student(images, teacher_features)
-        variables = self._joined(teacher_variables, student_variables)
+        variables = self.joined(teacher_variables, student_variables)
         features, updated = self._learner(axis_name).apply(
             variables, seen, train=True, mutable=["batch_stats"]
         )
@@ -87,7 +87,8 @@ class Model:
     def _seen_by_student(self, images: jax.Array, teacher_features: Features) -> Any:
         return self._scaled(images) if self._is_forward else teacher_features
 
-    def _joined(self, teacher_variables: Any, student_variables: Any) -> Any:
+    def joined(self, teacher_variables: Any, student_variables: Any) -> Any:
+        """What learns, with what it takes of the teacher."""
         if self._is_forward:
             return student_variables
         return join_variables(self.bottleneck, teacher_variables, student_variables)
