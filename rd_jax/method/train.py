@@ -98,7 +98,7 @@ def make_train_step(
     def train_step(
         state: TrainState, teacher_variables: Any, images: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        if (state.average is None) != (not ema):
+        if (state.average is not None) != (ema > 0):
             raise ValueError(f"ema={ema}: give create_train_state and make_train_step the same")
         teacher_features = model.teacher_features(teacher_variables, images)
 

@@ -93,12 +93,13 @@ def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[
         metadata = checkpoint.latest_metadata(joint.checkpoints)
         there += parts_of(joint, metadata) if metadata else []
     names = [composed(n) for n in named(name, (t.category for t in there))] if name else []
+    steps = cache(checkpoint.steps)  # categories of one training for all share it
     wanted = [
         training
         for training in there
         if (not names or composed(training.category) in names)
         and (not seeds or training.seed in seeds)
-        and checkpoint.steps(training.checkpoints)
+        and steps(training.checkpoints)
     ]
     missing = set(names) - {composed(training.category) for training in wanted}
     if missing or not wanted:

@@ -187,9 +187,9 @@ def check_same_training(
 
 def _other_images(config: Config, splits: Sequence[Split], before: Mapping[str, str]) -> str:
     """How the images trained on before, by category, differ."""
-    if not config.joint:
+    now = train_sha256(config, splits)
+    if isinstance(now, str):
         return "other training images than are there now"
-    now = {composed(split.name): split.train_sha256 for split in splits}
     if now.keys() != before.keys():
         return f"the categories {', '.join(before)}, not with {', '.join(now)}"
     others = ", ".join(name for name in now if now[name] != before[name])

@@ -76,12 +76,16 @@ def completed_distances(
     return completed
 
 
+def common_dtypes(found: Sequence[NormalDistances]) -> list[str]:
+    """The dtypes that all of several categories have."""
+    return [dtype for dtype in found[0].by_dtype if all(dtype in d.by_dtype for d in found)]
+
+
 def pooled(found: Sequence[NormalDistances]) -> NormalDistances:
-    """Those of several categories as one, of the dtypes that all of them have."""
-    dtypes = [dtype for dtype in found[0].by_dtype if all(dtype in d.by_dtype for d in found)]
+    """Those of several categories as one, of their `common_dtypes`."""
     by_dtype = {
         dtype: tuple(map(np.concatenate, zip(*(d.by_dtype[dtype] for d in found), strict=True)))
-        for dtype in dtypes
+        for dtype in common_dtypes(found)
     }
     return NormalDistances(all(d.is_holdout for d in found), found[0].checkpoint, by_dtype)
 

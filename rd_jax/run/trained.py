@@ -11,7 +11,7 @@ from rd_jax.config import FIELDS, Config, Depends, from_dict, override
 from rd_jax.method.calibration import Calibration
 from rd_jax.method.models import Model
 from rd_jax.run.build import compute_dtype, model_of
-from rd_jax.run.thresholds import calibration_of, kept_distances, pooled
+from rd_jax.run.thresholds import calibration_of, common_dtypes, kept_distances, pooled
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
 from rd_jax.store.distances import NormalDistances
@@ -66,7 +66,7 @@ class Trained(NamedTuple):
     def scoring_dtype(self) -> str:
         """The config's, if there are thresholds for it, else float32, whose hold everywhere."""
         own = compute_dtype(self.config).name
-        dtypes = pooled(list(self.kept.values())).by_dtype
+        dtypes = common_dtypes(list(self.kept.values()))
         if dtypes and own not in dtypes:
             logger.warning(
                 "scoring in float32, since there are no thresholds for %s: python -m rd_jax.main "
