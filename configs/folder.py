@@ -5,7 +5,7 @@ python -m rd_jax.main --config folder:CATEGORY --config.data_dir=DIR --workdir r
 reads DIR/CATEGORY/train/good/*, and if they are there test/ and ground_truth/ in MVTec AD layout.
 """
 
-from rd_jax.config import Config
+from rd_jax.config import SHORT, Config
 from rd_jax.config import get_config as defaults
 
 
@@ -15,8 +15,6 @@ def get_config(category: str = "") -> Config:
         category=category,
         backbone="resnet18",
         holdout=0.1,
-        loss="mixed",
-        batch_size=4,
         num_epochs=20,
-        ema=0.999,
+        **SHORT,
     )

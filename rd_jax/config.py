@@ -201,6 +201,9 @@ FIELDS = {
     "tensorboard": Field(False, _BOOLEAN, _NOTHING, "event files (`pip install tensorboardX`)"),
 }
 
+# For trainings of 5 to some 80 epochs, by measurement: docs/recipe.md.
+SHORT = {"loss": "mixed", "batch_size": 4, "ema": 0.999}
+
 
 def get_config(**changes: Any) -> Config:
     """An ml_collections.ConfigDict of the table's defaults, and what differs from them."""

@@ -148,7 +148,7 @@ def test_a_bare_name_is_a_config_of_the_package(argument: list[str]) -> None:
     assert Path(path.removesuffix(":bottle")).samefile(ROOT / "configs" / "mvtec.py")
     paths = ["main", "--config", "configs/mvtec.py:bottle", "--config=./mine.py", "--mode", "eval"]
     assert located(paths) == paths
-    with pytest.raises(UserError, match="there are demo, folder, mvtec, one_class, or give the pa"):
+    with pytest.raises(UserError, match="are demo, folder, mvtec, mvtec_short, one_class, or"):
         located(["main", "--config", "mvtek"])
 
 
