@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FPR = 0.3  # of the PRO curve, as of the metric
 _MAX_SHOWN = 120
+_NUM_EXAMPLES = 8  # about
 _MAX_SIZE = 192  # pixels
 _MAX_POINTS = 300
 
@@ -76,7 +78,10 @@ def write_evaluation(
     if masks is not None:
         curve = padded_roc(maps, masks)
         pixels, pro = curve_points(curve), curve_points(per_region(curve, masks))
-    shown = informative(wrongness(scores, labels, calibration), scores, _MAX_SHOWN)
+    errors = wrongness(scores, labels, calibration)
+    clear = examples(split.test_names, labels, scores, errors)
+    shown = informative(errors, scores, _MAX_SHOWN)
+    shown = np.concatenate([shown, clear[~np.isin(clear, shown)]])
     size = min(split.test.shape[1], _MAX_SIZE)
     images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
     strengths = [strength(resized_map(maps[i], size, size), low, high) for i in shown]
@@ -133,6 +138,30 @@ def informative(wrongness: np.ndarray, scores: np.ndarray, limit: int) -> np.nda
     by_score = rest[np.argsort(scores[rest], kind="stable")]
     spaced = by_score[np.linspace(0, len(rest) - 1, limit - len(worst)).round().astype(int)]
     return np.concatenate([worst, rest[np.isin(rest, spaced)]])
+
+
+def kind_of(name: str) -> str:
+    """The kind of defect: the first folder in the name of a test image, or nothing."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def examples(
+    names: Sequence[str], labels: np.ndarray, scores: np.ndarray, wrongness: np.ndarray
+) -> np.ndarray:
+    """Which images show best what was found: a few on the right side of the threshold.
+
+    A normal image of middling score, and those of each kind of defect with the highest scores.
+    """
+    kinds, right = np.array([kind_of(name) for name in names], str), wrongness <= 0
+    normal = np.flatnonzero(~labels & right)
+    normal = normal[np.argsort(scores[normal], kind="stable")]
+    defective = np.flatnonzero(labels & right)
+    defective = defective[np.argsort(-scores[defective], kind="stable")]
+    found = np.unique(kinds[defective])
+    of_each = max(1, _NUM_EXAMPLES // max(1, len(found)))
+    clear = [defective[kinds[defective] == kind][:of_each] for kind in found]
+    one_of_each_first = [of_kind[i : i + 1] for i in range(of_each) for of_kind in clear]
+    return np.concatenate([normal[len(normal) // 2 :][:1], *one_of_each_first])
 
 
 def thinned(points: np.ndarray, num_points: int) -> np.ndarray:

@@ -16,7 +16,14 @@ from markupsafe import Markup
 from PIL import Image
 
 from rd_jax.method.metrics import METRICS
-from rd_jax.report.gallery import Evaluation, informative, read_evaluation, wrongness
+from rd_jax.report.gallery import (
+    Evaluation,
+    examples,
+    informative,
+    kind_of,
+    read_evaluation,
+    wrongness,
+)
 from rd_jax.report.heatmap import coloured
 from rd_jax.report.promise import promise, scale_is
 from rd_jax.report.tables import per_cent, protocol
@@ -124,6 +131,7 @@ def _gallery(evaluation: Evaluation, limit: int) -> dict[str, Any]:
             "name": str(evaluation.names[i]),
             "score": str(scores[i]),
             "label": "anomalous" if labels[i] else "normal",
+            "kind": kind_of(str(evaluation.names[i])),
             "error": "missed" if missed[i] else "false alarm" if false_alarms[i] else "",
             "image": _uri(image, "JPEG"),
             "heat": _uri(coloured(image, evaluation.strengths[k]), "JPEG"),
@@ -142,6 +150,10 @@ def _gallery(evaluation: Evaluation, limit: int) -> dict[str, Any]:
         "num_missed": missed.sum(),
         "num_false_alarms": false_alarms.sum(),
         "scale": _uri(coloured(grey, ramp), "PNG"),  # what the colours mean
+        "examples": [
+            card(k)
+            for k in examples(evaluation.names[stored], labels[stored], scores[stored], errors)
+        ],
         "cards": [card(k) for k in informative(errors, scores[stored], limit)],
     }
 

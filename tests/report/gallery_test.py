@@ -7,6 +7,7 @@ from rd_jax.data import Split
 from rd_jax.data.synthetic import DEFECTS, weave
 from rd_jax.method.calibration import Calibration
 from rd_jax.report.gallery import (
+    examples,
     informative,
     read_evaluation,
     write_evaluation,
@@ -97,14 +98,38 @@ def test_of_many_images_the_worst_and_some_of_all_scores_are_kept(tmp_path: Path
     write_evaluation(tmp_path / FILE, split, maps, scores, CALIBRATION)
     read = read_evaluation(tmp_path / FILE)
     assert read is not None
-    assert len(set(read.shown)) == 120
+    assert len(set(read.shown)) == len(read.shown) >= 120
     wrong = wrongness(scores, split.labels, CALIBRATION)
     worst_first = np.argsort(-wrong)
     np.testing.assert_array_equal(read.shown[:60], worst_first[:60])
     rest = np.sort(scores[worst_first[60:]])
-    kept = np.sort(scores[read.shown[60:]])
+    kept = np.sort(scores[read.shown[60:120]])
     assert (kept[0], kept[-1]) == (rest[0], rest[-1])
     assert np.diff(np.searchsorted(rest, kept)).max() <= 3
+    assert {*examples(split.test_names, split.labels, scores, wrong)} <= {*read.shown}
+
+
+def test_examples_are_found_ones_with_the_highest_scores_and_all_kinds_come_first() -> None:
+    names = [f"{kind}/{i}" for i in range(9) for kind in ("crack", "good", "hole", "dent")]
+    labels = np.array(["good" not in name for name in names])
+    scores = np.random.default_rng(0).uniform(0, 1, 36)
+    scores[[name.startswith("dent") for name in names]] = 0  # none of them is found
+    right = np.where(labels, 0.5 - scores, scores - 0.5)
+    chosen = examples(names, labels, scores, right)
+    kinds = [names[i].split("/")[0] for i in chosen]
+    assert kinds == ["good", *["crack", "hole"] * (len(chosen) // 2)]
+    assert len(chosen) == 9
+    normal = np.sort(scores[~labels & (scores <= 0.5)])
+    assert scores[chosen[0]] == normal[len(normal) // 2]
+    for k, kind in ((1, "crack"), (2, "hole")):
+        of_kind = np.sort([s for s, name in zip(scores, names, strict=True) if kind in name])
+        np.testing.assert_array_equal(scores[chosen[k::2]], of_kind[:-5:-1])
+
+
+def test_nothing_found_gives_no_examples() -> None:
+    nothing = np.zeros(0)
+    assert examples([], nothing.astype(bool), nothing, nothing).size == 0
+    assert examples(["bad/0"], np.ones(1, bool), np.zeros(1), np.ones(1)).size == 0
 
 
 def test_errors_are_measured_from_the_threshold_of_the_calibration() -> None:

@@ -11,6 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+from rd_jax.data.synthetic import DEFECTS
 from rd_jax.report import page
 from rd_jax.report.gallery import write_evaluation
 from rd_jax.report.page import write_page
@@ -90,7 +91,7 @@ def body_of(page: str) -> str:
     """The page's main element as XML: HTML's elements without an end get one."""
     main = page[page.index("<main>") : page.index("</main>") + len("</main>")]
     closed = re.sub(r"<(img|br)\b([^>]*)>", r"<\1\2/>", main)
-    return closed.replace("<details open>", "<details>").replace("xlink:", "")
+    return closed.replace("xlink:", "")
 
 
 def test_seeds_and_categories_have_rows_and_sections_of_their_own(tmp_path: Path) -> None:
@@ -146,6 +147,21 @@ def test_decisions_at_the_threshold_are_counted(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_page_opens_on_what_was_found_of_each_kind(tmp_path: Path) -> None:
+    add_results(tmp_path / "weave", "weave")
+    split, maps = weave_split(10)
+    write_evaluation(tmp_path / "weave" / FILE, split, maps, 1.0 + split.labels, CALIBRATION)
+    append_row(tmp_path / "weave" / "metrics.jsonl", {"step": 1, "loss": 1.0})
+    write_page(tmp_path)
+    before, _, errors = body_of(page_of(tmp_path)).partition("<details>")
+    kinds = re.findall(r"<figcaption><b>(\w+)</b>", before)
+    assert kinds[0] == "good"
+    assert set(kinds[1:5]) == set(DEFECTS)
+    assert before.index("<figcaption>") < before.index("Colour begins")
+    assert '<div class="figures">' not in before
+    assert errors.count("<figcaption>") == 10
+
+
 def test_a_folder_without_an_evaluation_says_how_to_get_one(tmp_path: Path) -> None:
     nothing = dict.fromkeys(("num_steps", "last_step", "train_seconds", "images_per_second"))
     nothing |= {"rd4ad_checkpoint": "x.pth", "seed": None}
@@ -171,8 +187,8 @@ def test_of_too_many_images_a_part_is_shown(
     for name in ("a", "b"):
         add_training(tmp_path / name, name)
     text = text_of(tmp_path)
-    assert text.count("Test images: 4 of 10") == 2
-    assert text.count("Shown are the 2 worst, and others evenly spaced by score.") == 2
+    assert text.count("Test images, worst errors first: 4 of 10") == 2
+    assert text.count("Shown are the worst, and others evenly spaced by score.") == 2
 
 
 def test_names_that_are_no_text_do_not_break_the_page(tmp_path: Path) -> None:
@@ -220,6 +236,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with webdriver.Chrome(options, Service(driver)) as browser:
         browser.get((workdir / "report.html").as_uri())
+        browser.find_element(By.TAG_NAME, "summary").click()
         yield browser
 
 
@@ -229,7 +246,7 @@ def test_the_page_opens_without_an_error_and_shows_names_as_they_are(
     assert browser.get_log("browser") == []
     assert browser.title == "Reverse Distillation: shown0"
     assert browser.find_element(By.CSS_SELECTOR, "h2").text == CATEGORY
-    captions = browser.find_elements(By.CSS_SELECTOR, ".gallery figcaption")
+    captions = browser.find_elements(By.CSS_SELECTOR, "details figcaption")
     assert len(captions) == 10
     assert all(SCRIPT in caption.text for caption in captions)
     loaded = "return [...document.images].every(image => image.complete && image.naturalWidth)"
@@ -238,7 +255,7 @@ def test_the_page_opens_without_an_error_and_shows_names_as_they_are(
 
 def test_buttons_sort_the_gallery(browser: webdriver.Chrome) -> None:
     def shown(attribute: str) -> list[str]:
-        figures = browser.find_elements(By.CSS_SELECTOR, ".gallery figure")
+        figures = browser.find_elements(By.CSS_SELECTOR, "details figure")
         return [figure.get_attribute(f"data-{attribute}") for figure in figures]
 
     def press(key: str) -> None:
