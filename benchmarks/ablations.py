@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, get_args
 from absl import app, flags
 
 from rd_jax.config import FIELDS, get_config
-from rd_jax.method.models import BACKBONES
 from rd_jax.method.models.model import Direction
 from rd_jax.method.score import Fusion
 from rd_jax.report.tables import markdown_table, per_cent, protocol
@@ -27,6 +26,7 @@ from rd_jax.store.workdir import Workdir
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import log_to_stderr
 from rd_jax.system.errors import UserError
+from rd_jax.weights.hub import IMAGENET
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 SCALES = tuple(chain.from_iterable(combinations((1, 2, 3), size) for size in (1, 2, 3)))
@@ -54,7 +54,7 @@ def grid(name: str, backbone: str) -> list[Variant]:
     """The variants of one table; `backbone` is that of the other grids than its own."""
     return {
         "bottleneck": [Variant(backbone, bottleneck=b) for b in ("pre", "oce", "mff_oce")],
-        "backbone": [Variant(b) for b in BACKBONES],
+        "backbone": [Variant(b) for b in IMAGENET],
         "scales": [Variant(backbone, scales=scales) for scales in SCALES],
         "direction": [Variant(backbone, direction=d) for d in get_args(Direction)],
         "map_fusion": [Variant(backbone, map_fusion=f) for f in get_args(Fusion)],
@@ -136,7 +136,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("grids", list(GRIDS), "Which tables.")
     flags.DEFINE_list("seeds", ["0"], "Seeds; with several, their mean and deviation.")
     flags.DEFINE_integer("num_epochs", FIELDS["num_epochs"].default, "Epochs of each training.")
-    flags.DEFINE_enum("backbone", "wide_resnet50_2", list(BACKBONES), "That of the other grids.")
+    flags.DEFINE_enum("backbone", "wide_resnet50_2", list(IMAGENET), "That of the other grids.")
     flags.DEFINE_string("teacher_weights", "imagenet", "As in configs; BACKBONE is replaced.")
     flags.register_validator(
         "grids", lambda names: names and set(names) <= set(GRIDS), f"of {GRIDS}"

@@ -25,6 +25,16 @@ def convert_teacher(
     return _convert(state_dict, teacher_shapes(backbone, layer4), what)
 
 
+def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `convert_teacher`: torchvision's names and layouts, numpy arrays."""
+    return {
+        _torch_name(path): np.ascontiguousarray(
+            value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        )
+        for path, value in flatten_dict(variables).items()
+    }
+
+
 def convert_rd4ad(
     bottleneck: Mapping[str, np.ndarray], student: Mapping[str, np.ndarray], backbone: str
 ) -> dict[str, Any]:

@@ -39,6 +39,11 @@ def download(backbone: str) -> Path:
 
     Raises UserError if it cannot be had, with the address to fetch it from, or is damaged.
     """
+    if backbone not in IMAGENET:
+        raise UserError(
+            f"there are no ImageNet weights of {backbone}: choose one of {', '.join(IMAGENET)}, or "
+            "set --config.teacher_weights=FILE"
+        )
     pinned = IMAGENET[backbone]
     repository, file = f"timm/{backbone}.tv_in1k", "model.safetensors"
     try:

@@ -64,11 +64,11 @@ def test_networks_losses_and_map_equal_pytorch_golden_files(backbone: str) -> No
 @pytest.mark.parametrize("loss", ["per_position", "flattened"])
 def test_three_steps_of_adam_equal_pytorch(config: Config, loss: str) -> None:
     golden = np.load(GOLDEN / f"adam_{loss}.npz")
-    shapes = json.loads(str(np.load(GOLDEN / "resnet18.npz")["shapes"]))
+    shapes = json.loads(str(np.load(GOLDEN / "resnet10.npz")["shapes"]))
     drawn = {name: draw_state_dict(shapes[name]) for name in shapes}
-    teacher = convert_teacher(drawn["teacher"], "resnet18")
-    variables = convert_rd4ad(drawn["bottleneck"], drawn["student"], "resnet18")
-    config.backbone, config.loss = "resnet18", loss
+    teacher = convert_teacher(drawn["teacher"], "resnet10")
+    variables = convert_rd4ad(drawn["bottleneck"], drawn["student"], "resnet10")
+    config.backbone, config.loss = "resnet10", loss
     params = variables["params"]
     opt_state = optimizer_of(config).init(params)
     state = TrainState(params, variables["batch_stats"], opt_state, np.int32(0))
@@ -127,8 +127,7 @@ def test_real_teacher_equals_pytorch_on_real_images(resnet18_npz: Path, bottle_d
 
 
 @pytest.mark.parametrize(
-    ("backbone", "channels"),
-    [("resnet18", 64), ("resnet34", 64), ("resnet50", 256), ("wide_resnet50_2", 256)],
+    ("backbone", "channels"), [(name, 256 if "50" in name else 64) for name in REAL_BACKBONES]
 )
 def test_student_features_have_the_teachers_shapes(backbone: str, channels: int) -> None:
     image, features = example_shapes(backbone)

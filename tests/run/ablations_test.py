@@ -13,10 +13,11 @@ from rd_jax import convert_teacher, load_teacher, make_train_step
 from rd_jax.config import Config
 from rd_jax.data.synthetic import write_category
 from rd_jax.method.loss import LOSSES
-from rd_jax.method.models import BACKBONES, Bottleneck, Teacher
+from rd_jax.method.models import Bottleneck, Teacher
 from rd_jax.method.models.bottleneck import join_variables
 from rd_jax.run.build import model_of, optimizer_of, scorer_of
 from rd_jax.system.errors import UserError
+from rd_jax.weights.hub import IMAGENET
 from tests.reference_weights import draw_images, draw_state_dict
 from tests.trained import first_state
 
@@ -92,7 +93,7 @@ def test_oce_alone_leaves_the_fusion_out(config: Config) -> None:
     assert num_parameters(full["student"]) == num_parameters(alone["student"])
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "wide_resnet50_2"])
+@pytest.mark.parametrize("backbone", ["resnet10", *IMAGENET])
 def test_the_backbone_is_that_of_both_trained_networks(config: Config, backbone: str) -> None:
     pytest.importorskip("torch", reason="the extra `parity` is not installed")
     from benchmarks import torch_reference as reference
@@ -108,7 +109,7 @@ def test_scales_are_all_subsets() -> None:
     grid = ablations.grid("scales", "resnet18")
     assert len({variant.scales for variant in grid}) == 7
     assert {v.bottleneck for v in ablations.grid("bottleneck", "x")} == {"pre", "oce", "mff_oce"}
-    assert {v.backbone for v in ablations.grid("backbone", "x")} == set(BACKBONES)
+    assert {v.backbone for v in ablations.grid("backbone", "x")} == set(IMAGENET)
 
 
 def test_a_grid_becomes_a_table_and_keeps_what_failed(tmp_path: Path) -> None:

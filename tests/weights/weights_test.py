@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from rd_jax import convert_teacher, load_teacher
 from rd_jax.system.errors import UserError
 from rd_jax.weights import hub
+from rd_jax.weights.convert import to_state_dict
 from rd_jax.weights.teacher import find_teacher, teacher_sha256
 
 
@@ -38,6 +39,12 @@ def test_the_same_weights_load_from_every_format(
         assert teacher_sha256(loaded) == teacher_sha256(expected)
     assert {"conv1", "bn1"} < set(expected["params"])
     assert not any(name.startswith(("fc", "layer4")) for name in expected["params"])
+
+
+def test_a_state_dict_comes_back_from_the_variables(state_dict: dict[str, np.ndarray]) -> None:
+    back = to_state_dict(convert_teacher(state_dict, "resnet18"))
+    assert back.keys() == {n for n in state_dict if not n.startswith(("fc", "layer4"))}
+    assert all(np.array_equal(value, state_dict[name]) for name, value in back.items())
 
 
 def test_pth_files_load_and_run_no_code(state_dict: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -90,6 +97,11 @@ def test_a_download_is_verified(
     expected = teacher_sha256(convert_teacher(state_dict, "resnet18"))
     assert find_teacher("resnet18", "auto").sha256 == expected
     assert find_teacher("resnet18", "auto").weights == "imagenet"
+
+
+def test_a_backbone_without_imagenet_weights_is_told_apart_from_a_failed_download() -> None:
+    with pytest.raises(UserError, match="no ImageNet weights of resnet10: choose one of resnet18,"):
+        load_teacher("resnet10", "imagenet")
 
 
 def test_a_hub_that_cannot_even_be_imported_is_as_one_without_network(

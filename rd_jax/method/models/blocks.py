@@ -65,7 +65,7 @@ def _resizing_conv(
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34); "up" turns the first around."""
+    """Two 3x3 convolutions and a shortcut (ResNet-10 to -34); "up" turns the first around."""
 
     planes: int
     norm: partial[BatchNorm]

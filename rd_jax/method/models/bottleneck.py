@@ -18,8 +18,8 @@ Kind = Literal["pre", "oce", "mff_oce"]
 class Bottleneck(nn.Module):
     """MFF and OCE (paper, figure 4).
 
-    Maps the teacher's `Features` to the embedding [B, H/32, W/32, C] with C 512 for ResNet-18
-    and -34 and 2048 for ResNet-50 and WideResNet-50. MFF brings the shallow features to the
+    Maps the teacher's `Features` to the embedding [B, H/32, W/32, C] with C 512 for ResNet-10,
+    -18 and -34 and 2048 for ResNet-50 and WideResNet-50. MFF brings the shallow features to the
     deepest scale with strided 3x3 convolutions and concatenates; OCE is the backbone's fourth
     stage, trained from scratch. `kind` "oce" leaves MFF out and embeds the deepest feature alone;
     "pre" does so with the teacher's own fourth stage, pretrained and frozen, as an ablation of the

@@ -52,6 +52,7 @@ class Backbone:
 
 
 BACKBONES = {
+    "resnet10": Backbone(BasicBlock, (1, 1, 1, 1)),
     "resnet18": Backbone(BasicBlock, (2, 2, 2, 2)),
     "resnet34": Backbone(BasicBlock, (3, 4, 6, 3)),
     "resnet50": Backbone(BottleneckBlock, (3, 4, 6, 3)),
@@ -76,7 +77,7 @@ class Teacher(nn.Module):
 
     `Teacher(backbone).apply(variables, images)` maps normalised float images [B, H, W, 3] to
     `Features`: ([B, H/4, W/4, C], [B, H/8, W/8, 2C], [B, H/16, W/16, 4C]) in `dtype`, with C 64
-    for ResNet-18 and -34 and 256 for ResNet-50 and WideResNet-50. H and W are multiples of 32.
+    for ResNet-10, -18 and -34 and 256 for ResNet-50 and WideResNet-50. H and W are multiples of 32.
     `train` uses the batch's statistics in BatchNorm and updates the collection `batch_stats`.
     """
 
