@@ -347,7 +347,7 @@ def test_a_problem_in_the_data_is_one_line(
         (["--config.data_dir=/no/such/folder"], "data_dir /no/such/folder is not a folder"),
         (["--config.category=screw"], "category 'screw' is not in data_dir"),
         (["--config.category=../weave"], "category '../weave' is not in data_dir"),
-        (["--config.backbone=resnet19"], "config.backbone='resnet19': must be one of resnet18"),
+        (["--config.backbone=resnet19"], "config.backbone='resnet19': must be one of resnet10"),
         (["--config.image_size=100"], "config.image_size=100: must be a positive multiple of 32"),
         (["--config.teacher_weights=w.npz"], "teacher_weights w.npz is not a file"),
         (
