@@ -13,6 +13,7 @@ from rd_jax.method.models import BACKBONES
 from rd_jax.method.models.bottleneck import Kind
 from rd_jax.method.models.model import Direction
 from rd_jax.method.score import Fusion
+from rd_jax.method.size import height_and_width
 from rd_jax.system.errors import UserError, printable
 
 Config = Any  # an ml_collections.ConfigDict, or anything with FIELDS as attributes
@@ -42,6 +43,7 @@ class Field(NamedTuple):
     rule: Rule
     depends: Depends
     help: str
+    takes: type | None = None  # another type than the default's, on the command line, too
 
 
 def _one_of(values: Collection[str]) -> Rule:
@@ -81,8 +83,19 @@ _TEXT = Rule(_is_text, "a printable text")
 _NAME = Rule(lambda value: _is_text(value) and value != "", "a printable text, not empty")
 _BOOLEAN = Rule(lambda value: isinstance(value, bool), "True or False")
 _FRACTION = _number(lambda v: 0 <= v < 1, "in [0, 1)")
+
+
+def _is_length(value: Any) -> bool:
+    return _is_integer(value) and value > 0 and value % 32 == 0
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_length, value))
+
+
 _SIZE = Rule(
-    lambda value: _is_integer(value) and value > 0 and value % 32 == 0, "a positive multiple of 32"
+    lambda value: _is_length(value) or _is_pair(value),
+    "a positive multiple of 32, or two of them, height,width",
 )
 _SCALES = Rule(
     lambda v: (
@@ -114,7 +127,9 @@ FIELDS = {
     "joint": Field(False, _BOOLEAN, _FIXED, "one training for all these categories together"),
     "dataset": Field("", _TEXT, _FIXED, "`digits` or a set of TFDS, for novelty detection"),
     "normal_class": Field(-1, _integer(-1), _NOTHING, "of `dataset`; -1: each class in turn"),
-    "image_size": Field(256, _SIZE, _TRAINING | _SCORING, "pixels, height and width"),
+    "image_size": Field(
+        256, _SIZE, _TRAINING | _SCORING, "pixels: of a square, or height,width", takes=object
+    ),
     "backbone": Field(
         "wide_resnet50_2", _one_of(BACKBONES), _FIXED | _SCORING, "of teacher and student"
     ),
@@ -207,12 +222,18 @@ SHORT = {"loss": "mixed", "batch_size": 4, "ema": 0.999}
 
 def get_config(**changes: Any) -> Config:
     """An ml_collections.ConfigDict of the table's defaults, and what differs from them."""
-    from ml_collections import ConfigDict  # not on every machine that trains
+    from ml_collections import ConfigDict, FieldReference  # not on every machine that trains
 
     unknown = sorted(changes.keys() - FIELDS.keys())
     if unknown:
         raise UserError(_no_such_field(unknown[0]))
-    return ConfigDict({name: field.default for name, field in FIELDS.items()} | changes)
+    values = {name: field.default for name, field in FIELDS.items()} | changes
+    return ConfigDict(
+        {
+            name: FieldReference(value, field_type=kind) if (kind := FIELDS[name].takes) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def located(argv: Sequence[str]) -> list[str]:
@@ -263,7 +284,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
         )
     if not config.dataset and config.normal_class >= 0:
         raise UserError(f"config.normal_class={config.normal_class}: needs config.dataset")
-    if config.blur_sigma > config.image_size:
+    if config.blur_sigma > min(size_of(config)):
         raise UserError(
             f"config.blur_sigma={config.blur_sigma}: must be at most config.image_size="
             f"{config.image_size}"
@@ -298,9 +319,17 @@ def with_seed(config: Config, seed: int) -> Config:
     return copied
 
 
+def size_of(config: Config) -> tuple[int, int]:
+    """Height and width of images in pixels."""
+    return height_and_width(config.image_size)
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """The fields as JSON-compatible values."""
-    return {name: _as_json(getattr(config, name)) for name in FIELDS}
+    height, width = size_of(config)
+    size = height if height == width else (height, width)
+    values = {name: getattr(config, name) for name in FIELDS} | {"image_size": size}
+    return {name: _as_json(value) for name, value in values.items()}
 
 
 def _as_json(value: Any) -> Any:

@@ -14,6 +14,7 @@ from rd_jax.config import (
     from_dict,
     located,
     markdown,
+    size_of,
     validate,
 )
 from rd_jax.method.models import BACKBONES
@@ -60,6 +61,9 @@ def test_the_papers_values_are_those_of_the_paper() -> None:
         ("image_size", 100),
         ("image_size", 0),
         ("image_size", "256"),
+        ("image_size", (64, 100)),
+        ("image_size", (64,)),
+        ("image_size", (64, 64, 64)),
         ("backbone", "resnet101"),
         ("bottleneck", "mff"),
         ("scales", ()),
@@ -104,11 +108,18 @@ def test_the_documented_table_is_that_of_the_fields() -> None:
 
 
 def test_a_config_survives_json_and_what_is_missing_has_its_default(config: Config) -> None:
-    config.seeds, config.scales = (1, 2), (1, 3)
+    config.seeds, config.scales, config.image_size = (1, 2), (1, 3), (64, 32)
     saved = json.loads(json.dumps(as_dict(config)))
     assert dict(from_dict(saved)) == dict(config)
     del saved["blur_sigma"]
     assert from_dict(saved | {"of_tomorrow": 1}).blur_sigma == FIELDS["blur_sigma"].default
+
+
+def test_a_square_is_the_same_as_a_number(config: Config) -> None:
+    number = as_dict(config)
+    config.image_size = (32, 32)
+    assert as_dict(config) == number
+    assert size_of(config) == (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +128,7 @@ def test_a_config_survives_json_and_what_is_missing_has_its_default(config: Conf
         ("learning_rate", 0.1, False, False, True),
         ("backbone", "resnet34", False, False, False),
         ("image_size", 64, False, True, False),
+        ("image_size", (32, 64), False, True, False),
         ("batch_size", 4, False, True, True),
         ("blur_sigma", 1.0, True, True, False),
         ("false_positive_rate", 0.1, True, True, True),

@@ -31,7 +31,7 @@ keep_compiled_programs()  # for other tests of this session, and processes that 
 # do: they compile four times as fast as those for a CPU.
 QUICK = (
     *("run", "predict", "report", "store", "system", "docs_test.py", "bad_input_test.py"),
-    *("train_test.py", "direction_test.py", "embedded_teacher_test.py"),
+    *("train_test.py", "direction_test.py", "shapes_test.py", "embedded_teacher_test.py"),
 )
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

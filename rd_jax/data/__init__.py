@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Split(NamedTuple):
-    """A category as arrays; N training and M test images, uint8 [., size, size, 3]."""
+    """A category as arrays; N training and M test images, uint8 [., H, W, 3]."""
 
     name: str
     train: np.ndarray
@@ -17,7 +17,7 @@ class Split(NamedTuple):
     test_names: Sequence[str]  # "DEFECT/FILE" or "CLASS/NUMBER"
     test_sha256: str  # of images, masks and names
     labels: np.ndarray  # [M] bool, true: anomalous
-    masks: np.ndarray | None  # [M, size, size] bool, true: anomalous
+    masks: np.ndarray | None  # [M, H, W] bool, true: anomalous
 
 
 class Joined:

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from rd_jax.data.cache import cached_array
 from rd_jax.data.formats import open_image
+from rd_jax.method.size import Size, height_and_width
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError, printable
 
@@ -34,9 +35,10 @@ Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, _MOST_PIXELS)
 Notes = dict[Path, tuple[int, int]]  # from which level to which a file holds what looks misread
 
 
-def resized(image: Image.Image, size: int) -> np.ndarray:
-    """[size, size, 3] uint8 RGB, PIL bilinear, aspect ratio ignored; grey is repeated."""
-    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+def resized(image: Image.Image, size: Size) -> np.ndarray:
+    """[H, W, 3] uint8 RGB, PIL bilinear, aspect ratio ignored; grey is repeated."""
+    height, width = height_and_width(size)
+    return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _upright(path: Path) -> Image.Image:
@@ -185,18 +187,19 @@ def _warn(notes: Mapping[Path, tuple[int, int]], total: int, what: str, advice: 
         logger.warning(text, len(notes), total, what, printable(str(path)), *notes[path], advice)
 
 
-def decode_image(path: Path, size: int, notes: Notes | None = None) -> np.ndarray:
-    """[size, size, 3] uint8 RGB, as `resized`."""
+def decode_image(path: Path, size: Size, notes: Notes | None = None) -> np.ndarray:
+    """[H, W, 3] uint8 RGB, as `resized`."""
     return resized(read_image(path, notes), size)
 
 
 def decode_mask(
-    path: Path | None, image: Path, size: int, notes: Notes | None = None
+    path: Path | None, image: Path, size: Size, notes: Notes | None = None
 ) -> np.ndarray:
-    """[size, size] bool, resized as the image and thresholded at 0.5; without a mask false."""
+    """[H, W] bool, resized as the image and thresholded at 0.5; without a mask false."""
+    height, width = height_and_width(size)
     if path is None:
-        return np.zeros((size, size), bool)
-    mask = read_mask(path, image, notes).resize((size, size), Image.Resampling.BILINEAR)
+        return np.zeros((height, width), bool)
+    mask = read_mask(path, image, notes).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(mask) > 127
 
 
@@ -267,35 +270,35 @@ def _load(
         chosen = [paths[part.start : part.stop] for paths in files]
         notes: Notes = {}
         rows = np.empty(len(part), row)
-        rows["pixels"] = each_file(partial(decode, size=shape[0], notes=notes), *chosen)
+        rows["pixels"] = each_file(partial(decode, size=shape[:2], notes=notes), *chosen)
         rows["note"] = [notes.get(path, (0, 0)) if path else (0, 0) for path in chosen[0]]
         return rows
 
     sha256 = sha256 or content_sha256([path for paths in files for path in paths])
-    key = f"{sha256}-{decode.__name__}-{shape[0]}-v{DECODER_VERSION}"
+    key = f"{sha256}-{decode.__name__}-{shape[0]}x{shape[1]}-v{DECODER_VERSION}"
     rows = cached_array(key, (num_files,), row, decoded)
     notes = dict(zip(files[0], map(tuple, rows["note"].tolist()), strict=True))
     return rows["pixels"], {path: note for path, note in notes.items() if path and note[1]}
 
 
-def load_images(paths: Sequence[Path], size: int, sha256: str | None = None) -> np.ndarray:
-    """[N, size, size, 3] uint8 RGB; `sha256` is their `content_sha256`, if it is known.
+def load_images(paths: Sequence[Path], size: Size, sha256: str | None = None) -> np.ndarray:
+    """[N, H, W, 3] uint8 RGB; `sha256` is their `content_sha256`, if it is known.
 
     Raises UserError naming the files that cannot be read.
     """
-    images, notes = _load(decode_image, [paths], (size, size, 3), np.uint8, sha256)
+    images, notes = _load(decode_image, [paths], (*height_and_width(size), 3), np.uint8, sha256)
     warn_of_dark_images(notes, len(paths))
     return images
 
 
 def load_masks(
-    paths: Sequence[Path | None], images: Sequence[Path], size: int, sha256: str | None = None
+    paths: Sequence[Path | None], images: Sequence[Path], size: Size, sha256: str | None = None
 ) -> np.ndarray:
-    """[N, size, size] bool, true where anomalous; None stands for an image without anomaly.
+    """[N, H, W] bool, true where anomalous; None stands for an image without anomaly.
 
     `sha256` is the `content_sha256` of masks and images, if it is known. Raises UserError naming
     the masks that cannot be read, or be those of their images: see `read_mask`.
     """
-    masks, notes = _load(decode_mask, [paths, images], (size, size), np.bool_, sha256)
+    masks, notes = _load(decode_mask, [paths, images], height_and_width(size), np.bool_, sha256)
     warn_of_levels(notes, len(paths) - paths.count(None))
     return masks

@@ -22,6 +22,7 @@ from rd_jax.data.folders import images_by_folder, listed, names
 from rd_jax.data.formats import FORMAT_NAMES, is_named_like_image
 from rd_jax.data.images import content_sha256, load_images, load_masks
 from rd_jax.data.masks import masks_of
+from rd_jax.method.size import Size, height_and_width
 from rd_jax.system.errors import UserError, printable
 from rd_jax.system.files import composed
 
@@ -152,7 +153,7 @@ def _check_spelling(folder: Path, expected: Iterable[str]) -> None:
             raise UserError(f"{folder / name} is not called {right}: rename or move it")
 
 
-def load_category(data_dir: Path, name: str, size: int) -> Split:
+def load_category(data_dir: Path, name: str, size: Size) -> Split:
     """Decodes a category. Raises UserError as `read_category`, or for files it cannot read."""
     files = read_category(data_dir, name)
     warn_of_unused(data_dir / files.name, PARTS)
@@ -176,7 +177,7 @@ def load_category(data_dir: Path, name: str, size: int) -> Split:
         vanished = np.compress(split.labels & ~split.masks.any((1, 2)), test_names)
         if len(vanished):
             logger.warning(
-                "%s: at %d pixels nothing is left of %d masks, so their pixels count as normal: %s",
-                *(files.name, size, len(vanished), ", ".join(vanished[:3])),
+                "%s: at %dx%d pixels nothing is left of %d masks: their pixels count as normal: %s",
+                *(files.name, *height_and_width(size), len(vanished), ", ".join(vanished[:3])),
             )
     return split

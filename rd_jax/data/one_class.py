@@ -16,12 +16,13 @@ from PIL import Image
 from rd_jax.data import Split
 from rd_jax.data.cache import cached_array
 from rd_jax.data.images import DECODER_VERSION, content_sha256, resized
+from rd_jax.method.size import Size, height_and_width
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import user_path
 
 
 class Classes(NamedTuple):
-    """A classification data set; uint8 images [., size, size, 3], labels int [.]."""
+    """A classification data set; uint8 images [., H, W, 3], labels int [.]."""
 
     train: np.ndarray
     train_labels: np.ndarray
@@ -32,7 +33,7 @@ class Classes(NamedTuple):
 
 
 @lru_cache(maxsize=1)  # of which each class in turn is made a split
-def load_classes(dataset: str, data_dir: str | Path, size: int) -> Classes:
+def load_classes(dataset: str, data_dir: str | Path, size: Size) -> Classes:
     """Decodes a data set: "digits", or the splits train and test of one of TFDS in `data_dir`.
 
     Raises UserError if it is not prepared there, saying how, or if it does not classify images.
@@ -64,12 +65,12 @@ def one_class(classes: Classes, normal_class: int) -> Split:
     )
 
 
-def _stacked(images: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """uint8 images [h, w, 1 or 3], resized, as one array [., size, size, 3]."""
+def _stacked(images: Iterable[np.ndarray], size: Size) -> np.ndarray:
+    """uint8 images [h, w, 1 or 3], resized, as one array [., H, W, 3]."""
     return np.stack([resized(Image.fromarray(image.squeeze()), size) for image in images])
 
 
-def _digits(size: int) -> Classes:
+def _digits(size: Size) -> Classes:
     """1797 digits of 8x8 pixels; of each class, 70 % are for training, always the same."""
     from sklearn.datasets import load_digits
 
@@ -86,10 +87,10 @@ def _digits(size: int) -> Classes:
     return Classes(images[is_train], labels[is_train], test, test_labels, sha256, 10)
 
 
-def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
+def _tfds(dataset: str, data_dir: Path, size: Size) -> Classes:
     import tensorflow_datasets as tfds
 
-    builder = _prepared_builder(dataset, data_dir)
+    builder, (height, width) = _prepared_builder(dataset, data_dir), height_and_width(size)
     image_key, label_key = builder.info.supervised_keys
     missing = {"train", "test"} - set(builder.info.splits)
     if missing:
@@ -98,7 +99,7 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
     def load(split: str) -> tuple[np.ndarray, np.ndarray, str]:
         info = builder.info.splits[split]
         sha256 = content_sha256([Path(path) for path in info.filepaths])
-        key = f"{sha256}-tfds-{size}-v{DECODER_VERSION}"
+        key = f"{sha256}-tfds-{height}x{width}-v{DECODER_VERSION}"
         decoded = builder.as_data_source(split=split)
         undecoded = {image_key: tfds.decode.SkipDecoding()}
         encoded = builder.as_data_source(split=split, decoders=undecoded)
@@ -109,7 +110,7 @@ def _tfds(dataset: str, data_dir: Path, size: int) -> Classes:
         def labels(part: range) -> np.ndarray:
             return np.array([encoded[i][label_key] for i in part], np.int64)
 
-        shape = (info.num_examples, size, size, 3)
+        shape = (info.num_examples, height, width, 3)
         return (
             cached_array(f"{key}-images", shape, np.uint8, images),
             cached_array(f"{key}-labels", shape[:1], np.int64, labels),

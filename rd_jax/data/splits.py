@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from rd_jax.config import Config
+from rd_jax.config import Config, size_of
 from rd_jax.data import Split, mvtec, one_class, synthetic
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
@@ -64,7 +64,7 @@ def check_apart(config: Config, names: Iterable[str], workdir: Path) -> None:
 def load_split(config: Config, name: str) -> Split:
     """The split of this name."""
     if not config.dataset:
-        return mvtec.load_category(_data_dir(config), name, config.image_size)
+        return mvtec.load_category(_data_dir(config), name, size_of(config))
     if not name.isdecimal():
         raise UserError(f"{name!r} is not a class of dataset {config.dataset!r}: it is no number")
     return one_class.one_class(_classes(config), int(name))
@@ -81,7 +81,7 @@ def _names(config: Config) -> list[str]:
 
 
 def _classes(config: Config) -> one_class.Classes:
-    return one_class.load_classes(config.dataset, config.data_dir, config.image_size)
+    return one_class.load_classes(config.dataset, config.data_dir, size_of(config))
 
 
 def _data_dir(config: Config) -> Path:

@@ -4,7 +4,7 @@ python -m rd_jax.export --workdir DIR[/CATEGORY] --output FILE.{stablehlo,onnx}
     [--teacher_weights=FILE] [--false_positive_rate=X] [--blur_sigma=X] [--map_fusion=sum|product]
     [--image_score=max|sum]
 
-The file takes uint8 RGB images [B, S, S, 3], any number B of the size S trained with, and gives
+The file takes uint8 RGB images [B, H, W, 3], any number B of the size trained with, and gives
 map [B, S, S] and score [B] (float32) and, if the training held images out to set a threshold
 with, anomalous [B] (bool). FILE.stablehlo is read by jax.export.deserialize, on CPU, GPU and TPU;
 FILE.onnx by ONNX Runtime.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rd_jax.config import size_of
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.report.promise import NO_THRESHOLD, promise
@@ -70,7 +71,7 @@ def export(training: Path, output: Path, teacher_weights: str | None = None, **c
         raise UserError(f"--output {output} is a folder: name a file")
     check_writable(output.parent)
     trained = load_trained(training, teacher_weights, **changes)
-    verdict, threshold, size = NO_THRESHOLD, None, trained.config.image_size
+    verdict, threshold, size = NO_THRESHOLD, None, size_of(trained.config)
     if trained.is_finished and trained.config.holdout:
         calibration = trained.calibration("float32")
         says = promise(calibration, trained.categories)
@@ -87,7 +88,8 @@ def export(training: Path, output: Path, teacher_weights: str | None = None, **c
         threshold=threshold,
     )
     write_whole(output, content)
-    images, maps = f"uint8 [B, {size}, {size}, 3]", f"[B, {size}, {size}]"
+    height, width = size
+    images, maps = f"uint8 [B, {height}, {width}, 3]", f"[B, {height}, {width}]"
     return f"{output}: images {images} -> map {maps}, score [B], {verdict}"
 
 

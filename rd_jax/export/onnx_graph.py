@@ -4,7 +4,7 @@ The networks of `models` are walked by the names of their variables; channels co
 has it. jax2onnx 0.17, the converter there is, fails at max pooling with explicit padding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from itertools import count, takewhile
 from typing import Any
@@ -18,6 +18,7 @@ from rd_jax.method.models.blocks import Resize
 from rd_jax.method.models.bottleneck import Kind
 from rd_jax.method.models.teacher import IMAGENET_MEAN, IMAGENET_STD
 from rd_jax.method.score import blur_matrix, upsampling_matrix
+from rd_jax.method.size import Size, height_and_width
 from rd_jax.system.errors import UserError
 
 OPSET, IR_VERSION = 18, 8  # of 2022: runtimes need not be new
@@ -67,7 +68,7 @@ def to_onnx(
     teacher_variables: Any,
     student_variables: Any,
     *,
-    size: int,
+    size: Size,
     sigma: float = 4.0,
     reduction: str = "max",
     fusion: str = "sum",
@@ -75,8 +76,8 @@ def to_onnx(
 ) -> bytes:
     """The scorer of `make_scorer` in float32, with its variables, as an ONNX model.
 
-    Its input is "images", uint8 [B, size, size, 3], any B; its outputs are "map" float32
-    [B, size, size], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
+    Its input is "images", uint8 [B, H, W, 3] of this `size`, any B; its outputs are "map" float32
+    [B, H, W], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
     above it. Raises UserError if the package onnx is not installed.
     """
     try:
@@ -95,13 +96,13 @@ def to_onnx(
     _map(graph, _distances(graph, model), size, sigma, fusion)
     operator = {"max": "ReduceMax", "sum": "ReduceSum"}[reduction]
     graph.add(operator, "map", np.array([1, 2]), name="score", keepdims=0)
-    outputs = [declared("map", FLOAT, size, size), declared("score", FLOAT)]
+    outputs = [declared("map", FLOAT, *height_and_width(size)), declared("score", FLOAT)]
     if threshold is not None:
         graph.add("Greater", "score", _float32(threshold), name="anomalous")
         outputs.append(declared("anomalous", TensorProto.BOOL))
     nodes = [helper.make_node(**node) for node in graph.nodes]
     constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items()]
-    images = declared("images", TensorProto.UINT8, size, size, 3)
+    images = declared("images", TensorProto.UINT8, *height_and_width(size), 3)
     file = helper.make_model(
         helper.make_graph(nodes, "rd_jax", [images], outputs, constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -124,21 +125,28 @@ def _distances(graph: Graph, model: Model) -> dict[int, str]:
     }
 
 
-def _map(graph: Graph, distances: Mapping[int, str], size: int, sigma: float, fusion: str) -> None:
+def _map(graph: Graph, distances: Mapping[int, str], size: Size, sigma: float, fusion: str) -> None:
     """To "map" (paper, equation 3), as `fused_map` does."""
 
-    def resampled(x: str, matrix: np.ndarray, name: str = "") -> str:
-        matrix = _float32(matrix)
-        return graph.add("MatMul", graph.add("MatMul", matrix, x), matrix.T, name=name)
+    def resampled(x: str, axes: Sequence[np.ndarray], name: str = "") -> str:
+        rows, columns = map(_float32, axes)
+        return graph.add("MatMul", graph.add("MatMul", rows, x), columns.T, name=name)
 
-    blur = blur_matrix(size, sigma)
-    upsampling = {scale: upsampling_matrix(size, size // 2 ** (scale + 1)) for scale in distances}
+    lengths = height_and_width(size)
+    blurs = [blur_matrix(length, sigma) for length in lengths]
+    upsampling = {
+        scale: [upsampling_matrix(length, length // 2 ** (scale + 1)) for length in lengths]
+        for scale in distances
+    }
     if fusion == "sum":
-        maps = [resampled(x, blur @ upsampling[scale]) for scale, x in distances.items()]
+        maps = [
+            resampled(x, [b @ u for b, u in zip(blurs, upsampling[scale], strict=True)])
+            for scale, x in distances.items()
+        ]
         graph.add("Sum", *maps, name="map")
     else:
         maps = [resampled(x, upsampling[scale]) for scale, x in distances.items()]
-        resampled(reduce(partial(graph.add, "Mul"), maps), blur, name="map")
+        resampled(reduce(partial(graph.add, "Mul"), maps), blurs, name="map")
 
 
 def _cosine_distance(graph: Graph, a: str, b: str) -> str:

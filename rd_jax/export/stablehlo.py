@@ -11,6 +11,7 @@ from jax import export, lax
 
 from rd_jax.method.models import Model
 from rd_jax.method.score import make_scorer
+from rd_jax.method.size import Size, height_and_width
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -20,7 +21,7 @@ def to_stablehlo(
     teacher_variables: Any,
     student_variables: Any,
     *,
-    size: int,
+    size: Size,
     sigma: float = 4.0,
     reduction: str = "max",
     fusion: str = "sum",
@@ -28,8 +29,8 @@ def to_stablehlo(
 ) -> bytes:
     """The scorer of `make_scorer` in float32, with its variables, for `jax.export.deserialize`.
 
-    It takes uint8 images [B, size, size, 3], any B, and returns a dict of "map" float32
-    [B, size, size], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
+    It takes uint8 images [B, H, W, 3] of this `size`, any B, and returns a dict of "map" float32
+    [B, H, W], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
     above it. JAX's releases of the next six months read the file, at least; needs flatbuffers.
     """
     exact = dataclasses.replace(model, dtype=jnp.float32)
@@ -44,7 +45,7 @@ def to_stablehlo(
         return outputs if threshold is None else outputs | {"anomalous": scores > threshold}
 
     (batch,) = export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *height_and_width(size), 3), jnp.uint8)
     with _without_source_lines():
         exported = export.export(jax.jit(scored), platforms=PLATFORMS)(images)
         return bytes(exported.serialize())

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -13,6 +12,7 @@ from jax import lax
 
 from rd_jax.method.loss import cosine_distance
 from rd_jax.method.models import Features, Model
+from rd_jax.method.size import Size, height_and_width
 
 Fusion = Literal["sum", "product"]
 
@@ -41,22 +41,25 @@ def distance_maps(teacher_features: Features, student_features: Features) -> tup
 
 
 def fused_map(
-    distances: Sequence[jax.Array], size: int, sigma: float = 4.0, fusion: str = "sum"
+    distances: Sequence[jax.Array], size: Size, sigma: float = 4.0, fusion: str = "sum"
 ) -> jax.Array:
-    """Anomaly maps [B, size, size], float32, of `distance_maps` (paper, equation 3).
+    """Anomaly maps [B, H, W], float32, of `distance_maps` (paper, equation 3).
 
-    Bilinearly upsampled to the image size, summed over scales, blurred with a Gaussian of `sigma`
-    pixels (0: not blurred). With `fusion` "product" they are multiplied instead, as the authors'
-    code can: high only where all scales are.
+    Bilinearly upsampled to the image's `size`, H = W or (H, W), summed over scales, blurred with a
+    Gaussian of `sigma` pixels (0: not blurred). With `fusion` "product" they are multiplied
+    instead, as the authors' code can: high only where all scales are.
     """
     if fusion not in get_args(Fusion):
         raise ValueError(f"fusion={fusion!r}: must be one of {get_args(Fusion)}")
-    blur, of_axis = blur_matrix(size, sigma), partial(upsampling_matrix, size)
+    lengths = height_and_width(size)
+    blurs = [blur_matrix(length, sigma) for length in lengths]
+    upsampling = [[*map(upsampling_matrix, lengths, x.shape[1:])] for x in distances]
     if fusion == "product":
-        upsampled = [_resampled(x, *map(of_axis, x.shape[1:])) for x in distances]
-        return _resampled(math.prod(upsampled, start=jnp.float32(1)), blur, blur)
+        maps = [_resampled(x, *axes) for x, axes in zip(distances, upsampling, strict=True)]
+        return _resampled(math.prod(maps, start=jnp.float32(1)), *blurs)
     # Both are linear, so upsampling and blur are one product per axis.
-    maps = [_resampled(x, *(blur @ of_axis(length) for length in x.shape[1:])) for x in distances]
+    axes_of = [[b @ u for b, u in zip(blurs, axes, strict=True)] for axes in upsampling]
+    maps = [_resampled(x, *axes) for x, axes in zip(distances, axes_of, strict=True)]
     return sum(maps, start=jnp.float32(0))
 
 
@@ -69,13 +72,13 @@ def _resampled(maps: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Ar
 def anomaly_map(
     teacher_features: Features,
     student_features: Features,
-    size: int,
+    size: Size,
     sigma: float = 4.0,
     fusion: str = "sum",
 ) -> jax.Array:
-    """Anomaly maps [B, size, size], float32, higher is more anomalous (paper, equation 3).
+    """Anomaly maps [B, H, W], float32, higher is more anomalous (paper, equation 3).
 
-    `fused_map` of the `distance_maps`: each scale contributes 0 to 2.
+    `size` is H = W or (H, W). `fused_map` of the `distance_maps`: each scale contributes 0 to 2.
     """
     return fused_map(distance_maps(teacher_features, student_features), size, sigma, fusion)
 
@@ -111,7 +114,7 @@ def make_distances(model: Model) -> jax.stages.Wrapped:
 
 
 def make_maps(
-    size: int, sigma: float = 4.0, reduction: str = "max", fusion: str = "sum"
+    size: Size, sigma: float = 4.0, reduction: str = "max", fusion: str = "sum"
 ) -> jax.stages.Wrapped:
     """A jitted function distances -> (maps, scores): `fused_map`, and its `image_score`."""
 
@@ -128,7 +131,7 @@ def make_scorer(
 ) -> jax.stages.Wrapped:
     """A jitted function (teacher_variables, student_variables, images) -> (maps, scores).
 
-    `images` is uint8 [B, H, W, 3] with H = W, a multiple of 32; maps are float32 [B, H, W] and
+    `images` is uint8 [B, H, W, 3] with H and W multiples of 32; maps are float32 [B, H, W] and
     scores float32 [B] (paper, equation 3). It is `make_distances`, then `make_maps`.
     """
     distances = make_distances(model)
@@ -137,7 +140,8 @@ def make_scorer(
     def scorer(
         teacher_variables: Any, student_variables: Any, images: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        finish = make_maps(images.shape[1], sigma, reduction, fusion)
+        _, height, width, _ = images.shape
+        finish = make_maps((height, width), sigma, reduction, fusion)
         return finish(distances(teacher_variables, student_variables, images))
 
     return scorer

@@ -128,8 +128,7 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
         pixels = np.round(np.clip(anomaly_map, 0, outputs.map_limit) * 65535 / outputs.map_limit)
         write("map", "png", png(pixels.astype(np.uint16)))
     if outputs.masks:
-        height, width = image.shape[:2]
-        mask = resized_map(anomaly_map, width, height) > calibration.pixel_threshold
+        mask = resized_map(anomaly_map, image.shape[:2]) > calibration.pixel_threshold
         mask &= is_anomalous  # what is normal has no anomalous pixel
         write("mask", "png", png(np.uint8(255) * mask))
     return row

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rd_jax.config import Config
+from rd_jax.config import Config, size_of
 from rd_jax.data.images import Notes, decode_image, warn_of_dark_images
 from rd_jax.method.calibration import Calibration
 from rd_jax.run.build import scorer_of
@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
     path: Path
     score: float
     is_anomalous: bool | None  # None without a threshold
-    anomaly_map: np.ndarray  # [size, size] float32, size of config.image_size
+    anomaly_map: np.ndarray  # [H, W] float32, of the config's image_size
 
 
 class Unreadable(NamedTuple):
@@ -98,7 +98,7 @@ def score_files(
     """
     notes: Notes = {}
     num_images = 0
-    read = partial(decode_image, size=predictor.config.image_size, notes=notes)
+    read = partial(decode_image, size=size_of(predictor.config), notes=notes)
 
     def decode(path: str | Path) -> tuple[Path, np.ndarray | Unreadable]:
         return Path(path), attempt(read, Path(path))

@@ -37,9 +37,9 @@ class Evaluation(NamedTuple):
     map_range: np.ndarray  # [2] values of the map shown as calm and at full strength
     calibration: Calibration | None  # JSON in the file
     shown: np.ndarray  # [G] which of the M images
-    images: np.ndarray  # [G, size, size, 3] uint8
-    strengths: np.ndarray  # [G, size, size] uint8: the map, from calm to full strength
-    masks: np.ndarray  # [G, size, size] uint8, or [0] without masks
+    images: np.ndarray  # [G, h, w, 3] uint8
+    strengths: np.ndarray  # [G, h, w] uint8: the map, from calm to full strength
+    masks: np.ndarray  # [G, h, w] uint8, or [0] without masks
 
 
 def read_evaluation(path: Path) -> Evaluation | None:
@@ -65,7 +65,7 @@ def write_evaluation(
 ) -> None:
     """Writes an .npz file, whole or not at all.
 
-    `maps` [M, size, size] and `scores` [M] are finite float32 values of the split's test images.
+    `maps` [M, H, W] and `scores` [M] are finite float32 values of the split's test images.
     Without a calibration, heatmaps reach from the median to the maximum of these maps.
     """
     labels, masks = split.labels, split.masks
@@ -82,10 +82,10 @@ def write_evaluation(
     clear = examples(split.test_names, labels, scores, errors)
     shown = informative(errors, scores, _MAX_SHOWN)
     shown = np.concatenate([shown, clear[~np.isin(clear, shown)]])
-    size = min(split.test.shape[1], _MAX_SIZE)
+    size = _thumbnail(*split.test.shape[1:3])
     images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
-    strengths = [strength(resized_map(maps[i], size, size), low, high) for i in shown]
-    shown_masks = [] if masks is None else [resized_map(255 * masks[i], size, size) for i in shown]
+    strengths = [strength(resized_map(maps[i], size), low, high) for i in shown]
+    shown_masks = [] if masks is None else [resized_map(255 * masks[i], size) for i in shown]
     evaluation = Evaluation(
         np.array(split.test_names, str),
         labels,
@@ -102,6 +102,12 @@ def write_evaluation(
     )
     text = json.dumps(calibration and calibration._asdict())
     write_arrays(path, evaluation._asdict() | {"calibration": np.array(text)})
+
+
+def _thumbnail(height: int, width: int) -> tuple[int, int]:
+    """Height and width of what is shown, in the same ratio."""
+    scale = min(1.0, _MAX_SIZE / max(height, width))
+    return round(scale * height), round(scale * width)
 
 
 def wrongness(

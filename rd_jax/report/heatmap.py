@@ -23,11 +23,13 @@ def strength(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.where(anomaly_map > high, 255, between).astype(np.uint8)
 
 
-def resized_map(anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
-    """[h, w] -> [height, width] float32, bilinear; the maximum is kept, where it lies."""
+def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[h, w] -> [*size] float32, bilinear; the maximum is kept, where it lies."""
     anomaly_map = np.asarray(anomaly_map, np.float32)
-    size = (width, height)
-    resized = np.array(Image.fromarray(anomaly_map).resize(size, Image.Resampling.BILINEAR))
+    height, width = size
+    resized = np.array(
+        Image.fromarray(anomaly_map).resize((width, height), Image.Resampling.BILINEAR)
+    )
     row, column = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
     h, w = anomaly_map.shape
     resized[(2 * row + 1) * height // (2 * h), (2 * column + 1) * width // (2 * w)] = (
@@ -41,8 +43,7 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
 
     The more anomalous, the more colour: what is calm shows the image itself.
     """
-    height, width = image.shape[:2]
-    return coloured(image, strength(resized_map(anomaly_map, width, height), low, high))
+    return coloured(image, strength(resized_map(anomaly_map, image.shape[:2]), low, high))
 
 
 def coloured(image: np.ndarray, level: np.ndarray) -> np.ndarray:

@@ -43,7 +43,8 @@ def protocol(rows: Sequence[Row]) -> str:
     text += f". Backbone {values('backbone')}, teacher {values('teacher_weights')}"
     text += f", bottleneck {values('bottleneck', reverse)}" if reverse else ""
     text += ", forward distillation" if len(reverse) < len(rows) else ""
-    text += f", scales {values('scales')}, {values('image_size')} pixels"
+    sizes = {"x".join(map(str, np.ravel(row["image_size"]))) for row in rows}
+    text += f", scales {values('scales')}, {', '.join(sorted(sizes))} pixels"
     if any(row["map_fusion"] == "product" for row in rows):
         text += f", {values('map_fusion')} of their maps"
     if any(row["num_held_out"] for row in trained):

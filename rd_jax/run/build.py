@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rd_jax.config import Config
+from rd_jax.config import Config, size_of
 from rd_jax.method.models import Model
 from rd_jax.method.score import make_distances, make_maps
 from rd_jax.run.scoring import Scorer
@@ -52,7 +52,7 @@ def scorer_of(config: Config, dtype: str | None = None) -> Scorer:
     In `dtype` or, by default, the config's.
     """
     model = dataclasses.replace(model_of(config), dtype=jnp.dtype(dtype or compute_dtype(config)))
-    maps = _make_maps(config.image_size, **scoring_of(config))
+    maps = _make_maps(size_of(config), **scoring_of(config))
     return Scorer(_make_distances(model), maps)
 
 

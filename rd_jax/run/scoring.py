@@ -34,9 +34,9 @@ def compiled_distances(
     teacher_variables: Any,
     student_variables: Any,
     batch_size: int,
-    size: int,
+    size: tuple[int, int],
 ) -> Program:
-    """`Scorer.distances` for `in_batches` with `batch_size` images of `size` pixels, compiled.
+    """`Scorer.distances` for `in_batches` with `batch_size` images [*size, 3], compiled.
 
     Of the variables {'params', 'batch_stats'} only the shapes count.
     """
@@ -45,7 +45,7 @@ def compiled_distances(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
         (teacher_variables, jax.eval_shape(fold_batch_norm, student_variables)),
     )
-    shape = (_divisible(batch_size), size, size, 3)
+    shape = (_divisible(batch_size), *size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)
     return distances.lower(*variables, images).compile()
 

@@ -1,12 +1,13 @@
 """Thresholds from what normal images gave: scored once, applied with any rate, blur and score."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rd_jax.config import FIELDS, Config, Depends, as_dict, differing
+from rd_jax.config import FIELDS, Config, Depends, as_dict, differing, size_of
 from rd_jax.data import Split
 from rd_jax.data.order import holdout_indices
 from rd_jax.method.calibration import Calibration, calibrate
@@ -94,7 +95,7 @@ def calibration_of(config: Config, distances: NormalDistances, dtype: str) -> Ca
     """Thresholds and scale of scores that are computed in `dtype`, by the config's rates."""
     of_scales = distances.by_dtype[dtype]
     count, maps_of = len(of_scales[0]), scorer_of(config).maps
-    most_maps = max(_MOST_PIXELS // config.image_size**2, 1)
+    most_maps = max(_MOST_PIXELS // math.prod(size_of(config)), 1)
     gives_pixels = np.isin(np.arange(count), _spread(count, most_maps))
     scores, maxima, pixels = [], [], []
     for start in range(0, count, _CHUNK):

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from rd_jax.config import Config, as_dict, validate
+from rd_jax.config import Config, as_dict, size_of, validate
 from rd_jax.data.splits import check_apart, check_splits, load_split
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of
@@ -116,12 +116,12 @@ def _compile_programs(
 
     The scorer waits where it is called, which it isn't if all is evaluated already.
     """
-    model, optimizer, size = model_of(config), optimizer_of(config), config.image_size
+    model, optimizer, size = model_of(config), optimizer_of(config), size_of(config)
     shapes = train_state_shapes(model, optimizer, config.ema)
 
     def train_steps() -> TrainSteps:
         max_steps, num_devices = steps_per_dispatch(), jax.local_device_count()
-        images = (num_devices, max_steps, config.batch_size // jax.device_count(), size, size, 3)
+        images = (num_devices, max_steps, config.batch_size // jax.device_count(), *size, 3)
         loss = LOSSES[config.loss]
         steps = make_parallel_train_steps(model, optimizer, loss, max_steps, ema=config.ema)
         if jax.process_count() > 1:  # where pmap compiles at its first call alone

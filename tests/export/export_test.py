@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from rd_jax import create_train_state, load_teacher
-from rd_jax.config import Config
+from rd_jax.config import Config, size_of
 from rd_jax.export import __main__ as export
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
@@ -60,8 +60,8 @@ def trained(config: Any) -> Trained:
         model_of(config), optimizer_of(config), jax.random.key(0)
     ).student_variables
     student = jax.tree.map_with_path(drawn, student)
-    size = config.image_size
-    images = rng.integers(0, 256, (16, size, size, 3), np.uint8)
+    size = size_of(config)
+    images = rng.integers(0, 256, (16, *size, 3), np.uint8)
     images[::2] //= 4  # scores differ
     maps, scores = map(np.asarray, scorer_of(config)(teacher, student, images))
     options = dict(size=size, **scoring_of(config))
@@ -87,6 +87,7 @@ VARIANTS = [
     dict(backbone="tiny", bottleneck="pre", scales=(2,), blur_sigma=0),
     dict(backbone="tiny50", bottleneck="mff_oce", image_score="sum", scales=(1, 3)),
     dict(backbone="tiny", direction="forward", map_fusion="product", scales=(2, 3)),
+    dict(backbone="tiny", image_size=(32, 64)),
 ]
 
 

@@ -40,7 +40,7 @@ def test_upsampling_equals_pytorch_align_corners(length: int) -> None:
 @pytest.mark.parametrize("fusion", ["sum", "product"])
 def test_map_is_the_blurred_sum_or_product_over_scales(fusion: str) -> None:
     rng = np.random.default_rng(0)
-    shapes = [(2, 16, 16, 4), (2, 8, 8, 8)]
+    shapes = [(2, 16, 24, 4), (2, 8, 12, 8)]
     teacher, student = (
         tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes) for _ in range(2)
     )
@@ -49,11 +49,11 @@ def test_map_is_the_blurred_sum_or_product_over_scales(fusion: str) -> None:
         t64, s64 = np.asarray(t, np.float64), np.asarray(s, np.float64)
         norms = np.linalg.norm(t64, axis=-1) * np.linalg.norm(s64, axis=-1)
         distance = 1 - (t64 * s64).sum(-1) / norms
-        matrix = upsampling_matrix(64, t.shape[1])
-        upsampled.append(np.stack([matrix @ d @ matrix.T for d in distance]))
+        rows, columns = upsampling_matrix(64, t.shape[1]), upsampling_matrix(96, t.shape[2])
+        upsampled.append(np.stack([rows @ d @ columns.T for d in distance]))
     fused = {"sum": np.sum, "product": np.prod}[fusion](upsampled, axis=0)
     expected = np.stack([ndimage.gaussian_filter(x, 4) for x in fused])
-    maps = anomaly_map(teacher, student, 64, fusion=fusion)
+    maps = anomaly_map(teacher, student, (64, 96), fusion=fusion)
     np.testing.assert_allclose(maps, expected, atol=1e-5)
     with pytest.raises(ValueError, match="fusion='mean'"):
         anomaly_map(teacher, student, 64, fusion="mean")

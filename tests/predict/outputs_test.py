@@ -150,7 +150,7 @@ def test_a_mask_shows_the_pixels_above_their_threshold(
     row = write_images(outputs._replace(masks=True), prediction, "photo.jpg")
     assert row["mask"] == "masks/photo.jpg.png"
     written = read(outputs.folder / row["mask"])
-    expected = resized_map(prediction.anomaly_map, 90, 50) > CALIBRATION.pixel_threshold
+    expected = resized_map(prediction.anomaly_map, (50, 90)) > CALIBRATION.pixel_threshold
     assert 0 < expected.mean() < 1
     np.testing.assert_array_equal(written, 255 * expected)
 

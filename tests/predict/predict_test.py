@@ -238,7 +238,7 @@ def test_masks_need_a_threshold(untested: Path, capsys: pytest.CaptureFixture[st
     written = np.asarray(Image.open(Path("out", row["mask"])))
     model = _load_once(untested, None)
     (result,) = score_files(model, [row["file"]])
-    expected = resized_map(result.anomaly_map, 64, 48) > 0.1
+    expected = resized_map(result.anomaly_map, (48, 64)) > 0.1
     np.testing.assert_array_equal(written, 255 * expected)
 
 

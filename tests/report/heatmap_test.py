@@ -14,7 +14,7 @@ def test_strength_is_linear_between_the_ends_of_the_scale_and_full_above_alone()
 
 def test_a_resized_map_has_the_given_size_and_keeps_linear_functions() -> None:
     ramp = np.add.outer(np.arange(8.0), 10 * np.arange(8.0))
-    larger = resized_map(ramp, width=24, height=16)
+    larger = resized_map(ramp, (16, 24))
     assert larger.shape == (16, 24)
     assert larger.dtype == np.float32
     # The centre of pixel i lies at (i + 0.5) / scale - 0.5 of the smaller grid.

@@ -16,6 +16,8 @@ import rd_jax
 from rd_jax.data.images import decode_image
 from rd_jax.data.synthetic import write_category
 from rd_jax.method.models.init import teacher_shapes
+from rd_jax.predict.predictor import Prediction
+from rd_jax.report.gallery import read_evaluation
 from rd_jax.weights.convert import _torch_name
 from tests.command import METRICS, ROOT, SMALL, assert_one_line, run
 from tests.reference_weights import draw_state_dict
@@ -212,6 +214,32 @@ def trained_seeds(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     assert done.returncode == 0, done.stderr
     assert "mean ± standard deviation over the seeds" in done.stdout
     return workdir
+
+
+def test_images_that_are_not_square_keep_their_shape_from_training_to_heatmaps(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    done = run(
+        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL),
+        *("--config.image_size=64,32", "--config.holdout=0.5", "--workdir", str(workdir)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "64x32 pixels" in done.stdout
+    assert results(workdir, "weave")["image_size"] == [64, 32]
+    evaluation = read_evaluation(workdir / "weave" / "evaluation.npz")
+    assert evaluation is not None
+    assert evaluation.images.shape[1:] == (64, 32, 3)
+    assert evaluation.strengths.shape[1:] == evaluation.masks.shape[1:] == (64, 32)
+    again = run("--mode", "eval", "--config", "configs/mvtec.py:weave", "--workdir", str(workdir))
+    assert "evaluated already" in again.stderr
+    predictor = rd_jax.load_predictor(workdir)
+    (path, *_) = sorted((data_dir / "weave" / "test" / "good").iterdir())
+    (result,) = rd_jax.score_files(predictor, [path])
+    assert isinstance(result, Prediction)
+    assert result.anomaly_map.shape == (64, 32)
+    stored = [*evaluation.names].index(f"good/{path.name}")
+    assert result.score == pytest.approx(evaluation.scores[stored], rel=1e-5)
 
 
 def test_each_seed_is_a_training_of_its_own(trained: Path, trained_seeds: Path) -> None:
