@@ -12,7 +12,9 @@ from PIL import Image
 from rd_jax.data import Split
 from rd_jax.data.images import resized
 from rd_jax.method.calibration import Calibration
-from rd_jax.method.metrics import curve_points, padded_roc, per_region, up_to
+from rd_jax.method.counts import median, pixel_curve, region_curve
+from rd_jax.method.curves import curve_points, roc_of_scores, up_to
+from rd_jax.method.metrics import Scored
 from rd_jax.report.heatmap import resized_map, strength
 from rd_jax.store.arrays import read_arrays, write_arrays
 
@@ -59,38 +61,33 @@ def read_evaluation(path: Path) -> Evaluation | None:
 def write_evaluation(
     path: Path,
     split: Split,
+    found: Scored,
+    shown: np.ndarray,
     maps: np.ndarray,
-    scores: np.ndarray,
     calibration: Calibration | None,
 ) -> None:
     """Writes an .npz file, whole or not at all.
 
-    `maps` [M, H, W] and `scores` [M] are finite float32 values of the split's test images.
-    Without a calibration, heatmaps reach from the median to the maximum of these maps.
+    `found` is of the split's M test images, `maps` [G, H, W] of those `shown`, as of `chosen`.
+    Without a calibration, heatmaps reach from the median to the maximum of all maps.
     """
-    labels, masks = split.labels, split.masks
-    pixels = pro = np.empty((0, 2), np.float32)
+    labels, masks, scores = split.labels, split.masks, found.scores
     low, high = 0.0, 1.0
     if calibration:
         low, high = calibration.map_low, calibration.map_high
     elif len(scores):
-        low, high = float(np.median(maps)), float(maps.max())
-    if masks is not None:
-        curve = padded_roc(maps, masks)
-        pixels, pro = curve_points(curve), curve_points(per_region(curve, masks))
-    errors = wrongness(scores, labels, calibration)
-    clear = examples(split.test_names, labels, scores, errors)
-    shown = informative(errors, scores, _MAX_SHOWN)
-    shown = np.concatenate([shown, clear[~np.isin(clear, shown)]])
+        low, high = median(found.pixels), float(found.maxima.max())
+    curves = pixel_curve(found.pixels), region_curve(found.pixels)
+    pixels, pro = map(curve_points, curves)
     size = _thumbnail(*split.test.shape[1:3])
     images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
-    strengths = [strength(resized_map(maps[i], size), low, high) for i in shown]
+    strengths = [strength(resized_map(of_image, size), low, high) for of_image in maps]
     shown_masks = [] if masks is None else [resized_map(255 * masks[i], size) for i in shown]
     evaluation = Evaluation(
         np.array(split.test_names, str),
         labels,
         scores,
-        thinned(curve_points(padded_roc(scores, labels)), _MAX_POINTS),
+        thinned(curve_points(roc_of_scores(scores, labels)), _MAX_POINTS),
         thinned(pixels, _MAX_POINTS),
         thinned(up_to(pro, MAX_FPR), _MAX_POINTS),
         np.array([low, high]),
@@ -102,6 +99,14 @@ def write_evaluation(
     )
     text = json.dumps(calibration and calibration._asdict())
     write_arrays(path, evaluation._asdict() | {"calibration": np.array(text)})
+
+
+def chosen(split: Split, scores: np.ndarray, calibration: Calibration | None) -> np.ndarray:
+    """Which of the split's M test images with scores [M] are shown: errors, and clear examples."""
+    errors = wrongness(scores, split.labels, calibration)
+    clear = examples(split.test_names, split.labels, scores, errors)
+    shown = informative(errors, scores, _MAX_SHOWN)
+    return np.concatenate([shown, clear[~np.isin(clear, shown)]])
 
 
 def _thumbnail(height: int, width: int) -> tuple[int, int]:
@@ -126,7 +131,7 @@ def wrongness(
 def _best_f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     if not labels.any():
         return 0.0
-    anomalous, curve = scores[labels], padded_roc(scores, labels)
+    anomalous, curve = scores[labels], roc_of_scores(scores, labels)
     called = np.asarray(curve.true_positives + curve.false_positives)
     f1 = 2 * np.asarray(curve.true_positives) / (called + anomalous.size)
     return float(anomalous[np.argmax(f1[: anomalous.size])])

@@ -13,11 +13,11 @@ from rd_jax.config import FIELDS, Config, Depends, as_dict, override, validate
 from rd_jax.data import Split
 from rd_jax.data.splits import check_apart, check_splits, chosen_name, load_split, named
 from rd_jax.method.calibration import Calibration, metrics_at
-from rd_jax.method.metrics import metrics_of
+from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.report import gallery, page, tables
 from rd_jax.report.promise import promise
 from rd_jax.run.build import compute_dtype, scorer_of
-from rd_jax.run.scoring import Scorer, score_images
+from rd_jax.run.scoring import Scorer, score_split
 from rd_jax.run.thresholds import (
     calibration_of,
     completed_distances,
@@ -216,18 +216,20 @@ def _write(
     Of several processes each scores its share, and the first does the rest.
     """
     start = time.perf_counter()
-    maps, scores = score_images(scorer, *variables, split.test, config.batch_size)
+    found, maps_of = score_split(scorer, *variables, split, config.batch_size)
+    shown = gallery.chosen(split, found.scores, calibration)
+    maps = maps_of(shown)
     if not hosts.is_first():
         return
     thresholds = _thresholds(calibration)
     row = {
         **known,
         **thresholds,
-        **metrics_of(maps, scores, split.labels, split.masks),
-        **metrics_at(thresholds["image_threshold"], scores, split.labels),
+        **metrics_of_scored(found, split.labels),
+        **metrics_at(thresholds["image_threshold"], found.scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
     }
-    gallery.write_evaluation(training.evaluation, split, maps, scores, calibration)
+    gallery.write_evaluation(training.evaluation, split, found, shown, maps, calibration)
     write_json(training.results, row)
 
 

@@ -1,7 +1,7 @@
 """Scoring any number of images on all devices."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rd_jax.data import Split
+from rd_jax.method.counts import counted, no_pixels
+from rd_jax.method.metrics import Scored, sums_and_maxima
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.run.loop import placement
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 
 Program = Callable[..., tuple[jax.Array, ...]]  # of (teacher_variables, student_variables, images)
+
+_MOST_BYTES = 2**28  # of maps that are held until the figures are known
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,49 @@ def on_devices(teacher_variables: Any, student_variables: Any) -> tuple[Any, Any
     return jax.device_put((teacher_variables, fold_batch_norm(student_variables)), replicated)
 
 
+def batches(
+    program: Program,
+    teacher_variables: Any,
+    student_variables: Any,
+    images: np.ndarray,
+    batch_size: int,
+    chosen: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """What `program` gives of uint8 images [N, H, W, 3], or those in `chosen`, on all devices.
+
+    Yields places in `chosen` and outputs, batch by batch. What the devices compute has one size, a
+    multiple of their number: batches are padded, and the padding's results are dropped. Of several
+    processes, each computes a share, and all get all. Raises UserError for what is not finite.
+    """
+    variables, (_, split) = on_devices(teacher_variables, student_variables), placement()
+    chosen = np.arange(len(images)) if chosen is None else chosen
+    per_process = -(-len(chosen) // hosts.count())
+    own = chosen[hosts.share(len(chosen))]
+
+    def fetch(start: int, outputs: tuple[jax.Array, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
+        in_share = start + np.arange(batch_size)
+        places = (per_process * np.arange(hosts.count())[:, None] + in_share).ravel()
+        there = (np.tile(in_share, hosts.count()) < per_process) & (places < len(chosen))
+        of_all = [
+            hosts.gathered(np.asarray(x)[:batch_size], hosts.count() * batch_size)[there]
+            for x in outputs
+        ]
+        if not all(np.isfinite(array).all() for array in of_all):
+            raise UserError("scores are not finite: the training diverged; train anew elsewhere")
+        return places[there], of_all
+
+    waiting: deque[tuple[int, tuple[jax.Array, ...]]] = deque()
+    for start in range(0, max(per_process, 1), batch_size):  # of none, too, the shapes are known
+        batch = images[own[start : start + batch_size]]
+        padding = _divisible(batch_size) - len(batch)
+        padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        waiting.append((start, program(*variables, jax.device_put(padded, split))))
+        if len(waiting) > 1:  # while one batch computes, the next one is sent
+            yield fetch(*waiting.popleft())
+    for start, outputs in waiting:
+        yield fetch(start, outputs)
+
+
 def in_batches(
     program: Program,
     teacher_variables: Any,
@@ -70,38 +118,16 @@ def in_batches(
     batch_size: int,
     chosen: np.ndarray | None = None,
 ) -> tuple[np.ndarray, ...]:
-    """What `program` gives of uint8 images [N, H, W, 3], or those in `chosen`, on all devices.
-
-    What the devices compute has one size, a multiple of their number: batches are padded, and the
-    padding's results are dropped. Of several processes, each takes a share of the images, and all
-    get all of the results. Raises UserError if one is not finite.
-    """
-    variables, (_, split) = on_devices(teacher_variables, student_variables), placement()
-    chosen = np.arange(len(images)) if chosen is None else chosen
-    count, chosen = len(chosen), chosen[hosts.share(len(chosen))]
-    own: list[np.ndarray] = []
-
-    def fetch(start: int, outputs: tuple[jax.Array, ...]) -> None:
-        if not own:
-            own.extend(np.empty((len(chosen), *x.shape[1:]), x.dtype) for x in outputs)
-        for array, output in zip(own, outputs, strict=True):
-            part = array[start : start + batch_size]
-            part[:] = np.asarray(output)[: len(part)]
-
-    waiting: deque[tuple[int, tuple[jax.Array, ...]]] = deque()
-    for start in range(0, max(len(chosen), 1), batch_size):  # of none, too, the shapes are known
-        batch = images[chosen[start : start + batch_size]]
-        padding = _divisible(batch_size) - len(batch)
-        padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
-        waiting.append((start, program(*variables, jax.device_put(padded, split))))
-        if len(waiting) > 1:  # while one batch computes, the next one is sent
-            fetch(*waiting.popleft())
-    for start, outputs in waiting:
-        fetch(start, outputs)
-    found = tuple(hosts.gathered(array, count) for array in own)
-    if not all(np.isfinite(array).all() for array in found):
-        raise UserError("scores are not finite: the training diverged; train anew elsewhere")
-    return found
+    """All that `batches` yields, in the order of `chosen`."""
+    count = len(images if chosen is None else chosen)
+    found: list[np.ndarray] = []
+    for places, outputs in batches(
+        program, teacher_variables, student_variables, images, batch_size, chosen
+    ):
+        found = found or [np.empty((count, *x.shape[1:]), x.dtype) for x in outputs]
+        for array, output in zip(found, outputs, strict=True):
+            array[places] = output
+    return tuple(found)
 
 
 def score_images(
@@ -111,6 +137,40 @@ def score_images(
     images: np.ndarray,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3]: see `in_batches`."""
+    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3]: see `batches`."""
     maps, scores = in_batches(scorer, teacher_variables, student_variables, images, batch_size)
     return maps, scores
+
+
+def score_split(
+    scorer: Program,
+    teacher_variables: Any,
+    student_variables: Any,
+    split: Split,
+    batch_size: int,
+) -> tuple[Scored, Callable[[np.ndarray], np.ndarray]]:
+    """What metrics need of the test images, and a function that gives the maps of chosen ones.
+
+    Maps are not held beyond `_MOST_BYTES`: those asked for are then made again. Of several
+    processes all call this function, and the one that it returns.
+    """
+    variables = teacher_variables, student_variables
+    count, height, width, _ = split.test.shape
+    is_held = 4 * count * height * width <= _MOST_BYTES
+    held = np.empty((count if is_held else 0, height, width), np.float32)
+    scores, sums, maxima = (np.empty(count, np.float32) for _ in range(3))
+    pixels = no_pixels()
+    for places, (maps, of_images) in batches(scorer, *variables, split.test, batch_size):
+        scores[places] = of_images
+        sums[places], maxima[places] = sums_and_maxima(maps)
+        masks = np.zeros(maps.shape, bool) if split.masks is None else split.masks[places]
+        pixels = counted(pixels, maps, masks)
+        if is_held:
+            held[places] = maps
+
+    def maps_of(chosen: np.ndarray) -> np.ndarray:
+        if is_held:
+            return held[chosen]
+        return in_batches(scorer, *variables, split.test, batch_size, chosen)[0]
+
+    return Scored(scores, sums, maxima, pixels), maps_of

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from rd_jax.config import Config, as_dict, size_of, validate
 from rd_jax.data.splits import check_apart, check_splits, load_split
 from rd_jax.method.loss import LOSSES
-from rd_jax.method.metrics import metrics_of
+from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.method.train import TrainState, make_parallel_train_steps, train_state_shapes
 from rd_jax.run.build import compute_dtype, model_of, optimizer_of, scorer_of
 from rd_jax.run.evaluation import evaluate_trained, write_summaries
 from rd_jax.run.loop import TrainSteps, steps_per_dispatch, training
 from rd_jax.run.progress import Clock, Diverged, followed, row_writer
-from rd_jax.run.scoring import Program, Scorer, compiled_distances, score_images
+from rd_jax.run.scoring import Program, Scorer, compiled_distances, score_split
 from rd_jax.run.task import (
     Task,
     check_layout,
@@ -221,8 +221,8 @@ def _train(
         variables = teacher.variables, jax.device_get(state.student_variables)
         rows = []
         for split, _ in task.parts:
-            scored = score_images(scorer, *variables, split.test, config.batch_size)
-            rows.append(metrics_of(*scored, split.labels, split.masks))
+            found, _ = score_split(scorer, *variables, split, config.batch_size)
+            rows.append(metrics_of_scored(found, split.labels))
         return means(rows)
 
     metadata = {

@@ -2,15 +2,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from rd_jax.method.metrics import (
-    aupro,
-    auroc,
-    curve_points,
-    labelled_roc,
-    padded_roc,
-    per_region,
-    up_to,
-)
+from rd_jax.method.counts import counted, no_pixels, pixel_curve, region_curve
+from rd_jax.method.curves import curve_points, labelled_roc, up_to
+from rd_jax.method.metrics import aupro, auroc
 from rd_jax.report.gallery import thinned
 
 
@@ -53,7 +47,7 @@ def test_the_curve_is_that_of_scikit_learn(levels: int | None) -> None:
 @pytest.mark.parametrize("max_fpr", [0.05, 0.3, 1.0])
 def test_the_area_under_the_pro_curve_is_the_aupro(levels: int | None, max_fpr: float) -> None:
     maps, masks = draw_maps(levels)
-    x, y = up_to(curve_points(per_region(padded_roc(maps, masks), masks)), max_fpr).T
+    x, y = up_to(curve_points(region_curve(counted(no_pixels(), maps, masks))), max_fpr).T
     assert x[-1] == pytest.approx(max_fpr)
     area = np.trapezoid(y, x) / max_fpr
     assert area == pytest.approx(float(aupro(maps, masks, max_fpr)), abs=1e-5)
@@ -61,7 +55,7 @@ def test_the_area_under_the_pro_curve_is_the_aupro(levels: int | None, max_fpr: 
 
 def test_thinning_hardly_moves_the_curve() -> None:
     maps, masks = draw_maps(None)
-    points = curve_points(padded_roc(maps, masks))
+    points = curve_points(pixel_curve(counted(no_pixels(), maps, masks)))
     few = thinned(points, 40)
     assert len(points) > 60
     assert len(few) <= 40

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from rd_jax.report.figures import draw, inline_svg, write_figures
-from rd_jax.report.gallery import Evaluation, read_evaluation, write_evaluation
-from tests.report.gallery_test import CALIBRATION, FILE, weave_split
+from rd_jax.report.gallery import Evaluation, read_evaluation
+from tests.report.gallery_test import CALIBRATION, FILE, weave_split, write
 
 ROW = {"image_auroc": 0.9876, "pixel_auroc": 0.95, "aupro": 0.9}
 LOSSES = [{"step": 1, "loss": 2.0}, {"step": 1, "image_auroc": 0.5}, {"step": 2, "loss": 1.0}]
@@ -16,7 +16,7 @@ LOSSES = [{"step": 1, "loss": 2.0}, {"step": 1, "image_auroc": 0.5}, {"step": 2,
 
 def evaluation_in(folder: Path) -> Evaluation:
     split, maps = weave_split(10)
-    write_evaluation(folder / FILE, split, maps, maps.max((1, 2)), CALIBRATION)
+    write(folder / FILE, split, maps, maps.max((1, 2)), CALIBRATION)
     evaluation = read_evaluation(folder / FILE)
     assert evaluation is not None
     return evaluation
@@ -46,7 +46,7 @@ def test_what_is_not_there_is_not_drawn(tmp_path: Path) -> None:
     assert draw(None, ROW, []) == {}
     assert list(draw(None, ROW, LOSSES)) == ["loss"]
     split, maps = weave_split(1)
-    write_evaluation(tmp_path / FILE, split._replace(masks=None), maps, maps.max((1, 2)), None)
+    write(tmp_path / FILE, split._replace(masks=None), maps, maps.max((1, 2)), None)
     assert list(draw(read_evaluation(tmp_path / FILE), ROW, [])) == ["scores"]
 
 

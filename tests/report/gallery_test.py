@@ -6,7 +6,10 @@ import pytest
 from rd_jax.data import Split
 from rd_jax.data.synthetic import DEFECTS, weave
 from rd_jax.method.calibration import Calibration
+from rd_jax.method.counts import counted, no_pixels
+from rd_jax.method.metrics import Scored, sums_and_maxima
 from rd_jax.report.gallery import (
+    chosen,
     examples,
     informative,
     read_evaluation,
@@ -32,10 +35,20 @@ def weave_split(count: int, size: int = 32) -> tuple[Split, np.ndarray]:
     return Split("weave", images[:0], [], "", images, names, "", labels, masks), maps
 
 
+def write(
+    path: Path, split: Split, maps: np.ndarray, scores: np.ndarray, calibration: Calibration | None
+) -> None:
+    """`write_evaluation` of maps and scores of all test images."""
+    masks = np.zeros(maps.shape, bool) if split.masks is None else split.masks
+    found = Scored(scores, *sums_and_maxima(maps), counted(no_pixels(), maps, masks))
+    shown = chosen(split, scores, calibration)
+    write_evaluation(path, split, found, shown, maps[shown], calibration)
+
+
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     split, maps = weave_split(10)
     scores = maps.max((1, 2))
-    write_evaluation(tmp_path / FILE, split, maps, scores, CALIBRATION)
+    write(tmp_path / FILE, split, maps, scores, CALIBRATION)
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     read = read_evaluation(tmp_path / FILE)
     assert read is not None
@@ -64,17 +77,17 @@ def test_an_evaluation_of_another_version_is_left_out(
 
 def test_without_a_calibration_the_maps_set_the_scale(tmp_path: Path) -> None:
     split, maps = weave_split(4)
-    write_evaluation(tmp_path / FILE, split, maps, maps.max((1, 2)), None)
+    write(tmp_path / FILE, split, maps, maps.max((1, 2)), None)
     read = read_evaluation(tmp_path / FILE)
     assert read is not None
     assert read.calibration is None
-    np.testing.assert_allclose(read.map_range, [np.median(maps), maps.max()])
+    np.testing.assert_allclose(read.map_range, [np.median(maps), maps.max()], rtol=1e-4)
     assert read.strengths.max() == 254  # nothing is above a threshold that there is not
 
 
 def test_large_images_become_thumbnails(tmp_path: Path) -> None:
     split, maps = weave_split(2, size=224)
-    write_evaluation(tmp_path / FILE, split, maps, maps.max((1, 2)), CALIBRATION)
+    write(tmp_path / FILE, split, maps, maps.max((1, 2)), CALIBRATION)
     read = read_evaluation(tmp_path / FILE)
     assert read is not None
     assert read.images.shape == (2, 192, 192, 3)
@@ -85,7 +98,7 @@ def test_large_images_become_thumbnails(tmp_path: Path) -> None:
 def test_without_both_classes_there_are_no_curves(tmp_path: Path, count: int) -> None:
     split, maps = weave_split(count)
     split = split._replace(masks=None)
-    write_evaluation(tmp_path / FILE, split, maps, maps.sum((1, 2)), None)
+    write(tmp_path / FILE, split, maps, maps.sum((1, 2)), None)
     read = read_evaluation(tmp_path / FILE)
     assert read is not None
     assert len(read.shown) == len(read.images) == count
@@ -95,7 +108,7 @@ def test_without_both_classes_there_are_no_curves(tmp_path: Path, count: int) ->
 def test_of_many_images_the_worst_and_some_of_all_scores_are_kept(tmp_path: Path) -> None:
     split, maps = weave_split(200)
     scores = np.random.default_rng(1).normal(1.5, 1, 200).astype(np.float32)
-    write_evaluation(tmp_path / FILE, split, maps, scores, CALIBRATION)
+    write(tmp_path / FILE, split, maps, scores, CALIBRATION)
     read = read_evaluation(tmp_path / FILE)
     assert read is not None
     assert len(set(read.shown)) == len(read.shown) >= 120

@@ -13,12 +13,11 @@ from selenium.webdriver.common.by import By
 
 from rd_jax.data.synthetic import DEFECTS
 from rd_jax.report import page
-from rd_jax.report.gallery import write_evaluation
 from rd_jax.report.page import write_page
 from rd_jax.store import checkpoint
 from rd_jax.store.rows import append_row, write_json
 from rd_jax.store.workdir import Training
-from tests.report.gallery_test import CALIBRATION, FILE, weave_split
+from tests.report.gallery_test import CALIBRATION, FILE, weave_split, write
 from tests.report.tables_test import row
 
 SCRIPT = "</script><script>document.title = 'broken'</script>"
@@ -40,9 +39,7 @@ def add_training(folder: Path, category: str = "weave") -> None:
     add_results(folder, category)
     split, maps = weave_split(10)
     split = split._replace(test_names=[f"{name}{SCRIPT}" for name in split.test_names])
-    write_evaluation(
-        Training(folder, category).evaluation, split, maps, maps.max((1, 2)), CALIBRATION
-    )
+    write(Training(folder, category).evaluation, split, maps, maps.max((1, 2)), CALIBRATION)
     for step in (1, 2, 3):
         append_row(folder / "metrics.jsonl", {"step": step, "loss": 1 / step})
 
@@ -136,7 +133,7 @@ def test_decisions_at_the_threshold_are_counted(tmp_path: Path) -> None:
     add_results(tmp_path / "weave", "weave")
     split, maps = weave_split(10)
     scores = np.linspace(1.02, 1.92, 10, dtype=np.float32)  # images 0 and 5 are normal
-    write_evaluation(tmp_path / "weave" / FILE, split, maps, scores, CALIBRATION)
+    write(tmp_path / "weave" / FILE, split, maps, scores, CALIBRATION)
     text = text_of(tmp_path)
     assert "4 of 8 anomalous images are missed, 1 of 2 normal images are false alarms" in text
     shown = re.findall(r"(\w+/\d+\.png) [\d.]+ \w+ (missed|false alarm)", text)
@@ -150,7 +147,7 @@ def test_decisions_at_the_threshold_are_counted(tmp_path: Path) -> None:
 def test_a_page_opens_on_what_was_found_of_each_kind(tmp_path: Path) -> None:
     add_results(tmp_path / "weave", "weave")
     split, maps = weave_split(10)
-    write_evaluation(tmp_path / "weave" / FILE, split, maps, 1.0 + split.labels, CALIBRATION)
+    write(tmp_path / "weave" / FILE, split, maps, 1.0 + split.labels, CALIBRATION)
     append_row(tmp_path / "weave" / "metrics.jsonl", {"step": 1, "loss": 1.0})
     write_page(tmp_path)
     before, _, errors = body_of(page_of(tmp_path)).partition("<details>")
@@ -176,7 +173,7 @@ def test_a_folder_without_an_evaluation_says_how_to_get_one(tmp_path: Path) -> N
 def test_without_both_classes_there_is_a_page(tmp_path: Path, count: int, says: str) -> None:
     add_results(tmp_path / "weave", "weave", None)
     split, maps = weave_split(count)
-    write_evaluation(tmp_path / "weave" / FILE, split, maps, maps.max((1, 2), initial=0), None)
+    write(tmp_path / "weave" / FILE, split, maps, maps.max((1, 2), initial=0), None)
     assert says in text_of(tmp_path)
 
 
@@ -196,7 +193,7 @@ def test_names_that_are_no_text_do_not_break_the_page(tmp_path: Path) -> None:
     split, maps = weave_split(10)
     names = [f"good/\udcff{i}.png" for i in range(10)]
     split = split._replace(test_names=names)
-    write_evaluation(tmp_path / "weave" / FILE, split, maps, maps.max((1, 2)), None)
+    write(tmp_path / "weave" / FILE, split, maps, maps.max((1, 2)), None)
     assert "good/?3.png" in text_of(tmp_path)
 
 

@@ -5,9 +5,11 @@ from sklearn.metrics import roc_auc_score
 
 from rd_jax import load_teacher
 from rd_jax.config import Config
-from rd_jax.method.metrics import METRICS, metrics_of
+from rd_jax.data import Split
+from rd_jax.method.metrics import METRICS, metrics_of, metrics_of_scored
+from rd_jax.run import scoring
 from rd_jax.run.build import scorer_of
-from rd_jax.run.scoring import score_images
+from rd_jax.run.scoring import score_images, score_split
 from rd_jax.system.errors import UserError
 from tests.reference_weights import draw_images
 from tests.trained import first_state
@@ -35,6 +37,26 @@ def test_padding_changes_no_map_and_no_score(trained: tuple, num_images: int) ->
     np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
     np.testing.assert_allclose(scores, maps.max((1, 2)))
     assert [part.shape for part in score_images(*trained, images[:0], 5)] == [(0, 32, 32), (0,)]
+
+
+def test_maps_that_are_not_held_are_made_again(
+    trained: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, masks = draw_images(7, 32), np.zeros((7, 32, 32), bool)
+    masks[4:, 3:9, 3:9] = True
+    names = [f"{i}.png" for i in range(7)]
+    split = Split("x", images[:0], [], "", images, names, "", np.arange(7) > 3, masks)
+    held, maps_of = score_split(*trained, split, 3)
+    expected = maps_of(np.array([5, 0]))
+    monkeypatch.setattr(scoring, "_MOST_BYTES", 1000)
+    again, maps_again = score_split(*trained, split, 3)
+    for a, b in zip(held.pixels, again.pixels, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(held.maxima, again.maxima)
+    np.testing.assert_allclose(maps_again(np.array([5, 0])), expected, atol=1e-6)
+    maps, scores = score_images(*trained, images, 3)
+    whole = metrics_of(maps, scores, split.labels, masks)
+    assert metrics_of_scored(held, split.labels) == pytest.approx(whole, abs=1e-9)
 
 
 def test_scales_select_what_the_map_is_made_of(config: Config, trained: tuple) -> None:

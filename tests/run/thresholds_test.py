@@ -181,7 +181,7 @@ def test_a_kill_while_the_test_set_is_scored_leaves_no_older_results(
     (workdir / "weave" / "distances.npz").unlink()
     evaluate = ("--mode", "eval", "--config", "mvtec", "--workdir", str(workdir))
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "score_images", lambda *_: (_ for _ in ()).throw(KeyError))
+        patch.setattr(evaluation, "score_split", lambda *_: (_ for _ in ()).throw(KeyError))
         with pytest.raises(KeyError):
             run(*evaluate)
     assert not (workdir / "weave" / "results.json").exists()
