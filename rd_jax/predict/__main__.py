@@ -1,7 +1,8 @@
 """Scores image files with a trained checkpoint.
 
 python -m rd_jax.predict --workdir DIR[/CATEGORY] IMAGES_OR_FOLDERS... --output OUT
-    [--maps=npy|png16] [--masks] [--batch_size=N] [--threshold=X] [--teacher_weights=FILE]
+    [--heatmaps=PIXELS] [--heatmap_format=png|jpg] [--maps=npy|png16] [--masks]
+    [--batch_size=N] [--threshold=X] [--teacher_weights=FILE]
     [--false_positive_rate=X] [--pixel_false_positive_rate=X] [--blur_sigma=X]
     [--map_fusion=sum|product] [--image_score=max|sum]
 
@@ -15,7 +16,6 @@ were scored, 1 if some could not be read, 2 for a mistake.
 import argparse
 import logging
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,12 @@ from rd_jax.run.trained import add_applied, applied
 from rd_jax.store.rows import Row
 from rd_jax.system.compilation import keep_compiled_programs
 from rd_jax.system.console import Parser, log_to_stderr, path
-from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
+from rd_jax.system.environment import (
+    num_processors,
+    read_names_as_utf8,
+    require_devices,
+    settle,
+)
 from rd_jax.system.errors import EXPECTED, UserError, explained, printable
 
 logger = logging.getLogger("rd_jax.predict")  # with python -m, __name__ is no part of the package
@@ -87,8 +92,9 @@ def predict(
     be written.
     """
     names = distinct(inputs.values())
-    results = zip(score_files(predictor, inputs, batch_size), names, strict=True)
-    with tables(outputs.folder) as append, ThreadPoolExecutor(os.cpu_count()) as pool:
+    hold = bool(outputs.heatmaps or outputs.masks)
+    results = zip(score_files(predictor, inputs, batch_size, hold), names, strict=True)
+    with tables(outputs.folder) as append, ThreadPoolExecutor(num_processors()) as pool:
         write_scale(outputs)
         while batch := list(islice(results, batch_size)):
             for row in pool.map(partial(write_images, outputs), *zip(*batch, strict=True)):
@@ -124,6 +130,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             raise ValueError
         return int(text)
 
+    def heatmaps(text: str) -> int:
+        if int(text) < 0:
+            raise ValueError
+        return int(text)
+
     def number(text: str) -> float:
         if not math.isfinite(float(text)):
             raise ValueError
@@ -133,6 +144,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("images", nargs="+", type=Path, help="image files, or folders that are searched for them")
     add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
     add("--output", required=True, type=path, help="the folder to write to")
+    add(
+        "--heatmaps",
+        type=heatmaps,
+        default=sys.maxsize,
+        metavar="PIXELS",
+        help="at most so many at the longer side; 0: none (default: as the image)",
+    )
+    add("--heatmap_format", choices=["png", "jpg"], default="png", help="(default: png)")
     add("--maps", choices=["npy", "png16"], help="write anomaly maps, as float32 or on 16 bits")
     add("--masks", action="store_true", help="write which pixels are anomalous")
     add("--batch_size", type=batch_size, default=16, help="images scored at a time (default: 16)")
@@ -156,7 +175,15 @@ def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
     logger.info("%s", promise(calibration, predictor.categories))
     scales = len(config.scales)  # each of distances up to 2
     limit = 2.0 * scales if config.map_fusion == "sum" else 2.0**scales
-    return Outputs(flags.output, calibration, flags.maps, limit, flags.masks)
+    return Outputs(
+        flags.output,
+        calibration,
+        flags.heatmaps,
+        flags.heatmap_format,
+        flags.maps,
+        limit,
+        flags.masks,
+    )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from rd_jax.data.images import png, read_image
+from rd_jax.data.images import jpeg, png, read_image
 from rd_jax.data.mvtec import NORMAL, PARTS
 from rd_jax.method.calibration import Calibration
 from rd_jax.predict.predictor import Prediction, Unreadable, attempt
@@ -33,6 +34,8 @@ class Outputs(NamedTuple):
 
     folder: Path
     calibration: Calibration
+    heatmaps: int  # pixels of the longer side, at most; 0: none
+    heatmap_format: str  # "png" or "jpg"
     maps: str | None  # "npy", "png16" or None
     map_limit: float  # no map has values above; 65535 in maps of 16 bits
     masks: bool
@@ -89,9 +92,9 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     """Writes what was asked for of one image, named after `name`; returns its row.
 
     Where the file system does not take a name, it is shortened. Paths in the row are relative to
-    the outputs' folder. Heatmap and mask have the size of the
-    image, which is read again, so that no more images are in memory than are being written.
-    Raises UserError if something cannot be written.
+    the outputs' folder. A mask has the size of the image, and a heatmap, unless it is to be
+    smaller; for them the image is read again, if the result does not have it. Raises UserError if
+    something cannot be written.
     """
     row = dict.fromkeys(COLUMNS) | {"file": str(result.path)}
     if isinstance(result, Unreadable):
@@ -101,9 +104,12 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     is_anomalous = threshold is not None and result.score > threshold
     if threshold is not None:
         row["verdict"] = "anomalous" if is_anomalous else "normal"
-    image = attempt(lambda path: np.asarray(read_image(path)), result.path)
-    if isinstance(image, Unreadable):
-        return row | {"error": image.reason}
+    image = result.image
+    if image is None and (outputs.heatmaps or outputs.masks):
+        read = attempt(lambda path: np.asarray(read_image(path)), result.path)
+        if isinstance(read, Unreadable):
+            return row | {"error": read.reason}
+        image = read
 
     def write(column: str, suffix: str, content: bytes) -> None:
         row[column] = path = f"{column}s/{name}.{suffix}"
@@ -118,8 +124,11 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
                 raise error from error.__cause__
 
     anomaly_map = result.anomaly_map
-    heatmap = overlay(image, anomaly_map, calibration.map_low, calibration.map_high)
-    write("heatmap", "png", png(heatmap))
+    if image is not None and outputs.heatmaps:
+        shown = _at_most(image, outputs.heatmaps)
+        heatmap = overlay(shown, anomaly_map, calibration.map_low, calibration.map_high)
+        encode = png if outputs.heatmap_format == "png" else jpeg
+        write("heatmap", outputs.heatmap_format, encode(heatmap))
     if outputs.maps == "npy":
         file = io.BytesIO()
         np.save(file, anomaly_map)
@@ -127,11 +136,18 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     elif outputs.maps == "png16":
         pixels = np.round(np.clip(anomaly_map, 0, outputs.map_limit) * 65535 / outputs.map_limit)
         write("map", "png", png(pixels.astype(np.uint16)))
-    if outputs.masks:
+    if image is not None and outputs.masks:
         mask = resized_map(anomaly_map, image.shape[:2]) > calibration.pixel_threshold
         mask &= is_anomalous  # what is normal has no anomalous pixel
         write("mask", "png", png(np.uint8(255) * mask))
     return row
+
+
+def _at_most(image: np.ndarray, longer_side: int) -> np.ndarray:
+    """The image [h, w, 3], smaller if it is larger than that."""
+    small = Image.fromarray(image)
+    small.thumbnail((longer_side, longer_side), Image.Resampling.BILINEAR)
+    return np.asarray(small)
 
 
 def distinct(names: Iterable[str]) -> Iterator[str]:

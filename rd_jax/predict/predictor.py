@@ -1,10 +1,8 @@
 """Scores and anomaly maps of arrays and of image files, by what a training left."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,15 +10,17 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from rd_jax.config import Config, size_of
-from rd_jax.data.images import Notes, decode_image, warn_of_dark_images
+from rd_jax.data.images import Notes, read_image, resized, warn_of_dark_images
 from rd_jax.method.calibration import Calibration
 from rd_jax.run.build import scorer_of
 from rd_jax.run.scoring import Scorer, on_devices, score_images
 from rd_jax.run.trained import load_trained
+from rd_jax.system.environment import num_processors
 
 A = TypeVar("A")
 B = TypeVar("B")
 _BATCHES_AHEAD = 2  # decoded while one is scored
+_MOST_HELD = 2**24  # bytes of an image that is held until its outputs are written, not read again
 
 
 class Predictor(NamedTuple):
@@ -40,6 +40,7 @@ class Prediction(NamedTuple):
     score: float
     is_anomalous: bool | None  # None without a threshold
     anomaly_map: np.ndarray  # [H, W] float32, of the config's image_size
+    image: np.ndarray | None = None  # [h, w, 3] uint8, as decoded, if it was to be held
 
 
 class Unreadable(NamedTuple):
@@ -78,43 +79,66 @@ def score_arrays(
     H and W are the image_size of the predictor's config. The last one is None if the training
     held no images out to set a threshold with. Raises UserError if a score is not finite.
     """
+    return _score(predictor, images, _enough(len(images), batch_size))
+
+
+def _enough(num_images: int, batch_size: int) -> int:
+    """A smaller batch size if that takes all images; a power of two, as each one is compiled."""
+    return min(batch_size, 1 << (max(num_images, 1) - 1).bit_length())
+
+
+def _score(
+    predictor: Predictor, images: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     maps, scores = score_images(predictor.scorer, *predictor.variables, images, batch_size)
     threshold = predictor.calibration.image_threshold
     return maps, scores, None if threshold is None else scores > threshold
 
 
 def score_files(
-    predictor: Predictor, paths: Iterable[str | Path], batch_size: int = 16
+    predictor: Predictor,
+    paths: Iterable[str | Path],
+    batch_size: int = 16,
+    hold_images: bool = False,
 ) -> Iterator[Prediction | Unreadable]:
     """Scores image files on all local devices; yields one result for each, in order.
 
     Files are decoded as for training, in parallel and a few batches ahead, and what was yielded
-    is not held: any number of files takes the memory of a few batches. Raises UserError if a
-    score is not finite.
+    is not held: any number of files takes the memory of a few batches. With `hold_images` a result
+    has the decoded image, unless that is very large. Raises UserError if a score is not finite.
 
         predictor = load_predictor("runs/bottle")
         for result in score_files(predictor, sorted(Path("photos").glob("*.png"))):
             print(result.path, getattr(result, "score", "unreadable"))
     """
     notes: Notes = {}
-    num_images = 0
-    read = partial(decode_image, size=size_of(predictor.config), notes=notes)
+    num_images, size = 0, size_of(predictor.config)
 
-    def decode(path: str | Path) -> tuple[Path, np.ndarray | Unreadable]:
+    def read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+        image = read_image(path, notes)
+        is_held = hold_images and 3 * image.width * image.height <= _MOST_HELD
+        return resized(image, size), np.asarray(image) if is_held else None
+
+    def decode(path: str | Path) -> tuple[Path, tuple[np.ndarray, np.ndarray | None] | Unreadable]:
         return Path(path), attempt(read, Path(path))
 
     def scored(images: list[np.ndarray]) -> Iterator[tuple[float, bool | None, np.ndarray]]:
         if images:
-            maps, scores, anomalous = score_arrays(predictor, np.stack(images), batch_size)
+            maps, scores, anomalous = _score(predictor, np.stack(images), batch_size)
             verdicts = repeat(None) if anomalous is None else anomalous.tolist()
             yield from zip(scores.tolist(), verdicts, maps, strict=False)
 
     decoded = _in_parallel(decode, paths, _BATCHES_AHEAD * batch_size)
     while batch := list(islice(decoded, batch_size)):
-        results = scored([image for _, image in batch if not isinstance(image, Unreadable)])
+        if not num_images:
+            batch_size = _enough(len(batch), batch_size)
         num_images += len(batch)
-        for path, image in batch:
-            yield image if isinstance(image, Unreadable) else Prediction(path, *next(results))
+        results = scored([found[0] for _, found in batch if not isinstance(found, Unreadable)])
+        for path, found in batch:
+            if isinstance(found, Unreadable):
+                yield found
+            else:
+                yield Prediction(path, *next(results), found[1])
     warn_of_dark_images(notes, num_images)
 
 
@@ -128,7 +152,7 @@ def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
 
 def _in_parallel(function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
     """`function` of each item, in order, in threads, at most `ahead` items early."""
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(num_processors())
     submitted = (pool.submit(function, item) for item in items)
     try:
         pending = deque(islice(submitted, ahead))

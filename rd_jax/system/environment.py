@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import jax
 
@@ -19,6 +20,18 @@ _OF_JAX = {
     "jax_debug_nans": False,  # a metric that is not defined is one
     "jax_debug_infs": False,
 }
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def num_processors() -> int:
+    """How many processors this process may use, which may be fewer than the machine has."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:  # of a container
+        quota, period = _QUOTA.read_text().split()
+        return max(1, min(allowed or 1, int(quota) // int(period)))
+    except (OSError, ValueError):  # there is none
+        return allowed or 1
 
 
 def read_names_as_utf8() -> None:

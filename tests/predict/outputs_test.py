@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rd_jax.data.images import read_image
 from rd_jax.method.calibration import with_threshold
 from rd_jax.predict import outputs as outputs_module
 from rd_jax.predict.outputs import (
@@ -31,7 +32,8 @@ from tests.trained import CALIBRATION, SIZE
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Outputs:
-    return Outputs(tmp_path / "out", CALIBRATION, maps=None, map_limit=6.0, masks=False)
+    written = dict(heatmaps=10**6, heatmap_format="png", maps=None, map_limit=6.0, masks=False)
+    return Outputs(tmp_path / "out", CALIBRATION, **written)
 
 
 @pytest.fixture
@@ -57,6 +59,24 @@ def read_tables(folder: Path) -> list[dict]:
     assert table == as_text
     assert all(tuple(row) == COLUMNS for row in rows)
     return rows
+
+
+def test_heatmaps_are_left_out_or_smaller_or_jpeg(
+    outputs: Outputs, prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = read(outputs.folder / write_images(outputs, prediction, "full")["heatmap"])
+    held = prediction._replace(image=np.asarray(read_image(prediction.path)))
+    again = write_images(outputs, held, "held")["heatmap"]
+    np.testing.assert_array_equal(read(outputs.folder / again), full)
+    small = write_images(outputs._replace(heatmaps=45), prediction, "small")["heatmap"]
+    assert read(outputs.folder / small).shape == (25, 45, 3)
+    jpeg = write_images(outputs._replace(heatmap_format="jpg"), prediction, "jpeg")["heatmap"]
+    assert jpeg == "heatmaps/jpeg.jpg"
+    assert np.abs(read(outputs.folder / jpeg).astype(int) - full).mean() < 20  # of noise
+    monkeypatch.setattr(outputs_module, "read_image", None)  # nor is the image read
+    row = write_images(outputs._replace(heatmaps=0), prediction, "none")
+    assert row["heatmap"] is None
+    assert row["score"] == prediction.score
 
 
 def test_a_row_is_on_disk_when_it_was_appended(tmp_path: Path) -> None:

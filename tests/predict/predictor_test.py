@@ -2,6 +2,7 @@ import itertools
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,38 @@ def test_results_equal_the_scorers_on_the_same_decoded_images(
     np.testing.assert_allclose([result.anomaly_map for result in results], maps, atol=1e-5)
 
 
+@pytest.mark.parametrize(("num_images", "computed"), [(1, 4), (3, 4), (5, 8), (13, 16)])
+def test_no_more_images_are_computed_than_the_devices_take_at_once(
+    predictor: Predictor, paths: list[Path], num_images: int, computed: int
+) -> None:
+    """There are four devices; of a power of two, each compiles once."""
+    seen = []
+
+    def scorer(*arguments: Any) -> Any:
+        seen.append(arguments[-1].shape[0])
+        return predictor.scorer(*arguments)
+
+    expected = list(score_files(predictor, paths, 16))[:num_images]
+    results = list(score_files(predictor._replace(scorer=scorer), paths[:num_images], 16))
+    assert seen == [computed]
+    np.testing.assert_allclose(
+        [result.score for result in results], [result.score for result in expected], atol=1e-5
+    )
+
+
+def test_images_are_held_if_asked_for_and_not_very_large(
+    predictor: Predictor, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(result.image is None for result in score_files(predictor, paths))
+    monkeypatch.setattr(predictor_module, "_MOST_HELD", 3 * 45 * 55)
+    for result in score_files(predictor, paths, hold_images=True):
+        decoded = np.asarray(Image.open(result.path))
+        if decoded.nbytes > 3 * 45 * 55:
+            assert result.image is None
+        else:
+            np.testing.assert_array_equal(result.image, decoded)
+
+
 def test_files_that_cannot_be_read_keep_their_place(
     predictor: Predictor, paths: list[Path], tmp_path: Path
 ) -> None:
@@ -105,13 +138,14 @@ def test_images_without_end_take_the_memory_of_four_batches(
             alive += change
             most = max(most, alive)
 
-    def decode(path: Path, size: int, notes: object) -> np.ndarray:  # noqa: ARG001
-        image = np.full((size, size, 3), int(path.stem) % 256, np.uint8)
+    def decode(_: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        image = np.zeros((*size, 3), np.uint8)
         count(1)
         weakref.finalize(image, count, -1)
         return image
 
-    monkeypatch.setattr(predictor_module, "decode_image", decode)
+    monkeypatch.setattr(predictor_module, "read_image", lambda *_: Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(predictor_module, "resized", decode)
     results = score_files(predictor, (Path(f"{i}.png") for i in itertools.count()), batch_size=8)
     names = [result.path.stem for result in itertools.islice(results, 200)]
     assert names == [str(i) for i in range(200)]
