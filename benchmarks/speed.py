@@ -100,7 +100,8 @@ def train_steps(
     model: Model, teacher: Any, images: np.ndarray, batch_size: int
 ) -> tuple[Callable[[], None], int]:
     """Some steps of the training loop as a run executes it, from images on the host; how many."""
-    optimizer, max_steps = optax.adam(0.005, 0.5, 0.999), steps_per_dispatch()
+    optimizer = optax.adam(0.005, 0.5, 0.999)
+    max_steps = steps_per_dispatch(batch_size, images.shape[1:3])
     steps = make_parallel_train_steps(model, optimizer, per_position_cosine_loss, max_steps)
     state = create_train_state(model, optimizer, jax.random.key(0))
     endless: Any = dict(last_step=10**6, batch_size=batch_size, seed=0)

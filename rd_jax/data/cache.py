@@ -18,7 +18,7 @@ from rd_jax.system.files import cache_folder
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 512  # rows made at a time
+_CHUNK_BYTES = 2**27  # of rows made at a time
 
 
 def cached_array(
@@ -80,8 +80,9 @@ def _write_cached(
         with hosts.together(), unfinished.open("r+b") as file:
             row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
             file.seek((own.start - shape[0]) * row_bytes, os.SEEK_END)
-            for start in range(0, len(own), _CHUNK):
-                file.write(rows(own[start : start + _CHUNK]).tobytes())
+            chunk = max(1, _CHUNK_BYTES // max(row_bytes, 1))
+            for start in range(0, len(own), chunk):
+                file.write(rows(own[start : start + chunk]).tobytes())
             file.flush()
             os.fsync(file.fileno())
         with hosts.together():

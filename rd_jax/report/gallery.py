@@ -63,12 +63,13 @@ def write_evaluation(
     split: Split,
     found: Scored,
     shown: np.ndarray,
-    maps: np.ndarray,
+    maps: Sequence[np.ndarray],
     calibration: Calibration | None,
 ) -> None:
     """Writes an .npz file, whole or not at all.
 
-    `found` is of the split's M test images, `maps` [G, H, W] of those `shown`, as of `chosen`.
+    `found` is of the split's M test images, `maps` the `small_map` of those `shown`, as of
+    `chosen`.
     Without a calibration, heatmaps reach from the median to the maximum of all maps.
     """
     labels, masks, scores = split.labels, split.masks, found.scores
@@ -81,7 +82,7 @@ def write_evaluation(
     pixels, pro = map(curve_points, curves)
     size = _thumbnail(*split.test.shape[1:3])
     images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
-    strengths = [strength(resized_map(of_image, size), low, high) for of_image in maps]
+    strengths = [strength(of_image, low, high) for of_image in maps]
     shown_masks = [] if masks is None else [resized_map(255 * masks[i], size) for i in shown]
     evaluation = Evaluation(
         np.array(split.test_names, str),
@@ -107,6 +108,11 @@ def chosen(split: Split, scores: np.ndarray, calibration: Calibration | None) ->
     clear = examples(split.test_names, split.labels, scores, errors)
     shown = informative(errors, scores, _MAX_SHOWN)
     return np.concatenate([shown, clear[~np.isin(clear, shown)]])
+
+
+def small_map(anomaly_map: np.ndarray) -> np.ndarray:
+    """A map [H, W] at the size at which it is shown."""
+    return resized_map(anomaly_map, _thumbnail(*anomaly_map.shape))
 
 
 def _thumbnail(height: int, width: int) -> tuple[int, int]:

@@ -216,9 +216,9 @@ def _write(
     Of several processes each scores its share, and the first does the rest.
     """
     start = time.perf_counter()
-    found, maps_of = score_split(scorer, *variables, split, config.batch_size)
+    found, made_of_maps = score_split(scorer, *variables, split, config.batch_size)
     shown = gallery.chosen(split, found.scores, calibration)
-    maps = maps_of(shown)
+    maps = made_of_maps(shown, gallery.small_map)
     if not hosts.is_first():
         return
     thresholds = _thresholds(calibration)

@@ -1,5 +1,6 @@
 """The loop over steps: images to the devices, states back."""
 
+import math
 from collections.abc import Callable, Collection, Iterator
 
 import jax
@@ -11,6 +12,7 @@ from rd_jax.data.order import batch_indices
 from rd_jax.method.train import AXIS, Metrics, TrainState
 from rd_jax.system import hosts
 
+_MOST_BYTES = 2**28  # of the images of a dispatch
 TrainSteps = Callable[..., tuple[TrainState, Metrics]]
 
 
@@ -20,9 +22,14 @@ def placement() -> tuple[NamedSharding, NamedSharding]:
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def steps_per_dispatch() -> int:
-    """How many steps pay on this platform: see `make_parallel_train_steps`."""
-    return 1 if jax.default_backend() == "cpu" else 16
+def steps_per_dispatch(batch_size: int, size: tuple[int, int]) -> int:
+    """How many steps pay on this platform: see `make_parallel_train_steps`.
+
+    Not more than whose images [batch_size, *size, 3] take `_MOST_BYTES`.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    return max(1, min(16, _MOST_BYTES // (3 * batch_size * math.prod(size))))
 
 
 def training(

@@ -148,11 +148,11 @@ def score_split(
     student_variables: Any,
     split: Split,
     batch_size: int,
-) -> tuple[Scored, Callable[[np.ndarray], np.ndarray]]:
-    """What metrics need of the test images, and a function that gives the maps of chosen ones.
+) -> tuple[Scored, Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray]], list[np.ndarray]]]:
+    """What metrics need of the test images, and a function that gives what is made of their maps.
 
-    Maps are not held beyond `_MOST_BYTES`: those asked for are then made again. Of several
-    processes all call this function, and the one that it returns.
+    It takes which images, and what to make of the map [H, W] of each. Maps are not held beyond
+    `_MOST_BYTES`: they are then computed again. Of several processes all call both functions.
     """
     variables = teacher_variables, student_variables
     count, height, width, _ = split.test.shape
@@ -168,9 +168,14 @@ def score_split(
         if is_held:
             held[places] = maps
 
-    def maps_of(chosen: np.ndarray) -> np.ndarray:
+    def made_of_maps(
+        chosen: np.ndarray, make: Callable[[np.ndarray], np.ndarray]
+    ) -> list[np.ndarray]:
         if is_held:
-            return held[chosen]
-        return in_batches(scorer, *variables, split.test, batch_size, chosen)[0]
+            return [make(held[i]) for i in chosen]
+        made: dict[int, np.ndarray] = {}
+        for places, (maps, _) in batches(scorer, *variables, split.test, batch_size, chosen):
+            made |= {place: make(of) for place, of in zip(places.tolist(), maps, strict=True)}
+        return [made[place] for place in range(len(chosen))]
 
-    return Scored(scores, sums, maxima, pixels), maps_of
+    return Scored(scores, sums, maxima, pixels), made_of_maps

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_TRAINED_ON = 200  # scored where none is held out: they set the heatmaps' scale alone
 _MOST_PIXELS = 2**26  # that set their threshold; that of images takes all images
-_CHUNK = 16  # maps made at a time, always as many, so that they compile once
+_CHUNK_PIXELS = 2**24  # of maps made at a time, always as many, so that they compile once
 
 
 def kept_distances(config: Config, trained: Checkpoint, training: Training) -> NormalDistances:
@@ -98,8 +98,9 @@ def calibration_of(config: Config, distances: NormalDistances, dtype: str) -> Ca
     most_maps = max(_MOST_PIXELS // math.prod(size_of(config)), 1)
     gives_pixels = np.isin(np.arange(count), _spread(count, most_maps))
     scores, maxima, pixels = [], [], []
-    for start in range(0, count, _CHUNK):
-        chunk = np.arange(start, start + _CHUNK)
+    chunk_size = max(1, min(16, _CHUNK_PIXELS // math.prod(size_of(config))))
+    for start in range(0, count, chunk_size):
+        chunk = np.arange(start, start + chunk_size)
         outputs = maps_of(tuple(scale[chunk % count] for scale in of_scales))
         own = chunk[chunk < count]
         maps, of_images = (np.asarray(output)[: len(own)] for output in outputs)

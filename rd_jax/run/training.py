@@ -120,7 +120,10 @@ def _compile_programs(
     shapes = train_state_shapes(model, optimizer, config.ema)
 
     def train_steps() -> TrainSteps:
-        max_steps, num_devices = steps_per_dispatch(), jax.local_device_count()
+        max_steps, num_devices = (
+            steps_per_dispatch(config.batch_size, size),
+            jax.local_device_count(),
+        )
         images = (num_devices, max_steps, config.batch_size // jax.device_count(), *size, 3)
         loss = LOSSES[config.loss]
         steps = make_parallel_train_steps(model, optimizer, loss, max_steps, ema=config.ema)
@@ -205,7 +208,7 @@ def _train(
     )
     dispatches = training(
         train_steps.result(),
-        steps_per_dispatch(),
+        steps_per_dispatch(config.batch_size, size_of(config)),
         teacher.variables,
         task.images,
         state,

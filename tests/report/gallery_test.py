@@ -13,6 +13,7 @@ from rd_jax.report.gallery import (
     examples,
     informative,
     read_evaluation,
+    small_map,
     write_evaluation,
     wrongness,
 )
@@ -42,7 +43,7 @@ def write(
     masks = np.zeros(maps.shape, bool) if split.masks is None else split.masks
     found = Scored(scores, *sums_and_maxima(maps), counted(no_pixels(), maps, masks))
     shown = chosen(split, scores, calibration)
-    write_evaluation(path, split, found, shown, maps[shown], calibration)
+    write_evaluation(path, split, found, shown, [*map(small_map, maps[shown])], calibration)
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

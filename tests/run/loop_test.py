@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import optax
+import pytest
 
 from rd_jax import create_train_state, load_teacher
 from rd_jax.config import Config
@@ -10,7 +11,7 @@ from rd_jax.data.order import steps_until
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.train import TrainState, make_parallel_train_steps
 from rd_jax.run.build import model_of
-from rd_jax.run.loop import training
+from rd_jax.run.loop import steps_per_dispatch, training
 from tests.reference_weights import draw_images
 from tests.trained import largest_difference
 
@@ -88,3 +89,13 @@ def test_training_lowers_the_loss(config: Config) -> None:
     config.num_epochs = 3
     _, _, losses = train_all(config, 20, 1, optimizer=optax.adam(0.005))
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_dispatch_takes_as_many_steps_as_pay_and_memory_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert steps_per_dispatch(16, (256, 256)) == 1  # on CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert steps_per_dispatch(16, (256, 256)) == 16
+    assert steps_per_dispatch(16, (1024, 1024)) == 5
+    assert steps_per_dispatch(64, (2048, 1024)) == 1

@@ -46,15 +46,16 @@ def test_maps_that_are_not_held_are_made_again(
     masks[4:, 3:9, 3:9] = True
     names = [f"{i}.png" for i in range(7)]
     split = Split("x", images[:0], [], "", images, names, "", np.arange(7) > 3, masks)
-    held, maps_of = score_split(*trained, split, 3)
-    expected = maps_of(np.array([5, 0]))
+    held, made_of_maps = score_split(*trained, split, 3)
+    expected = made_of_maps(np.array([5, 0]), np.copy)
     monkeypatch.setattr(scoring, "_MOST_BYTES", 1000)
-    again, maps_again = score_split(*trained, split, 3)
+    again, made_again = score_split(*trained, split, 3)
     for a, b in zip(held.pixels, again.pixels, strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(held.maxima, again.maxima)
-    np.testing.assert_allclose(maps_again(np.array([5, 0])), expected, atol=1e-6)
+    np.testing.assert_allclose(made_again(np.array([5, 0]), np.copy), expected, atol=1e-6)
     maps, scores = score_images(*trained, images, 3)
+    np.testing.assert_allclose(expected, maps[[5, 0]], atol=1e-6)
     whole = metrics_of(maps, scores, split.labels, masks)
     assert metrics_of_scored(held, split.labels) == pytest.approx(whole, abs=1e-9)
 
