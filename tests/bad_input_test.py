@@ -601,7 +601,7 @@ def test_a_mask_too_small_for_the_image_size_is_said(
     mask[20, 20] = 255
     Image.fromarray(mask).save(category / MASK)
     split = load_category(category.parent, "weave", 32)
-    assert "at 32 pixels nothing is left of 1 masks" in caplog.text
+    assert "at 32x32 pixels nothing is left of 1 masks" in caplog.text
     assert split.masks is not None
     assert split.masks.any((1, 2)).sum() == split.labels.sum() - 1
 

@@ -71,7 +71,8 @@ def test_it_is_evaluated_again(golden: Path) -> None:
     data = (f"--config.data_dir={golden}/data",)
     done = start(*evaluation, *data, *RATES, JAX_NUM_CPU_DEVICES="1")
     assert done.returncode == 0, done.stderr
-    assert figures(work) == pytest.approx(expected, abs=1e-6)
+    # Pixels were sorted; now those that differ by 1 part in 65536 are one level.
+    assert figures(work) == pytest.approx(expected, abs=1e-5)
 
 
 def test_fields_and_metrics_that_were_not_there_yet_have_defaults(golden: Path) -> None:
