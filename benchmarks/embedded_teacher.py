@@ -165,7 +165,7 @@ def make(source: str, weights: str, path: Path, steps: int, seed: int) -> None:
 def compare(path: Path, source: str, weights: str, images: Path, size: int) -> list[float]:
     """The mean cosine similarity of both networks' features at each scale, shallow to deep."""
     files = sorted(p for p in images.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    pixels = load_images(files, size)
+    pixels = load_images(files, size)[0]
     variables = load_teacher(source, weights), load_teacher(BACKBONE, str(path))
 
     @jax.jit

@@ -70,7 +70,7 @@ def train(folder: Path) -> tuple[int, float]:
     memory = PeakMemory()
     model, optimizer = model_of("resnet18"), optax.adam(0.005, 0.5, 0.999)
     with mock.patch.dict("os.environ", XDG_CACHE_HOME=str(folder.parent / "cache")):
-        images = load_images(sorted(folder.iterdir()), SIZE)
+        images = load_images(sorted(folder.iterdir()), SIZE)[0]
     max_steps = steps_per_dispatch(BATCH_SIZE, (SIZE, SIZE))
     dispatches = training(
         make_parallel_train_steps(model, optimizer, per_position_cosine_loss, max_steps),

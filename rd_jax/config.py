@@ -13,7 +13,7 @@ from rd_jax.method.models import BACKBONES
 from rd_jax.method.models.bottleneck import Kind
 from rd_jax.method.models.model import Direction
 from rd_jax.method.score import Fusion
-from rd_jax.method.size import height_and_width
+from rd_jax.method.size import Resize, height_and_width
 from rd_jax.system.errors import UserError, printable
 
 Config = Any  # an ml_collections.ConfigDict, or anything with FIELDS as attributes
@@ -129,6 +129,12 @@ FIELDS = {
     "normal_class": Field(-1, _integer(-1), _NOTHING, "of `dataset`; -1: each class in turn"),
     "image_size": Field(
         256, _SIZE, _TRAINING | _SCORING, "pixels: of a square, or height,width", takes=object
+    ),
+    "resize": Field(
+        "stretch",
+        _one_of(get_args(Resize)),
+        _TRAINING | _SCORING,
+        "to `image_size`; `fit`: with the aspect ratio kept, and the rest filled and left out",
     ),
     "backbone": Field(
         "wide_resnet50_2", _one_of(BACKBONES), _FIXED | _SCORING, "of teacher and student"
@@ -288,6 +294,11 @@ def validate(config: Config, num_devices: int = 1) -> None:
         raise UserError(
             f"config.blur_sigma={config.blur_sigma}: must be at most config.image_size="
             f"{config.image_size}"
+        )
+    if config.dataset and config.resize != "stretch":
+        raise UserError(
+            f"config.resize={config.resize!r}: must be 'stretch' with config.dataset, whose images "
+            "have one shape"
         )
     if config.direction == "forward" and config.bottleneck != FIELDS["bottleneck"].default:
         raise UserError(

@@ -18,6 +18,9 @@ class Split(NamedTuple):
     test_sha256: str  # of images, masks and names
     labels: np.ndarray  # [M] bool, true: anomalous
     masks: np.ndarray | None  # [M, H, W] bool, true: anomalous
+    # Where in its image each picture lies, int [., 4] as of `size.Region`; None: everywhere.
+    train_regions: np.ndarray | None = None
+    test_regions: np.ndarray | None = None
 
 
 class Joined:

@@ -153,7 +153,7 @@ def _check_spelling(folder: Path, expected: Iterable[str]) -> None:
             raise UserError(f"{folder / name} is not called {right}: rename or move it")
 
 
-def load_category(data_dir: Path, name: str, size: Size) -> Split:
+def load_category(data_dir: Path, name: str, size: Size, resize: str = "stretch") -> Split:
     """Decodes a category. Raises UserError as `read_category`, or for files it cannot read."""
     files = read_category(data_dir, name)
     warn_of_unused(data_dir / files.name, PARTS)
@@ -162,16 +162,20 @@ def load_category(data_dir: Path, name: str, size: Size) -> Split:
     pairs_sha256 = content_sha256([*test, *masks])
     test_names = [printable(f"{image.defect}/{image.path.name}") for image in files.test]
     tested = repr((pairs_sha256, test_names, files.has_masks))
+    train, train_regions = load_images(files.train, size, train_sha256, resize)
+    tested_images, test_regions = load_images(test, size, pairs_sha256, resize)
     split = Split(
         name=files.name,
-        train=load_images(files.train, size, train_sha256),
+        train=train,
         train_names=[printable(path.name) for path in files.train],
         train_sha256=train_sha256,
-        test=load_images(test, size, pairs_sha256),
+        test=tested_images,
         test_names=test_names,
         test_sha256=hashlib.sha256(tested.encode()).hexdigest(),
         labels=np.array([image.defect != NORMAL for image in files.test], bool),
-        masks=load_masks(masks, test, size, pairs_sha256) if files.has_masks else None,
+        masks=load_masks(masks, test, size, pairs_sha256, resize) if files.has_masks else None,
+        train_regions=train_regions if resize == "fit" else None,
+        test_regions=test_regions if resize == "fit" else None,
     )
     if split.masks is not None:
         vanished = np.compress(split.labels & ~split.masks.any((1, 2)), test_names)

@@ -14,15 +14,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from rd_jax.data.images import (
+from rd_jax.data.decode import (
     Notes,
-    each_file,
     png,
     read_image,
     read_mask,
     warn_of_dark_images,
     warn_of_levels,
 )
+from rd_jax.data.images import each_file
 from rd_jax.data.mvtec import NORMAL, PARTS, LabelledImage, read_category, warn_of_unused
 from rd_jax.system.errors import UserError, printable
 

@@ -64,7 +64,7 @@ def check_apart(config: Config, names: Iterable[str], workdir: Path) -> None:
 def load_split(config: Config, name: str) -> Split:
     """The split of this name."""
     if not config.dataset:
-        return mvtec.load_category(_data_dir(config), name, size_of(config))
+        return mvtec.load_category(_data_dir(config), name, size_of(config), config.resize)
     if not name.isdecimal():
         raise UserError(f"{name!r} is not a class of dataset {config.dataset!r}: it is no number")
     return one_class.one_class(_classes(config), int(name))

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from rd_jax.method.curves import Roc
+from rd_jax.method.size import inside
 
 _MANTISSA_BITS = 16
 _DROPPED_BITS = 23 - _MANTISSA_BITS
@@ -33,10 +34,13 @@ def no_pixels() -> Counts:
     return Counts(0, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
 
-def counted(counts: Counts, maps: np.ndarray, masks: np.ndarray) -> Counts:
+def counted(
+    counts: Counts, maps: np.ndarray, masks: np.ndarray, regions: np.ndarray | None = None
+) -> Counts:
     """The counts with those of more maps [N, H, W] float32 and masks [N, H, W] bool.
 
-    Regions are 8-connected. Raises ValueError for unequal shapes or values that are not finite.
+    With `regions` [N, 4], as of `size.Region`, of the pixels inside of these. Anomalous regions are
+    8-connected. Raises ValueError for unequal shapes or values that are not finite.
     """
     check_maps(maps, masks)
     if not maps.size:
@@ -44,10 +48,12 @@ def counted(counts: Counts, maps: np.ndarray, masks: np.ndarray) -> Counts:
     levels = _levels(maps)
     counts = _widened(counts, int(levels.min()), int(levels.max()))
     places, num_levels = levels - counts.lowest, counts.normal.size
+    is_there = np.ones(maps.shape, bool) if regions is None else inside(regions, maps.shape[1:])
+    masks, normal = masks & is_there, places[is_there & ~masks]
     anomalous = places[masks]
     return Counts(
         counts.lowest,
-        counts.normal + np.bincount(places[~masks], minlength=num_levels),
+        counts.normal + np.bincount(normal, minlength=num_levels),
         counts.anomalous + np.bincount(anomalous, minlength=num_levels),
         counts.regions + np.bincount(anomalous, shares_of_regions(masks), num_levels),
     )

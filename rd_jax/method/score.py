@@ -12,7 +12,7 @@ from jax import lax
 
 from rd_jax.method.loss import cosine_distance
 from rd_jax.method.models import Features, Model
-from rd_jax.method.size import Size, height_and_width
+from rd_jax.method.size import Size, height_and_width, inside
 
 Fusion = Literal["sum", "product"]
 
@@ -116,11 +116,18 @@ def make_distances(model: Model) -> jax.stages.Wrapped:
 def make_maps(
     size: Size, sigma: float = 4.0, reduction: str = "max", fusion: str = "sum"
 ) -> jax.stages.Wrapped:
-    """A jitted function distances -> (maps, scores): `fused_map`, and its `image_score`."""
+    """A jitted function (distances, regions) -> (maps, scores): `fused_map`, its `image_score`.
+
+    With regions, int [B, 4] as of `size.Region`, maps are 0 outside of them.
+    """
 
     @jax.jit
-    def maps_and_scores(distances: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def maps_and_scores(
+        distances: Sequence[jax.Array], regions: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         maps = fused_map(distances, size, sigma, fusion)
+        if regions is not None:
+            maps = jnp.where(inside(regions, height_and_width(size)), maps, 0)
         return maps, image_score(maps, reduction)
 
     return maps_and_scores

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from rd_jax.data.images import jpeg, png, read_image
+from rd_jax.data.decode import jpeg, png, read_image
 from rd_jax.data.mvtec import NORMAL, PARTS
 from rd_jax.method.calibration import Calibration
 from rd_jax.predict.predictor import Prediction, Unreadable, attempt

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from rd_jax.config import Config, size_of
-from rd_jax.data.images import Notes, read_image, resized, warn_of_dark_images
+from rd_jax.data.decode import Notes, read_image, resized, warn_of_dark_images
 from rd_jax.method.calibration import Calibration
+from rd_jax.method.size import Region, cropped, region_of
 from rd_jax.run.build import scorer_of
 from rd_jax.run.scoring import Scorer, on_devices, score_images
 from rd_jax.run.trained import load_trained
@@ -39,7 +40,7 @@ class Prediction(NamedTuple):
     path: Path
     score: float
     is_anomalous: bool | None  # None without a threshold
-    anomaly_map: np.ndarray  # [H, W] float32, of the config's image_size
+    anomaly_map: np.ndarray  # [H, W] float32, of the config's image_size; by resize="fit" less
     image: np.ndarray | None = None  # [h, w, 3] uint8, as decoded, if it was to be held
 
 
@@ -72,14 +73,19 @@ def load_predictor(
 
 
 def score_arrays(
-    predictor: Predictor, images: np.ndarray, batch_size: int = 16
+    predictor: Predictor,
+    images: np.ndarray,
+    batch_size: int = 16,
+    regions: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Maps [N, H, W], scores [N], and which are anomalous [N] bool, of uint8 RGB [N, H, W, 3].
 
-    H and W are the image_size of the predictor's config. The last one is None if the training
-    held no images out to set a threshold with. Raises UserError if a score is not finite.
+    With `regions` [N, 4] (top, left, height, width), where in the images the pictures lie, nothing
+    outside counts. H and W are the image_size of the predictor's config. The last one is None if
+    the training held no images out to set a threshold with. Raises UserError if a score is not
+    finite.
     """
-    return _score(predictor, images, _enough(len(images), batch_size))
+    return _score(predictor, images, _enough(len(images), batch_size), regions)
 
 
 def _enough(num_images: int, batch_size: int) -> int:
@@ -88,9 +94,10 @@ def _enough(num_images: int, batch_size: int) -> int:
 
 
 def _score(
-    predictor: Predictor, images: np.ndarray, batch_size: int
+    predictor: Predictor, images: np.ndarray, batch_size: int, regions: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    maps, scores = score_images(predictor.scorer, *predictor.variables, images, batch_size)
+    parts = (predictor.scorer, *predictor.variables, images, batch_size)
+    maps, scores = score_images(*parts, regions)
     threshold = predictor.calibration.image_threshold
     return maps, scores, None if threshold is None else scores > threshold
 
@@ -112,34 +119,47 @@ def score_files(
             print(result.path, getattr(result, "score", "unreadable"))
     """
     notes: Notes = {}
-    num_images, size = 0, size_of(predictor.config)
+    num_images, size, resize = 0, size_of(predictor.config), predictor.config.resize
 
-    def read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(path: Path) -> _Decoded:
         image = read_image(path, notes)
         is_held = hold_images and 3 * image.width * image.height <= _MOST_HELD
-        return resized(image, size), np.asarray(image) if is_held else None
+        region = region_of((image.height, image.width), size, resize)
+        return _Decoded(
+            resized(image, size, resize), region, np.asarray(image) if is_held else None
+        )
 
-    def decode(path: str | Path) -> tuple[Path, tuple[np.ndarray, np.ndarray | None] | Unreadable]:
+    def decode(path: str | Path) -> tuple[Path, _Decoded | Unreadable]:
         return Path(path), attempt(read, Path(path))
 
-    def scored(images: list[np.ndarray]) -> Iterator[tuple[float, bool | None, np.ndarray]]:
-        if images:
-            maps, scores, anomalous = _score(predictor, np.stack(images), batch_size)
+    def scored(batch: list[_Decoded]) -> Iterator[tuple[float, bool | None, np.ndarray]]:
+        if batch:
+            images, regions = np.stack([d.pixels for d in batch]), [d.region for d in batch]
+            where = np.array(regions, np.int32) if resize == "fit" else None
+            maps, scores, anomalous = _score(predictor, images, batch_size, where)
             verdicts = repeat(None) if anomalous is None else anomalous.tolist()
-            yield from zip(scores.tolist(), verdicts, maps, strict=False)
+            yield from zip(scores.tolist(), verdicts, map(cropped, maps, regions), strict=False)
 
     decoded = _in_parallel(decode, paths, _BATCHES_AHEAD * batch_size)
     while batch := list(islice(decoded, batch_size)):
         if not num_images:
             batch_size = _enough(len(batch), batch_size)
         num_images += len(batch)
-        results = scored([found[0] for _, found in batch if not isinstance(found, Unreadable)])
+        results = scored([found for _, found in batch if not isinstance(found, Unreadable)])
         for path, found in batch:
             if isinstance(found, Unreadable):
                 yield found
             else:
-                yield Prediction(path, *next(results), found[1])
+                yield Prediction(path, *next(results), found.image)
     warn_of_dark_images(notes, num_images)
+
+
+class _Decoded(NamedTuple):
+    """An image file, ready to score."""
+
+    pixels: np.ndarray  # [H, W, 3] uint8, of the config's image_size
+    region: Region  # where in it the picture lies
+    image: np.ndarray | None  # [h, w, 3] uint8, the picture itself, if it is held
 
 
 def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:

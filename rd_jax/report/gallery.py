@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rd_jax.data import Split
-from rd_jax.data.images import resized
+from rd_jax.data.decode import resized
 from rd_jax.method.calibration import Calibration
 from rd_jax.method.counts import median, pixel_curve, region_curve
 from rd_jax.method.curves import curve_points, roc_of_scores, up_to

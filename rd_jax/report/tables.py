@@ -45,6 +45,7 @@ def protocol(rows: Sequence[Row]) -> str:
     text += ", forward distillation" if len(reverse) < len(rows) else ""
     sizes = {"x".join(map(str, np.ravel(row["image_size"]))) for row in rows}
     text += f", scales {values('scales')}, {', '.join(sorted(sizes))} pixels"
+    text += ", aspect ratio kept" if any(row["resize"] == "fit" for row in rows) else ""
     if any(row["map_fusion"] == "product" for row in rows):
         text += f", {values('map_fusion')} of their maps"
     if any(row["num_held_out"] for row in trained):

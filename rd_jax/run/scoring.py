@@ -17,7 +17,7 @@ from rd_jax.run.loop import placement
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 
-Program = Callable[..., tuple[jax.Array, ...]]  # of (teacher_variables, student_variables, images)
+Program = Callable[..., tuple[jax.Array, ...]]  # of both variables, images, ...
 
 _MOST_BYTES = 2**28  # of maps that are held until the figures are known
 
@@ -27,11 +27,13 @@ class Scorer:
     """The two halves of `make_scorer`; what is between them is kept of normal images."""
 
     distances: Program  # [B, h, w] of each scale
-    maps: Callable[[Any], tuple[jax.Array, jax.Array]]  # of these: maps, scores
+    maps: Callable[..., tuple[jax.Array, jax.Array]]  # of these and regions: maps, scores
 
-    def __call__(self, *arguments: Any) -> tuple[jax.Array, jax.Array]:
-        """(teacher_variables, student_variables, images) -> maps, scores."""
-        return self.maps(self.distances(*arguments))
+    def __call__(
+        self, teacher_variables: Any, student_variables: Any, images: Any, *regions: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """With regions, int [B, 4], maps are 0 outside, where no picture is: see `make_maps`."""
+        return self.maps(self.distances(teacher_variables, student_variables, images), *regions)
 
 
 def compiled_distances(
@@ -74,12 +76,14 @@ def batches(
     images: np.ndarray,
     batch_size: int,
     chosen: np.ndarray | None = None,
+    regions: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """What `program` gives of uint8 images [N, H, W, 3], or those in `chosen`, on all devices.
 
-    Yields places in `chosen` and outputs, batch by batch. What the devices compute has one size, a
-    multiple of their number: batches are padded, and the padding's results are dropped. Of several
-    processes, each computes a share, and all get all. Raises UserError for what is not finite.
+    Of their `regions` [N, 4], too, if there are any. Yields places in `chosen` and outputs, batch
+    by batch. What the devices compute has one size, a multiple of their number: batches are padded,
+    and the padding's results are dropped. Of several processes, each computes a share, and all get
+    all. Raises UserError for what is not finite.
     """
     variables, (_, split) = on_devices(teacher_variables, student_variables), placement()
     chosen = np.arange(len(images)) if chosen is None else chosen
@@ -100,10 +104,11 @@ def batches(
 
     waiting: deque[tuple[int, tuple[jax.Array, ...]]] = deque()
     for start in range(0, max(per_process, 1), batch_size):  # of none, too, the shapes are known
-        batch = images[own[start : start + batch_size]]
-        padding = _divisible(batch_size) - len(batch)
-        padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
-        waiting.append((start, program(*variables, jax.device_put(padded, split))))
+        now = own[start : start + batch_size]
+        seen = [array[now] for array in (images, regions) if array is not None]
+        rows = _divisible(batch_size) - len(now)
+        padded = [np.pad(x, [(0, rows), *[(0, 0)] * (x.ndim - 1)]) for x in seen]
+        waiting.append((start, program(*variables, *jax.device_put(padded, split))))
         if len(waiting) > 1:  # while one batch computes, the next one is sent
             yield fetch(*waiting.popleft())
     for start, outputs in waiting:
@@ -117,12 +122,13 @@ def in_batches(
     images: np.ndarray,
     batch_size: int,
     chosen: np.ndarray | None = None,
+    regions: np.ndarray | None = None,
 ) -> tuple[np.ndarray, ...]:
     """All that `batches` yields, in the order of `chosen`."""
     count = len(images if chosen is None else chosen)
     found: list[np.ndarray] = []
     for places, outputs in batches(
-        program, teacher_variables, student_variables, images, batch_size, chosen
+        program, teacher_variables, student_variables, images, batch_size, chosen, regions
     ):
         found = found or [np.empty((count, *x.shape[1:]), x.dtype) for x in outputs]
         for array, output in zip(found, outputs, strict=True):
@@ -136,9 +142,11 @@ def score_images(
     student_variables: Any,
     images: np.ndarray,
     batch_size: int,
+    regions: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3]: see `batches`."""
-    maps, scores = in_batches(scorer, teacher_variables, student_variables, images, batch_size)
+    variables = teacher_variables, student_variables
+    maps, scores = in_batches(scorer, *variables, images, batch_size, None, regions)
     return maps, scores
 
 
@@ -154,17 +162,19 @@ def score_split(
     It takes which images, and what to make of the map [H, W] of each. Maps are not held beyond
     `_MOST_BYTES`: they are then computed again. Of several processes all call both functions.
     """
-    variables = teacher_variables, student_variables
+    variables, where = (teacher_variables, student_variables), split.test_regions
     count, height, width, _ = split.test.shape
     is_held = 4 * count * height * width <= _MOST_BYTES
     held = np.empty((count if is_held else 0, height, width), np.float32)
     scores, sums, maxima = (np.empty(count, np.float32) for _ in range(3))
     pixels = no_pixels()
-    for places, (maps, of_images) in batches(scorer, *variables, split.test, batch_size):
+    for places, (maps, of_images) in batches(
+        scorer, *variables, split.test, batch_size, None, where
+    ):
         scores[places] = of_images
         sums[places], maxima[places] = sums_and_maxima(maps)
         masks = np.zeros(maps.shape, bool) if split.masks is None else split.masks[places]
-        pixels = counted(pixels, maps, masks)
+        pixels = counted(pixels, maps, masks, None if where is None else where[places])
         if is_held:
             held[places] = maps
 
@@ -174,7 +184,8 @@ def score_split(
         if is_held:
             return [make(held[i]) for i in chosen]
         made: dict[int, np.ndarray] = {}
-        for places, (maps, _) in batches(scorer, *variables, split.test, batch_size, chosen):
+        again = batches(scorer, *variables, split.test, batch_size, chosen, where)
+        for places, (maps, _) in again:
             made |= {place: make(of) for place, of in zip(places.tolist(), maps, strict=True)}
         return [made[place] for place in range(len(chosen))]
 

@@ -11,6 +11,7 @@ from rd_jax.config import FIELDS, Config, Depends, as_dict, differing, size_of
 from rd_jax.data import Split
 from rd_jax.data.order import holdout_indices
 from rd_jax.method.calibration import Calibration, calibrate
+from rd_jax.method.size import inside
 from rd_jax.run.build import compute_dtype, scorer_of
 from rd_jax.run.scoring import Scorer, in_batches
 from rd_jax.store.checkpoint import Checkpoint
@@ -71,7 +72,8 @@ def completed_distances(
         by_dtype[dtype] = in_batches(
             own.distances, *variables, split.train, config.batch_size, chosen
         )
-    completed = NormalDistances(len(held_out) > 0, kept.checkpoint, by_dtype)
+    regions = None if split.train_regions is None else split.train_regions[chosen]
+    completed = NormalDistances(len(held_out) > 0, kept.checkpoint, by_dtype, regions)
     if missing and _is_kept(config, trained) and hosts.is_first():
         write_distances(training.distances, completed)
     return completed
@@ -88,7 +90,10 @@ def pooled(found: Sequence[NormalDistances]) -> NormalDistances:
         dtype: tuple(map(np.concatenate, zip(*(d.by_dtype[dtype] for d in found), strict=True)))
         for dtype in common_dtypes(found)
     }
-    return NormalDistances(all(d.is_holdout for d in found), found[0].checkpoint, by_dtype)
+    where = [d.regions for d in found if d.regions is not None]
+    regions = np.concatenate(where) if where else None
+    first = found[0]
+    return NormalDistances(all(d.is_holdout for d in found), first.checkpoint, by_dtype, regions)
 
 
 def calibration_of(config: Config, distances: NormalDistances, dtype: str) -> Calibration:
@@ -101,12 +106,16 @@ def calibration_of(config: Config, distances: NormalDistances, dtype: str) -> Ca
     chunk_size = max(1, min(16, _CHUNK_PIXELS // math.prod(size_of(config))))
     for start in range(0, count, chunk_size):
         chunk = np.arange(start, start + chunk_size)
-        outputs = maps_of(tuple(scale[chunk % count] for scale in of_scales))
+        where = [] if distances.regions is None else [distances.regions[chunk % count]]
+        outputs = maps_of(tuple(scale[chunk % count] for scale in of_scales), *where)
         own = chunk[chunk < count]
         maps, of_images = (np.asarray(output)[: len(own)] for output in outputs)
         scores.append(of_images)
         maxima.append(maps.max((1, 2)))
-        pixels.append(maps[gives_pixels[own]])
+        of_pixels = np.broadcast_to(gives_pixels[own][:, None, None], maps.shape)
+        for regions in where:
+            of_pixels = of_pixels & inside(regions[: len(own)], maps.shape[1:])
+        pixels.append(maps[of_pixels])
     return calibrate(
         *map(np.concatenate, (scores, maxima, pixels)),
         is_holdout=distances.is_holdout,

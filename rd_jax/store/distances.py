@@ -14,6 +14,7 @@ class NormalDistances(NamedTuple):
     is_holdout: bool
     checkpoint: int  # checksum of the student's variables that gave them
     by_dtype: dict[str, tuple[np.ndarray, ...]]  # computed in it: [N, h, w] float32 of each scale
+    regions: np.ndarray | None = None  # [N, 4] as of `size.Region`; None: all of each map
 
 
 def write_distances(path: Path, distances: NormalDistances) -> None:
@@ -24,7 +25,8 @@ def write_distances(path: Path, distances: NormalDistances) -> None:
         for i, array in enumerate(of_scales)
     }
     facts = {"is_holdout": distances.is_holdout, "checkpoint": distances.checkpoint}
-    write_arrays(path, facts | arrays)
+    regions = {} if distances.regions is None else {"regions": distances.regions}
+    write_arrays(path, facts | regions | arrays)
 
 
 def read_distances(path: Path, checkpoint: int) -> NormalDistances | None:
@@ -34,8 +36,9 @@ def read_distances(path: Path, checkpoint: int) -> NormalDistances | None:
         return None
     is_holdout = bool(arrays.pop("is_holdout"))
     del arrays["checkpoint"]
+    regions = arrays.pop("regions", None)
     by_dtype: dict[str, tuple[np.ndarray, ...]] = {}
     for name in sorted(arrays):
         dtype = name.partition("-")[0]
         by_dtype[dtype] = (*by_dtype.get(dtype, ()), arrays[name])
-    return NormalDistances(is_holdout, checkpoint, by_dtype)
+    return NormalDistances(is_holdout, checkpoint, by_dtype, regions)

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from rd_jax.data import cache, images
-from rd_jax.data.images import Notes, decode_image, load_images, load_masks
+from rd_jax.data.decode import decode_image
+from rd_jax.data.images import load_images, load_masks
 from rd_jax.data.mvtec import find_categories, load_category, read_category
 from rd_jax.data.synthetic import DEFECTS, cached_data_dir, weave, write_category
 from rd_jax.system.errors import UserError
@@ -19,7 +20,7 @@ def test_decoding_equals_pil_bilinear(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     expected = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 32), expected)
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 32)[0], expected)
 
 
 GREY = (np.arange(64 * 64) % 256).reshape(64, 64).astype(np.uint8)
@@ -34,20 +35,22 @@ def test_every_mode_decodes_to_the_same_grey(tmp_path: Path, mode: str) -> None:
         image = Image.fromarray(grey).convert(mode)
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(path)
-    np.testing.assert_array_equal(decode_image(path, 64), np.repeat(grey[..., None], 3, 2))
+    np.testing.assert_array_equal(decode_image(path, 64)[0], np.repeat(grey[..., None], 3, 2))
 
 
 def test_transparent_palettes_decode_without_a_warning(tmp_path: Path) -> None:
     image = Image.fromarray(GREY).convert("P")
     image.save(tmp_path / "a.png", transparency=bytes([0, 128] * 128))
-    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 64)[..., 0], GREY)
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 64)[0][..., 0], GREY)
 
 
 def test_photographs_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to show
     Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 64)[..., 0], np.rot90(GREY, -1))
+    np.testing.assert_array_equal(
+        decode_image(tmp_path / "a.png", 64)[0][..., 0], np.rot90(GREY, -1)
+    )
 
 
 def test_masks_are_thresholded_at_half(tmp_path: Path) -> None:
@@ -67,20 +70,20 @@ def test_the_cache_serves_unchanged_files_and_never_stale_ones(
     path = tmp_path / "a.bmp"
     Image.fromarray(GREY).save(path)
     times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
-    first = load_images([path], 64)
+    first = load_images([path], 64)[0]
     decoded = []
 
     @functools.wraps(decode_image)
-    def counting(path: Path, size: int, notes: Notes) -> np.ndarray:
+    def counting(path: Path, *arguments: object, **more: object) -> tuple:
         decoded.append(path)
-        return decode_image(path, size, notes)
+        return decode_image(path, *arguments, **more)
 
     monkeypatch.setattr(images, "decode_image", counting)
-    np.testing.assert_array_equal(load_images([path], 64), first)
+    np.testing.assert_array_equal(load_images([path], 64)[0], first)
     assert not decoded
     Image.fromarray(255 - GREY).save(path)  # the same size, and the same time
     os.utime(path, ns=times)
-    np.testing.assert_array_equal(load_images([path], 64)[0, ..., 0], 255 - GREY)
+    np.testing.assert_array_equal(load_images([path], 64)[0][0, ..., 0], 255 - GREY)
     assert decoded == [path]
 
 
@@ -90,12 +93,12 @@ def test_a_damaged_cache_file_is_made_again(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.fromarray(GREY).save(tmp_path / "a.png")
-    first = np.array(load_images([tmp_path / "a.png"], 64))
+    first = np.array(load_images([tmp_path / "a.png"], 64)[0])
     (cached,) = (tmp_path / "cache").rglob("*.npy")
     content = bytearray(cached.read_bytes())
     content[5000] ^= 1
     cached.write_bytes(content[:1000] if how == "truncated" else content)
-    np.testing.assert_array_equal(load_images([tmp_path / "a.png"], 64), first)
+    np.testing.assert_array_equal(load_images([tmp_path / "a.png"], 64)[0], first)
     assert f"damaged cache file {cached}" in caplog.text
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
@@ -107,7 +110,7 @@ def test_who_reads_the_cache_never_sees_half_of_what_another_process_writes(
     Image.fromarray(GREY).save(tmp_path / "a.png")
 
     def written() -> dict[str, tuple[int, bytes]]:
-        load_images([tmp_path / "a.png"], 64)
+        load_images([tmp_path / "a.png"], 64)[0]
         files = (tmp_path / "cache" / "rd_jax" / "images").iterdir()
         return {path.name: (path.stat().st_ino, path.read_bytes()) for path in files}
 
@@ -141,7 +144,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     Image.fromarray(GREY).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(load_images([tmp_path / "a.png"], 64)[0, ..., 0], GREY)
+    np.testing.assert_array_equal(load_images([tmp_path / "a.png"], 64)[0][0, ..., 0], GREY)
     assert "no cache is kept" in caplog.text
 
 
@@ -152,7 +155,7 @@ def test_all_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     paths = sorted(tmp_path.glob("*.png"))
     with pytest.raises(UserError, match=r"2 of 3 files .*text\.png \(not an.*truncated\.png \("):
-        load_images(paths, 64)
+        load_images(paths, 64)[0]
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from rd_jax.data.images import decode_image, load_images, load_masks
+from rd_jax.data.decode import decode_image
+from rd_jax.data.images import load_images, load_masks
 from rd_jax.system.errors import UserError
 
 UPRIGHT = np.linspace(0, 255, 48 * 64).reshape(48, 64).astype(np.uint8)
@@ -104,7 +105,7 @@ def test_images_and_masks_are_upright_wherever_their_orientation_stands(
     path, mask, lying = (tmp_path / name for name in ("x", "mask.png", "lying.png"))
     path.write_bytes(TURNED[row])
     expected = Image.fromarray(UPRIGHT).resize((32, 32), Image.Resampling.BILINEAR)
-    assert np.abs(decode_image(path, 32)[..., 0].astype(int) - expected).max() <= 8  # JPEG
+    assert np.abs(decode_image(path, 32)[0][..., 0].astype(int) - expected).max() <= 8  # JPEG
     Image.fromarray(UPRIGHT).save(mask)
     Image.fromarray(STORED).save(lying)
     assert load_masks([mask], [path], 32).any()
@@ -119,7 +120,7 @@ def test_exif_data_go_before_xmp_data(tmp_path: Path, orientation: int | None) -
     (tmp_path / "x.jpg").write_bytes(saved("JPEG", exif=exif(orientation), xmp=XMP))
     with Image.open(tmp_path / "x.jpg") as image:
         as_stored = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
-    equal = np.array_equal(decode_image(tmp_path / "x.jpg", 32), as_stored)
+    equal = np.array_equal(decode_image(tmp_path / "x.jpg", 32)[0], as_stored)
     assert equal == (orientation == 1)
 
 
@@ -153,7 +154,7 @@ def test_few_bits_in_16_are_warned_of_every_time_once_for_all_files(
         brightest = (2**bits - 1) // 256  # Pillow reads their upper bytes
     expected = f"2 of 4 images have 16 bits and no value .* {paths[1]}: 0 to {brightest} in 8 bits"
     for _ in range(2):  # decoded, and from the cache
-        load_images(paths, 64)
+        load_images(paths, 64)[0]
         (record,) = caplog.records
         assert re.search(expected, record.getMessage())
         caplog.clear()
@@ -166,7 +167,7 @@ def test_16_bits_of_any_byte_order_are_scaled(tmp_path: Path, name: str) -> None
     image.save(tmp_path / name, tiffinfo={274: 1 if name != "turned.tif" else 3})
     expected = UPRIGHT if name != "turned.tif" else UPRIGHT[::-1, ::-1]
     resized = Image.fromarray(expected).resize((32, 32), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(decode_image(tmp_path / name, 32)[..., 1], resized)
+    np.testing.assert_array_equal(decode_image(tmp_path / name, 32)[0][..., 1], resized)
 
 
 SHAPES = np.zeros((40, 40), np.uint8)

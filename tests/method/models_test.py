@@ -112,7 +112,7 @@ def test_real_teacher_equals_pytorch_on_real_images(resnet18_npz: Path, bottle_d
     from rd_jax.data.images import load_images
     from tests.make_golden import channels_last
 
-    images = np.array(load_images(sorted(bottle_dir.glob("bottle/test/*/000.png")), 256))
+    images = np.array(load_images(sorted(bottle_dir.glob("bottle/test/*/000.png")), 256)[0])
     module = reference.Teacher("resnet18").eval()
     with np.load(resnet18_npz) as archive:
         state = {name: torch.from_numpy(archive[name]) for name in archive.files}

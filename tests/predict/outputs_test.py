@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rd_jax.data.images import read_image
+from rd_jax.data.decode import read_image
 from rd_jax.method.calibration import with_threshold
 from rd_jax.predict import outputs as outputs_module
 from rd_jax.predict.outputs import (

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from rd_jax.data.decode import decode_image
 from rd_jax.data.formats import FORMAT_NAMES
-from rd_jax.data.images import decode_image
 from rd_jax.predict import predictor as predictor_module
 from rd_jax.predict.predictor import (
     Prediction,
@@ -52,7 +52,7 @@ def test_results_equal_the_scorers_on_the_same_decoded_images(
     predictor: Predictor, paths: list[Path], batch_size: int
 ) -> None:
     results = list(score_files(predictor, paths, batch_size))
-    images = np.stack([decode_image(path, SIZE) for path in paths])
+    images = np.stack([decode_image(path, SIZE)[0] for path in paths])
     scorer = scorer_of(predictor.config)
     maps, scores = scorer(*predictor.variables, images)
     assert [result.path for result in results] == paths

@@ -13,7 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import rd_jax
-from rd_jax.data.images import decode_image
+from rd_jax.data.decode import decode_image
 from rd_jax.data.synthetic import write_category
 from rd_jax.method.models.init import teacher_shapes
 from rd_jax.predict.predictor import Prediction
@@ -192,7 +192,7 @@ def test_a_checkpoint_scores_images_from_python(trained: Path, data_dir: Path) -
     assert (known["step"], known["last_step"], config["blur_sigma"]) == (3, 3, 4.0)
     teacher = rd_jax.load_teacher(model.backbone, config["teacher_weights"])
     path = data_dir / "weave" / "test" / "good" / "000.png"
-    image = decode_image(path, config["image_size"])
+    image = decode_image(path, config["image_size"])[0]
     maps, scores = rd_jax.make_scorer(model)(teacher, student_variables, image[None])
     assert maps.shape == (1, 32, 32)
     assert float(scores[0]) == float(maps.max())

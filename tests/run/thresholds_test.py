@@ -11,7 +11,7 @@ import pytest
 
 import rd_jax
 from rd_jax.config import get_config
-from rd_jax.data.images import decode_image
+from rd_jax.data.decode import decode_image
 from rd_jax.data.order import holdout_indices
 from rd_jax.data.synthetic import write_category
 from rd_jax.method.models import Model
@@ -59,7 +59,7 @@ def held_out_scores(
     """By the library's own scorer, not by what was kept."""
     _, held_out = holdout_indices(0, 0.5, NUM_IMAGES)
     paths = sorted((data_dir / "weave" / "train" / "good").iterdir())
-    images = np.stack([decode_image(paths[i], 32) for i in held_out])
+    images = np.stack([decode_image(paths[i], 32)[0] for i in held_out])
     _, student, _ = rd_jax.restore(workdir, "weave")
     scorer = rd_jax.make_scorer(Model("tiny", dtype=dtype), sigma, reduction)
     return np.sort(scorer(rd_jax.load_teacher("tiny", "random"), student, images)[1])

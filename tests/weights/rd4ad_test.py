@@ -59,7 +59,7 @@ def test_maps_of_real_images_equal_pytorch(
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
     bottleneck.load_state_dict(saved["bn"], strict=False)
     student.load_state_dict(saved["decoder"])
-    images = np.array(load_images(sorted(bottle_dir.glob("bottle/test/*/000.png"))[:2], 256))
+    images = np.array(load_images(sorted(bottle_dir.glob("bottle/test/*/000.png"))[:2], 256)[0])
     with torch.no_grad():
         features = teacher(reference.normalize(torch.from_numpy(images)))
         upsampled = reference.upsampled_map(features, student(bottleneck(features)), 256)
