@@ -5,11 +5,13 @@ python -m rd_jax.export --workdir DIR[/CATEGORY] --output FILE.{stablehlo,onnx}
     [--image_score=max|sum]
 
 The file takes uint8 RGB images [B, H, W, 3], any number B of the size trained with, and gives
-map [B, S, S] and score [B] (float32) and, if the training held images out to set a threshold
+map [B, H, W] and score [B] (float32) and, if the training held images out to set a threshold
 with, anomalous [B] (bool). FILE.stablehlo is read by jax.export.deserialize, on CPU, GPU and TPU;
-FILE.onnx by ONNX Runtime.
+FILE.onnx by ONNX Runtime. How images are resized for it, thresholds and categories stand in
+FILE.stablehlo.json, and in the ONNX model's metadata.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,9 +21,11 @@ from typing import Any
 from rd_jax.config import size_of
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
+from rd_jax.method.calibration import Calibration
 from rd_jax.report.promise import NO_THRESHOLD, promise
 from rd_jax.run.build import model_of, scoring_of
-from rd_jax.run.trained import APPLIED, add_applied, applied, load_trained
+from rd_jax.run.trained import APPLIED, Trained, add_applied, applied, load_trained
+from rd_jax.store.rows import write_json
 from rd_jax.system.console import Parser, log_to_stderr, path
 from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
 from rd_jax.system.errors import EXPECTED, UserError, explained
@@ -30,7 +34,7 @@ from rd_jax.system.files import check_writable, write_whole
 logger = logging.getLogger(__name__)
 
 OF_SCORES = [name for name in APPLIED if name != "pixel_false_positive_rate"]  # no masks
-FORMATS = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
+FORMATS = (".stablehlo", ".onnx")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,26 +75,42 @@ def export(training: Path, output: Path, teacher_weights: str | None = None, **c
         raise UserError(f"--output {output} is a folder: name a file")
     check_writable(output.parent)
     trained = load_trained(training, teacher_weights, **changes)
-    verdict, threshold, size = NO_THRESHOLD, None, size_of(trained.config)
+    verdict, calibration, size = NO_THRESHOLD, None, size_of(trained.config)
     if trained.is_finished and trained.config.holdout:
         calibration = trained.calibration("float32")
         says = promise(calibration, trained.categories)
-        threshold, verdict = calibration.image_threshold, f"anomalous [B] ({says})"
+        verdict = f"anomalous [B] ({says})"
     elif not trained.is_finished:
         step, last_step = trained.checkpoint.step, trained.checkpoint.metadata["last_step"]
         logger.warning("UNFINISHED training: exported is step %d of %d", step, last_step)
-    content = FORMATS[output.suffix](
-        model_of(trained.config),
-        trained.teacher.variables,
-        trained.checkpoint.student_variables,
-        size=size,
-        **scoring_of(trained.config),
-        threshold=threshold,
-    )
-    write_whole(output, content)
+    variables = trained.teacher.variables, trained.checkpoint.student_variables
+    options: dict[str, Any] = dict(size=size, resize=trained.config.resize)
+    options |= scoring_of(trained.config)
+    options["threshold"] = calibration and calibration.image_threshold
+    known, model = what_is_known(trained, calibration), model_of(trained.config)
+    if output.suffix == ".onnx":
+        texts = {name: json.dumps(value) for name, value in known.items()}
+        write_whole(output, to_onnx(model, *variables, **options, known=texts))
+    else:
+        write_whole(output, to_stablehlo(model, *variables, **options))
+        write_json(output.with_suffix(".stablehlo.json"), known)
     height, width = size
     images, maps = f"uint8 [B, {height}, {width}, 3]", f"[B, {height}, {width}]"
     return f"{output}: images {images} -> map {maps}, score [B], {verdict}"
+
+
+def what_is_known(trained: Trained, calibration: Calibration | None) -> dict[str, Any]:
+    """What whoever uses an exported file has to know, as JSON-compatible values."""
+    height, width = size_of(trained.config)
+    of_thresholds = ("image_threshold", "pixel_threshold", "map_low", "map_high", "kept_rate")
+    return {
+        "categories": list(trained.categories) or [trained.training.category],
+        "height": height,
+        "width": width,
+        "resize": trained.config.resize,
+        "image_score": trained.config.image_score,
+        **{name: calibration and getattr(calibration, name) for name in of_thresholds},
+    }
 
 
 if __name__ == "__main__":

@@ -73,12 +73,16 @@ def to_onnx(
     reduction: str = "max",
     fusion: str = "sum",
     threshold: float | None = None,
+    resize: str = "stretch",
+    known: Mapping[str, str] | None = None,
 ) -> bytes:
     """The scorer of `make_scorer` in float32, with its variables, as an ONNX model.
 
     Its input is "images", uint8 [B, H, W, 3] of this `size`, any B; its outputs are "map" float32
     [B, H, W], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
-    above it. Raises UserError if the package onnx is not installed.
+    above it. By `resize` "fit" there is a second input, "regions", int32 [B, 4]: where in each
+    image the picture lies (top, left, height, width); outside maps are 0. `known` becomes the
+    model's metadata. Raises UserError if the package onnx is not installed.
     """
     try:
         from onnx import TensorProto, helper, numpy_helper
@@ -93,7 +97,10 @@ def to_onnx(
     # "student/layer1_0/conv1/kernel" and so on
     leaves = flatten_dict({"teacher": teacher["params"], **joined["params"]}, sep="/")
     graph = Graph({name: _float32(value) for name, value in leaves.items()})
-    _map(graph, _distances(graph, model), size, sigma, fusion)
+    is_fitted = resize == "fit"
+    _map(graph, _distances(graph, model), size, sigma, fusion, "everywhere" if is_fitted else "map")
+    if is_fitted:
+        graph.add("Mul", "everywhere", _inside(graph, size), name="map")
     operator = {"max": "ReduceMax", "sum": "ReduceSum"}[reduction]
     graph.add(operator, "map", np.array([1, 2]), name="score", keepdims=0)
     outputs = [declared("map", FLOAT, *height_and_width(size)), declared("score", FLOAT)]
@@ -102,13 +109,16 @@ def to_onnx(
         outputs.append(declared("anomalous", TensorProto.BOOL))
     nodes = [helper.make_node(**node) for node in graph.nodes]
     constants = [numpy_helper.from_array(value, name) for name, value in graph.constants.items()]
-    images = declared("images", TensorProto.UINT8, *height_and_width(size), 3)
+    inputs = [declared("images", TensorProto.UINT8, *height_and_width(size), 3)]
+    if is_fitted:
+        inputs.append(declared("regions", TensorProto.INT32, 4))
     file = helper.make_model(
-        helper.make_graph(nodes, "rd_jax", [images], outputs, constants),
+        helper.make_graph(nodes, "rd_jax", inputs, outputs, constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="rd_jax",
     )
+    helper.set_model_props(file, dict(known or {}))
     return file.SerializeToString()
 
 
@@ -125,8 +135,33 @@ def _distances(graph: Graph, model: Model) -> dict[int, str]:
     }
 
 
-def _map(graph: Graph, distances: Mapping[int, str], size: Size, sigma: float, fusion: str) -> None:
-    """To "map" (paper, equation 3), as `fused_map` does."""
+def _inside(graph: Graph, size: Size) -> str:
+    """From "regions" [B, 4] to 1 within them and 0 outside, [B, H, W], as `size.inside` does."""
+    top, left, height, width = (
+        graph.add("Gather", "regions", np.array([[i]]), axis=1)
+        for i in range(4)  # [B, 1, 1]
+    )
+    num_rows, num_columns = height_and_width(size)
+    y, x = np.arange(num_rows, dtype=np.int32)[:, None], np.arange(num_columns, dtype=np.int32)
+    within = [
+        graph.add("And", graph.add("GreaterOrEqual", at, start), graph.add("Less", at, end))
+        for at, start, end in (
+            (y, top, graph.add("Add", top, height)),
+            (x, left, graph.add("Add", left, width)),
+        )
+    ]
+    return graph.add("Cast", graph.add("And", *within), to=FLOAT)
+
+
+def _map(
+    graph: Graph,
+    distances: Mapping[int, str],
+    size: Size,
+    sigma: float,
+    fusion: str,
+    name: str,
+) -> None:
+    """To the map of this name (paper, equation 3), as `fused_map` does."""
 
     def resampled(x: str, axes: Sequence[np.ndarray], name: str = "") -> str:
         rows, columns = map(_float32, axes)
@@ -143,10 +178,10 @@ def _map(graph: Graph, distances: Mapping[int, str], size: Size, sigma: float, f
             resampled(x, [b @ u for b, u in zip(blurs, upsampling[scale], strict=True)])
             for scale, x in distances.items()
         ]
-        graph.add("Sum", *maps, name="map")
+        graph.add("Sum", *maps, name=name)
     else:
         maps = [resampled(x, upsampling[scale]) for scale, x in distances.items()]
-        resampled(reduce(partial(graph.add, "Mul"), maps), blurs, name="map")
+        resampled(reduce(partial(graph.add, "Mul"), maps), blurs, name=name)
 
 
 def _cosine_distance(graph: Graph, a: str, b: str) -> str:

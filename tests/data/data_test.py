@@ -202,3 +202,28 @@ def test_defects_change_the_image_only_where_the_mask_says() -> None:
         assert not changed[~mask].any()
         again, _ = weave(np.random.default_rng(i), 128, defect)
         np.testing.assert_array_equal(image, again)
+
+
+def test_a_fitted_image_keeps_its_ratio_and_is_filled_with_its_mirror_image(
+    tmp_path: Path,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    mask = np.zeros((30, 60), np.uint8)
+    mask[10:20, 30:50] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    decoded, region = decode_image(tmp_path / "a.png", (96, 64), resize="fit")
+    assert region == (32, 0, 32, 64)
+    inner = np.asarray(Image.fromarray(pixels).resize((64, 32), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(decoded[32:64], inner)
+    np.testing.assert_array_equal(decoded[:32], inner[::-1])
+    np.testing.assert_array_equal(decoded[64:], inner[::-1])
+    ((loaded,), (place,)) = load_images([tmp_path / "a.png"], (96, 64), resize="fit")
+    np.testing.assert_array_equal(loaded, decoded)
+    assert tuple(place) == region
+    paths = [tmp_path / "m.png"], [tmp_path / "a.png"]
+    (found,) = load_masks(*paths, (96, 64), resize="fit")
+    stretched = Image.fromarray(mask).resize((64, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(found[32:64], np.asarray(stretched) > 127)
+    assert not found[:32].any()
+    assert not found[64:].any()

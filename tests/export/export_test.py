@@ -1,5 +1,6 @@
 """Exported scorers, run as those who get the file run them."""
 
+import json
 import logging
 import os
 import re
@@ -13,9 +14,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from PIL import Image
 
 from rd_jax import create_train_state, load_teacher
 from rd_jax.config import Config, size_of
+from rd_jax.data.decode import decode_image
 from rd_jax.export import __main__ as export
 from rd_jax.export.onnx_graph import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
@@ -130,6 +133,56 @@ def test_files_give_the_scorers_maps_and_scores_with_the_real_teacher(
             expected,
             3,
         )
+
+
+def test_files_of_fitted_images_take_regions(config: Config) -> None:
+    config.update(image_size=(32, 64), resize="fit")
+    expected = trained(config)
+    regions = np.array([[0, 0, 32, 64], [4, 0, 24, 64], [0, 10, 32, 40]], np.int32)
+    options = expected.options | {"resize": "fit", "threshold": None}
+    scorer, images = scorer_of(config), expected.images[:3]
+    maps, scores = scorer(*expected.variables[1:], images, regions)
+    assert np.count_nonzero(maps[1:] == 0) > 500
+    exported = jax.export.deserialize(bytearray(to_stablehlo(*expected.variables, **options)))
+    session = onnxruntime.InferenceSession(to_onnx(*expected.variables, **options))
+    for outputs in (
+        jax.jit(exported.call)(images, regions),
+        dict(
+            zip(
+                ("map", "score"),
+                session.run(["map", "score"], dict(images=images, regions=regions)),
+                strict=True,
+            )
+        ),
+    ):
+        np.testing.assert_allclose(outputs["map"], maps, atol=1e-5)
+        np.testing.assert_allclose(outputs["score"], scores, atol=1e-5)
+
+
+def test_what_the_user_of_a_file_has_to_know_comes_with_it(training: Path, tmp_path: Path) -> None:
+    calibration = load_predictor(training).calibration
+    for suffix in ("stablehlo", "onnx"):
+        assert run_command(training, tmp_path / f"model.{suffix}") == 0
+    known = json.loads((tmp_path / "model.stablehlo.json").read_text())
+    assert (known["height"], known["width"], known["resize"]) == (32, 32, "stretch")
+    assert known["categories"] == ["weave"]
+    assert known["image_threshold"] == calibration.image_threshold
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert {name: json.loads(text) for name, text in metadata.items()} == known
+
+
+def test_the_pages_function_prepares_images_as_training_does(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(example("def prepare"), names)
+    for shape in ((50, 90), (90, 50), (64, 32), (17, 17)):
+        pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        for resize in ("stretch", "fit"):
+            own, region = decode_image(tmp_path / "a.png", (96, 64), resize=resize)
+            prepared, place = names["prepare"](tmp_path / "a.png", 96, 64, resize)
+            np.testing.assert_array_equal(prepared, own)
+            assert tuple(place) == region
 
 
 def test_the_onnx_model_is_valid_and_the_networks_are_all_in_it(config: Config) -> None:

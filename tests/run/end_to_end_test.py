@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
 
 import rd_jax
 from rd_jax.data.decode import decode_image
@@ -240,6 +241,50 @@ def test_images_that_are_not_square_keep_their_shape_from_training_to_heatmaps(
     assert result.anomaly_map.shape == (64, 32)
     stored = [*evaluation.names].index(f"good/{path.name}")
     assert result.score == pytest.approx(evaluation.scores[stored], rel=1e-5)
+
+
+def test_fitted_images_count_within_their_pictures_from_training_to_heatmaps(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    fitted = ("--config.image_size=64,32", "--config.resize=fit", "--config.holdout=0.5")
+    done = run(
+        *("--config", "configs/mvtec.py:weave", f"--config.data_dir={data_dir}", *SMALL),
+        *(*fitted, "--config.num_epochs=1", "--workdir", str(workdir)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "64x32 pixels, aspect ratio kept" in done.stdout
+    evaluation = read_evaluation(workdir / "weave" / "evaluation.npz")
+    assert evaluation is not None
+    assert not evaluation.strengths[:, :16].any()  # square pictures in upright images
+    assert not evaluation.strengths[:, 48:].any()
+    predictor = rd_jax.load_predictor(workdir)
+    paths = sorted((data_dir / "weave" / "test").glob("*/*.png"))
+    scores = {}
+    for result in rd_jax.score_files(predictor, paths):
+        assert isinstance(result, Prediction)
+        assert result.anomaly_map.shape == (32, 32)
+        assert result.score == result.anomaly_map.max()
+        scores[f"{result.path.parent.name}/{result.path.name}"] = result.score
+    assert [scores[name] for name in evaluation.names] == pytest.approx(evaluation.scores, rel=1e-5)
+    maps = [
+        result.anomaly_map
+        for result in rd_jax.score_files(predictor, paths)
+        if isinstance(result, Prediction)
+    ]
+    masks = [
+        np.zeros((32, 32), bool)
+        if path.parent.name == "good"
+        else np.asarray(
+            Image.open(
+                data_dir / "weave" / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+            ).resize((32, 32), Image.Resampling.BILINEAR)
+        )
+        > 127
+        for path in paths
+    ]
+    expected = float(rd_jax.auroc(np.array(maps), np.array(masks)))
+    assert results(workdir, "weave")["pixel_auroc"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_each_seed_is_a_training_of_its_own(trained: Path, trained_seeds: Path) -> None:
