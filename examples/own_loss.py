@@ -13,8 +13,8 @@ def loss(teacher_features: tuple, student_features: tuple) -> jax.Array:
     return rd_jax.per_position_cosine_loss(teacher_features, student_features) + deepest
 
 
-model, optimizer = rd_jax.Model("resnet18"), optax.adamw(1e-3)
-teacher = rd_jax.load_teacher("resnet18", "random")  # "imagenet" for real work
+model, optimizer = rd_jax.Model("resnet10"), optax.adamw(1e-3)
+teacher = rd_jax.load_teacher("resnet10", "random")  # for real work an ImageNet one
 state = rd_jax.create_train_state(model, optimizer, jax.random.key(0))
 train_step = jax.jit(rd_jax.make_train_step(model, optimizer, loss))
 images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)

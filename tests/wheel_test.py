@@ -59,6 +59,7 @@ def test_a_bare_name_trains_and_predicts_from_any_folder(wheel: Path, tmp_path: 
     where = "import rd_jax.configs.demo as demo; print(demo.__file__)"
     assert run("-c", where).startswith(str(installed))
     short = ("--config.num_epochs=1", "--config.image_size=32", "--config.teacher_weights=random")
+    short += ("--config.backbone=resnet10",)
     table = run("-m", "rd_jax.main", "--config", "demo", "--workdir", "runs/demo", *short)
     assert "| weave | " in table
     images = os.environ["XDG_CACHE_HOME"] + "/rd_jax/synthetic-3/weave/test/stain"

@@ -82,7 +82,7 @@ def test_three_steps_of_adam_equal_pytorch(config: Config, loss: str) -> None:
     np.testing.assert_allclose(losses, golden["losses"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("backbone", REAL_BACKBONES)
+@pytest.mark.parametrize("backbone", ["resnet10", "wide_resnet50_2"])  # one of each kind of block
 def test_every_value_equals_pytorch(backbone: str) -> None:
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
     from benchmarks import torch_reference as reference
