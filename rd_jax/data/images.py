@@ -1,12 +1,8 @@
 """Image files to arrays: all decoded once, in parallel, cached on disk."""
 
-import hashlib
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,49 +15,9 @@ from rd_jax.data.decode import (
     warn_of_dark_images,
     warn_of_levels,
 )
+from rd_jax.data.files import each_file
+from rd_jax.data.hashes import content_sha256
 from rd_jax.method.size import Region, Size, height_and_width
-from rd_jax.system import hosts
-from rd_jax.system.environment import num_processors
-from rd_jax.system.errors import UserError
-
-
-def each_file(read: Callable[..., Any], paths: Sequence, *others: Sequence) -> list:
-    """`read` of all, in parallel; one error names all files that cannot be read."""
-
-    def attempt(path: Path, *its_others: Any) -> tuple[Any, str | None]:
-        try:
-            return read(path, *its_others), None
-        except Exception as error:  # decoders raise all kinds of errors for broken files
-            return None, f"{path} ({str(error) or type(error).__name__})"
-
-    with ThreadPoolExecutor(num_processors()) as pool:
-        results = list(pool.map(attempt, paths, *others))
-    failures = [failure for _, failure in results if failure]
-    if failures:
-        shown = "; ".join(failures[:3]) + ("; ..." if len(failures) > 3 else "")
-        raise UserError(
-            f"{len(failures)} of {len(paths) - paths.count(None)} files cannot be read: {shown}. "
-            "Replace or remove them."
-        )
-    return [value for value, _ in results]
-
-
-def content_sha256(paths: Sequence[Path | None]) -> str:
-    """A hash of what the files hold, in order. Raises UserError if processes read other files."""
-
-    def digest(path: Path | None) -> bytes:
-        if path is None:
-            return bytes(32)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-
-    with hosts.together():
-        digests = each_file(digest, paths)
-    sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
-    if not hosts.all_same(sha256):
-        where = os.path.commonpath([path for path in paths if path])
-        raise UserError(f"the processes read different files in {where}: give all the same data")
-    return sha256
 
 
 def _load(

@@ -20,7 +20,8 @@ import numpy as np
 from rd_jax.data import Split
 from rd_jax.data.folders import images_by_folder, listed, names
 from rd_jax.data.formats import FORMAT_NAMES, is_named_like_image
-from rd_jax.data.images import content_sha256, load_images, load_masks
+from rd_jax.data.hashes import content_sha256
+from rd_jax.data.images import load_images, load_masks
 from rd_jax.data.masks import masks_of
 from rd_jax.method.size import Size, height_and_width
 from rd_jax.system.errors import UserError, printable

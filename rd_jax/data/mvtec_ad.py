@@ -22,7 +22,7 @@ from rd_jax.data.decode import (
     warn_of_dark_images,
     warn_of_levels,
 )
-from rd_jax.data.images import each_file
+from rd_jax.data.files import each_file
 from rd_jax.data.mvtec import NORMAL, PARTS, LabelledImage, read_category, warn_of_unused
 from rd_jax.system.errors import UserError, printable
 

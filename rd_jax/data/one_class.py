@@ -16,7 +16,7 @@ from PIL import Image
 from rd_jax.data import Split
 from rd_jax.data.cache import cached_array
 from rd_jax.data.decode import DECODER_VERSION, resized
-from rd_jax.data.images import content_sha256
+from rd_jax.data.hashes import content_sha256
 from rd_jax.method.size import Size, height_and_width
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import user_path
