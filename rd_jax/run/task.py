@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -170,9 +170,7 @@ def check_same_training(
             and not (name == "num_epochs" and now > before and is_gone_on_with)
         ]
         before, now = saved["dtype"], compute_dtype(config).name
-        is_finished = saved["step"] == saved["last_step"]
-        is_done = is_finished and saved["config"]["num_epochs"] == config.num_epochs
-        if now != before and (config.seeds or not is_done):
+        if now != before and (config.seeds or not _is_done(saved, config)):
             where = jax.default_backend()
             changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
         problem = f"another config: {', '.join(changes)}" if changes else None
@@ -183,6 +181,20 @@ def check_same_training(
                 f"{training.folder} was trained with {problem}; choose another --workdir, or start "
                 "anew with --restart"
             )
+
+
+def has_steps_left(config: Config, workdir: Path, categories: Sequence[str]) -> bool:
+    """Whether one of the trainings is not there, or not at the end of the config's epochs."""
+    names = [JOINT] if config.joint else categories
+    trainings = (training_of(workdir, name, s) for name in names for s in config.seeds or [None])
+    found = (checkpoint.latest_metadata(training.checkpoints) for training in trainings)
+    return not all(saved and _is_done(saved, config) for saved in found)
+
+
+def _is_done(saved: Mapping[str, Any], config: Config) -> bool:
+    """Whether the training of a checkpoint's metadata has all of the config's epochs."""
+    is_finished = saved["step"] == saved["last_step"]
+    return is_finished and saved["config"]["num_epochs"] == config.num_epochs
 
 
 def _other_images(config: Config, splits: Sequence[Split], before: Mapping[str, str]) -> str:
@@ -198,34 +210,38 @@ def _other_images(config: Config, splits: Sequence[Split], before: Mapping[str, 
 
 def initial_state(
     config: Config, training: Training, last_step: int
-) -> tuple[TrainState, Mapping[str, float | None]]:
+) -> tuple[TrainState | None, Mapping[str, float | None]]:
     """A new state, or that of the latest good checkpoint, with the time spent so far.
 
-    The rest of the state is read if there are steps left, before `last_step`, that need it.
-    Damaged checkpoints are moved out of the way. Raises UserError for what cannot be read, or is
-    the state of another optimiser.
+    None if that is of the last step, and nothing is left to do. Damaged checkpoints are moved out
+    of the way. Raises UserError for what cannot be read, or is the state of another optimiser.
     """
-    key = jax.random.key(config.seed)
-    state = create_train_state(model_of(config), optimizer_of(config), key, config.ema)
+    model, optimizer = model_of(config), optimizer_of(config)
+
+    def first() -> TrainState:
+        return create_train_state(model, optimizer, jax.random.key(config.seed), config.ema)
+
     for step in checkpoint.steps(training.checkpoints):
         hosts.wait_for_all(f"restoring {step}")  # all have listed the same steps
-        problem, rest = None, state.rest
+        problem, state = None, None
         try:
             saved = checkpoint.load(training.checkpoints, step)
             if step < last_step:
-                rest = checkpoint.load_rest(training.checkpoints, step, jax.device_get(rest))
+                state = first()
+                like = jax.device_get(state.rest)
+                rest = checkpoint.load_rest(training.checkpoints, step, like)
+                state = state.gone_on_with(saved.student_variables, rest, state.step + step)
         except UserError as error:
             problem = error
         with hosts.together():  # what is no damage ends them all, and leaves everything as it is
             if problem and not isinstance(problem, checkpoint.DamagedCheckpointError):
                 raise problem
         if hosts.all_agree(problem is None):
-            state = state.gone_on_with(saved.student_variables, rest, state.step + step)
             return state, saved.metadata["timing"]
         if hosts.is_first():
             kept = moved_aside(training.checkpoints / str(step), training.damaged)
             logger.warning("%s; it is kept in %s", problem or "another process failed", kept)
-    return state, {"train_seconds": 0.0, "images_per_second": None}
+    return first(), {"train_seconds": 0.0, "images_per_second": None}
 
 
 def divergence(task: Task, step: int, last_finite: float | None) -> str:

@@ -2,11 +2,13 @@
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from rd_jax.run.task import (
     check_layout,
     check_same_training,
     divergence,
+    has_steps_left,
     initial_state,
     planned,
     train_sha256,
@@ -80,7 +83,8 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
             _check_same_teacher(teacher)
             compiler = ThreadPoolExecutor(1)
             stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
-            programs = _compile_programs(compiler, config, teacher)
+            is_ahead = bool(moved) or has_steps_left(config, workdir, names)
+            programs = _programs(compiler if is_ahead else None, config, teacher)
             loaded = [[load_split(config, name) for name in group] for group in groups]
             if moved:
                 _start_anew(workdir, moved)
@@ -109,12 +113,13 @@ def _check_same_teacher(teacher: LoadedTeacher) -> None:
         )
 
 
-def _compile_programs(
-    compiler: ThreadPoolExecutor, config: Config, teacher: LoadedTeacher
-) -> tuple[Future[TrainSteps], Scorer]:
-    """Starts to compile, for all trainings; XLA does so without Python, which decodes meanwhile.
+def _programs(
+    compiler: ThreadPoolExecutor | None, config: Config, teacher: LoadedTeacher
+) -> tuple[Callable[[], TrainSteps], Scorer]:
+    """What all trainings compute with, and at first wait for: a function that gives the steps.
 
-    The scorer waits where it is called, which it isn't if all is evaluated already.
+    A compiler starts at once; XLA compiles without Python, which decodes meanwhile. Without one,
+    what is called is compiled then, which is nothing if all is trained and evaluated already.
     """
     model, optimizer, size = model_of(config), optimizer_of(config), size_of(config)
     shapes = train_state_shapes(model, optimizer, config.ema)
@@ -142,8 +147,11 @@ def _compile_programs(
         variables = teacher.variables, shapes.student_variables
         return compiled_distances(scorer.distances, *variables, config.batch_size, size)
 
-    steps, compiled = compiler.submit(train_steps), compiler.submit(distances)
-    return steps, replace(scorer, distances=lambda *arguments: compiled.result()(*arguments))
+    def begun(compiled: Callable[[], Any]) -> Callable[[], Any]:
+        return compiler.submit(compiled).result if compiler else cache(compiled)
+
+    steps, program = begun(train_steps), begun(distances)
+    return steps, replace(scorer, distances=lambda *arguments: program()(*arguments))
 
 
 def _belonging(workdir: Path, names: list[str]) -> list[str]:
@@ -165,14 +173,13 @@ def _start_anew(workdir: Path, categories: Sequence[str]) -> None:
 
 
 def _train_and_evaluate(
-    task: Task, teacher: LoadedTeacher, train_steps: Future[TrainSteps], scorer: Scorer
+    task: Task, teacher: LoadedTeacher, train_steps: Callable[[], TrainSteps], scorer: Scorer
 ) -> None:
     place, last_step = task.training, task.last_step
     place.folder.mkdir(parents=True, exist_ok=True)
     state, timing = initial_state(task.config, place, last_step)
-    first_step = int(state.step)
-    if first_step == last_step:
-        logger.info("%s: trained already, step %d of %d", task.name, first_step, last_step)
+    if state is None:
+        logger.info("%s: trained already, step %d of %d", task.name, last_step, last_step)
     else:
         try:
             _train(task, teacher, train_steps, scorer, state, timing)
@@ -187,7 +194,7 @@ def _train_and_evaluate(
 def _train(
     task: Task,
     teacher: LoadedTeacher,
-    train_steps: Future[TrainSteps],
+    train_steps: Callable[[], TrainSteps],
     scorer: Scorer,
     state: TrainState,
     timing: Mapping[str, float | None],
@@ -207,7 +214,7 @@ def _train(
         *(task.name, len(task.images), first_step, last_step, config.backbone, teacher.weights),
     )
     dispatches = training(
-        train_steps.result(),
+        train_steps(),
         steps_per_dispatch(config.batch_size, size_of(config)),
         teacher.variables,
         task.images,

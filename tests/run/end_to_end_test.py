@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -19,6 +20,7 @@ from rd_jax.data.synthetic import write_category
 from rd_jax.method.models.init import teacher_shapes
 from rd_jax.predict.predictor import Prediction
 from rd_jax.report.gallery import read_evaluation
+from rd_jax.store import checkpoint
 from rd_jax.weights.convert import _torch_name
 from tests.command import METRICS, ROOT, SMALL, assert_one_line, run
 from tests.reference_weights import draw_state_dict
@@ -215,6 +217,30 @@ def trained_seeds(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     assert done.returncode == 0, done.stderr
     assert "mean ± standard deviation over the seeds" in done.stdout
     return workdir
+
+
+def test_a_finished_run_that_is_started_again_compiles_nothing(
+    trained: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    compiled, loaded = [], []
+    listen = lambda event, *_, **__: compiled.append(event)  # noqa: E731
+    command = (
+        *("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL),
+        *("--workdir", str(workdir)),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "load_rest", lambda *_: loaded.append(1))
+        jax.clear_caches()
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            done = run(*command)
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("evaluated already") == 2
+    assert not loaded
+    assert sum("backend_compile" in event for event in compiled) <= 2  # of the random teacher's key
 
 
 def test_images_that_are_not_square_keep_their_shape_from_training_to_heatmaps(

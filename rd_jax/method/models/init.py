@@ -14,13 +14,18 @@ from rd_jax.method.models.teacher import Teacher
 
 def variable_shapes(module: nn.Module, *inputs: Any) -> Any:
     """The variables of `module` as ShapeDtypeStructs."""
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    return jax.eval_shape(module.init, _key_shape(), *inputs)
+
+
+def _key_shape() -> Any:
+    """Of a key that is not made: even that would compile."""
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def example_shapes(backbone: str) -> tuple[Any, Any]:
     """ShapeDtypeStructs of one 32x32 image and its features."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    features, _ = jax.eval_shape(Teacher(backbone).init_with_output, jax.random.key(0), image)
+    features, _ = jax.eval_shape(Teacher(backbone).init_with_output, _key_shape(), image)
     return image, features
 
 
