@@ -14,7 +14,7 @@ FILE.stablehlo.json, and in the ONNX model's metadata.
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from rd_jax.system.files import check_writable, write_whole
 logger = logging.getLogger(__name__)
 
 OF_SCORES = [name for name in APPLIED if name != "pixel_false_positive_rate"]  # no masks
-FORMATS = (".stablehlo", ".onnx")
+FORMATS: dict[str, Callable[..., bytes]] = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
+_WITH_METADATA = (".onnx",)  # what is known besides is kept beside files of other formats
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,13 +88,13 @@ def export(training: Path, output: Path, teacher_weights: str | None = None, **c
     options: dict[str, Any] = dict(size=size, resize=trained.config.resize)
     options |= scoring_of(trained.config)
     options["threshold"] = calibration and calibration.image_threshold
-    known, model = what_is_known(trained, calibration), model_of(trained.config)
-    if output.suffix == ".onnx":
-        texts = {name: json.dumps(value) for name, value in known.items()}
-        write_whole(output, to_onnx(model, *variables, **options, known=texts))
+    known = what_is_known(trained, calibration)
+    if output.suffix in _WITH_METADATA:
+        options["known"] = {name: json.dumps(value) for name, value in known.items()}
     else:
-        write_whole(output, to_stablehlo(model, *variables, **options))
-        write_json(output.with_suffix(".stablehlo.json"), known)
+        write_json(output.with_name(f"{output.name}.json"), known)
+    to_file = FORMATS[output.suffix]
+    write_whole(output, to_file(model_of(trained.config), *variables, **options))
     height, width = size
     images, maps = f"uint8 [B, {height}, {width}, 3]", f"[B, {height}, {width}]"
     return f"{output}: images {images} -> map {maps}, score [B], {verdict}"
