@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -32,16 +32,22 @@ Notes = dict[Path, tuple[int, int]]  # from which level to which a file holds wh
 
 def resized(image: Image.Image, size: Size, resize: str = "stretch") -> np.ndarray:
     """[H, W, 3] uint8 RGB, PIL bilinear; grey is repeated, what "fit" leaves free is mirrored."""
-    return _placed(image.convert("RGB"), size, resize, mode="symmetric")
+    return placed(image.convert("RGB"), size, resize)[0]
 
 
-def _placed(image: Image.Image, size: Size, resize: str, **filled: Any) -> np.ndarray:
-    """[H, W, ...] with the image where `region_of` says."""
+def placed(
+    image: Image.Image,
+    size: Size,
+    resize: str,
+    mode: Literal["symmetric", "constant"] = "symmetric",
+) -> tuple[np.ndarray, Region]:
+    """[H, W, ...] with the image where `region_of` says, and there; the rest filled by `np.pad`."""
     whole = height_and_width(size)
-    top, left, height, width = region_of((image.height, image.width), whole, resize)
+    region = region_of((image.height, image.width), whole, resize)
+    top, left, height, width = region
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     free = [(top, whole[0] - top - height), (left, whole[1] - left - width)]
-    return np.pad(pixels, [*free, (0, 0)][: pixels.ndim], **filled)
+    return np.pad(pixels, [*free, (0, 0)][: pixels.ndim], mode), region
 
 
 def _upright(path: Path) -> Image.Image:
@@ -194,9 +200,7 @@ def decode_image(
     path: Path, size: Size, notes: Notes | None = None, resize: str = "stretch"
 ) -> tuple[np.ndarray, Region]:
     """[H, W, 3] uint8 RGB, as `resized`, and where in it the picture lies."""
-    image = read_image(path, notes)
-    region = region_of((image.height, image.width), height_and_width(size), resize)
-    return resized(image, size, resize), region
+    return placed(read_image(path, notes), size, resize)
 
 
 def decode_mask(
@@ -213,9 +217,8 @@ def decode_mask(
     whole = height_and_width(size)
     if path is None:
         return np.zeros(whole, bool), (0, 0, *whole)
-    mask = read_mask(path, image, notes)
-    region = region_of((mask.height, mask.width), whole, resize)
-    return _placed(mask, size, resize, mode="constant") > 127, region
+    levels, region = placed(read_mask(path, image, notes), size, resize, mode="constant")
+    return levels > 127, region
 
 
 def png(pixels: np.ndarray) -> bytes:

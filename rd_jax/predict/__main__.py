@@ -92,8 +92,8 @@ def predict(
     be written.
     """
     names = distinct(inputs.values())
-    hold = bool(outputs.heatmaps or outputs.masks)
-    results = zip(score_files(predictor, inputs, batch_size, hold), names, strict=True)
+    scored = score_files(predictor, inputs, batch_size, hold_images=outputs.take_images)
+    results = zip(scored, names, strict=True)
     with tables(outputs.folder) as append, ThreadPoolExecutor(num_processors()) as pool:
         write_scale(outputs)
         while batch := list(islice(results, batch_size)):
@@ -125,15 +125,16 @@ def _summary(counts: Counter[str]) -> str:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m rd_jax.predict", __doc__)
 
-    def batch_size(text: str) -> int:
-        if int(text) < 1:
+    def at_least(minimum: int, text: str) -> int:
+        if int(text) < minimum:
             raise ValueError
         return int(text)
 
+    def batch_size(text: str) -> int:  # which the message of a mistake names
+        return at_least(1, text)
+
     def heatmaps(text: str) -> int:
-        if int(text) < 0:
-            raise ValueError
-        return int(text)
+        return at_least(0, text)
 
     def number(text: str) -> float:
         if not math.isfinite(float(text)):

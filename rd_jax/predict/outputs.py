@@ -40,6 +40,11 @@ class Outputs(NamedTuple):
     map_limit: float  # no map has values above; 65535 in maps of 16 bits
     masks: bool
 
+    @property
+    def take_images(self) -> bool:
+        """Whether something is written that the image itself is needed for."""
+        return self.heatmaps > 0 or self.masks
+
 
 def check_output(folder: Path) -> None:
     """Raises UserError if it cannot be written to, or if heatmaps in it would be taken for data."""
@@ -105,7 +110,7 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     if threshold is not None:
         row["verdict"] = "anomalous" if is_anomalous else "normal"
     image = result.image
-    if image is None and (outputs.heatmaps or outputs.masks):
+    if image is None and outputs.take_images:
         read = attempt(lambda path: np.asarray(read_image(path)), result.path)
         if isinstance(read, Unreadable):
             return row | {"error": read.reason}

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from rd_jax.config import Config, size_of
-from rd_jax.data.decode import Notes, read_image, resized, warn_of_dark_images
+from rd_jax.data.decode import Notes, placed, read_image, warn_of_dark_images
 from rd_jax.method.calibration import Calibration
-from rd_jax.method.size import Region, cropped, region_of
+from rd_jax.method.size import Region, cropped
 from rd_jax.run.build import scorer_of
 from rd_jax.run.scoring import Scorer, on_devices, score_images
 from rd_jax.run.trained import load_trained
@@ -124,10 +124,7 @@ def score_files(
     def read(path: Path) -> _Decoded:
         image = read_image(path, notes)
         is_held = hold_images and 3 * image.width * image.height <= _MOST_HELD
-        region = region_of((image.height, image.width), size, resize)
-        return _Decoded(
-            resized(image, size, resize), region, np.asarray(image) if is_held else None
-        )
+        return _Decoded(*placed(image, size, resize), np.asarray(image) if is_held else None)
 
     def decode(path: str | Path) -> tuple[Path, _Decoded | Unreadable]:
         return Path(path), attempt(read, Path(path))

@@ -87,15 +87,15 @@ def batches(
     """
     variables, (_, split) = on_devices(teacher_variables, student_variables), placement()
     chosen = np.arange(len(images)) if chosen is None else chosen
-    per_process = -(-len(chosen) // hosts.count())
+    per_process = -(-len(chosen) // jax.process_count())
     own = chosen[hosts.share(len(chosen))]
 
     def fetch(start: int, outputs: tuple[jax.Array, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
         in_share = start + np.arange(batch_size)
-        places = (per_process * np.arange(hosts.count())[:, None] + in_share).ravel()
-        there = (np.tile(in_share, hosts.count()) < per_process) & (places < len(chosen))
+        places = (per_process * np.arange(jax.process_count())[:, None] + in_share).ravel()
+        there = (np.tile(in_share, jax.process_count()) < per_process) & (places < len(chosen))
         of_all = [
-            hosts.gathered(np.asarray(x)[:batch_size], hosts.count() * batch_size)[there]
+            hosts.gathered(np.asarray(x)[:batch_size], jax.process_count() * batch_size)[there]
             for x in outputs
         ]
         if not all(np.isfinite(array).all() for array in of_all):

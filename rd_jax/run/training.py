@@ -125,10 +125,8 @@ def _programs(
     shapes = train_state_shapes(model, optimizer, config.ema)
 
     def train_steps() -> TrainSteps:
-        max_steps, num_devices = (
-            steps_per_dispatch(config.batch_size, size),
-            jax.local_device_count(),
-        )
+        max_steps = steps_per_dispatch(config.batch_size, size)
+        num_devices = jax.local_device_count()
         images = (num_devices, max_steps, config.batch_size // jax.device_count(), *size, 3)
         loss = LOSSES[config.loss]
         steps = make_parallel_train_steps(model, optimizer, loss, max_steps, ema=config.ema)

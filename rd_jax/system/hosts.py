@@ -39,11 +39,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def count() -> int:
-    """How many processes there are."""
-    return jax.process_count()
-
-
 def wait_for_all(name: str) -> None:
     """Returns when every process is here."""
     multihost_utils.sync_global_devices(name)

@@ -138,14 +138,14 @@ def test_images_without_end_take_the_memory_of_four_batches(
             alive += change
             most = max(most, alive)
 
-    def decode(_: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    def decode(_: Image.Image, size: tuple[int, int], __: str) -> tuple[np.ndarray, tuple]:
         image = np.zeros((*size, 3), np.uint8)
         count(1)
         weakref.finalize(image, count, -1)
-        return image
+        return image, (0, 0, *size)
 
     monkeypatch.setattr(predictor_module, "read_image", lambda *_: Image.new("RGB", (1, 1)))
-    monkeypatch.setattr(predictor_module, "resized", decode)
+    monkeypatch.setattr(predictor_module, "placed", decode)
     results = score_files(predictor, (Path(f"{i}.png") for i in itertools.count()), batch_size=8)
     names = [result.path.stem for result in itertools.islice(results, 200)]
     assert names == [str(i) for i in range(200)]
