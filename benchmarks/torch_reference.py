@@ -5,6 +5,7 @@ Written from the paper and from torchvision's ResNet, for the tests and as the b
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -144,8 +145,15 @@ class Student(Network):
 def normalize(images: Tensor) -> Tensor:
     """uint8 [N, H, W, 3] -> float [N, 3, H, W] as ToTensor and Normalize do."""
     x = images.permute(0, 3, 1, 2).float() / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return (x - mean[:, None, None]) / std[:, None, None]
+    mean, std = _mean_and_std(x.device)
+    return (x - mean) / std
+
+
+@cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's [3, 1, 1], sent once."""
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device=device)
+    return mean[:, None, None], std[:, None, None]
 
 
 def per_position_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
