@@ -23,7 +23,7 @@ import optax
 from absl import app, flags
 from PIL import Image
 
-from benchmarks.speed import model_of
+from benchmarks.speed_jax import model_of
 from rd_jax import create_train_state
 from rd_jax.data.images import load_images
 from rd_jax.method.loss import per_position_cosine_loss
