@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt as error:
         print(f"{error or 'interrupted'}; {again} goes on from there", file=sys.stderr)
         return 130
-    if hosts.is_first():
+    if table:
         print(f"{table}\nResults are in {workdir}: report.html, results.{{md,json,csv}}, figures/")
     return 0
 

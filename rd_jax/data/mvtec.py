@@ -154,27 +154,44 @@ def _check_spelling(folder: Path, expected: Iterable[str]) -> None:
             raise UserError(f"{folder / name} is not called {right}: rename or move it")
 
 
+class Hashes(NamedTuple):
+    """The SHA-256 of what the files of a category hold."""
+
+    train: str
+    pairs: str  # test images and masks
+    test: str  # those and their names
+
+
+def hashes_of(files: Category) -> Hashes:
+    """Reads the files, without decoding them. Raises UserError for those it cannot read."""
+    train = content_sha256(files.train)
+    pairs = content_sha256([image.path for image in files.test] + [i.mask for i in files.test])
+    tested = repr((pairs, _test_names(files), files.has_masks))
+    return Hashes(train, pairs, hashlib.sha256(tested.encode()).hexdigest())
+
+
+def _test_names(files: Category) -> list[str]:
+    return [printable(f"{image.defect}/{image.path.name}") for image in files.test]
+
+
 def load_category(data_dir: Path, name: str, size: Size, resize: str = "stretch") -> Split:
     """Decodes a category. Raises UserError as `read_category`, or for files it cannot read."""
     files = read_category(data_dir, name)
     warn_of_unused(data_dir / files.name, PARTS)
     test, masks = [image.path for image in files.test], [image.mask for image in files.test]
-    train_sha256 = content_sha256(files.train)
-    pairs_sha256 = content_sha256([*test, *masks])
-    test_names = [printable(f"{image.defect}/{image.path.name}") for image in files.test]
-    tested = repr((pairs_sha256, test_names, files.has_masks))
-    train, train_regions = load_images(files.train, size, train_sha256, resize)
-    tested_images, test_regions = load_images(test, size, pairs_sha256, resize)
+    hashes, test_names = hashes_of(files), _test_names(files)
+    train, train_regions = load_images(files.train, size, hashes.train, resize)
+    tested_images, test_regions = load_images(test, size, hashes.pairs, resize)
     split = Split(
         name=files.name,
         train=train,
         train_names=[printable(path.name) for path in files.train],
-        train_sha256=train_sha256,
+        train_sha256=hashes.train,
         test=tested_images,
         test_names=test_names,
-        test_sha256=hashlib.sha256(tested.encode()).hexdigest(),
+        test_sha256=hashes.test,
         labels=np.array([image.defect != NORMAL for image in files.test], bool),
-        masks=load_masks(masks, test, size, pairs_sha256, resize) if files.has_masks else None,
+        masks=load_masks(masks, test, size, hashes.pairs, resize) if files.has_masks else None,
         train_regions=train_regions if resize == "fit" else None,
         test_regions=test_regions if resize == "fit" else None,
     )

@@ -37,7 +37,7 @@ def check_splits(config: Config) -> list[str]:
             f"{', '.join(names)}): give all of them the same data"
         )
     if not config.dataset:
-        names = [mvtec.read_category(_data_dir(config), name).name for name in names]
+        names = [split_name(config, name) for name in names]
         if not config.category:
             mvtec.warn_of_unused(_data_dir(config), names)
     return names
@@ -61,8 +61,29 @@ def check_apart(config: Config, names: Iterable[str], workdir: Path) -> None:
                 )
 
 
+def split_name(config: Config, name: str) -> str:
+    """The name as the data have it, however its accents are spelled."""
+    return name if config.dataset else mvtec.read_category(_data_dir(config), name).name
+
+
+def num_train(config: Config, name: str) -> int:
+    """How many training images the split of this name has."""
+    if config.dataset:
+        return len(load_split(config, name).train)
+    return len(mvtec.read_category(_data_dir(config), name).train)
+
+
+def sha256_of(config: Config, name: str) -> tuple[str, str]:
+    """What a split says of its training images and of its test; files are not decoded for it."""
+    if config.dataset:
+        split = load_split(config, name)
+        return split.train_sha256, split.test_sha256
+    hashes = mvtec.hashes_of(mvtec.read_category(_data_dir(config), name))
+    return hashes.train, hashes.test
+
+
 def load_split(config: Config, name: str) -> Split:
-    """The split of this name."""
+    """The split of this name, decoded."""
     if not config.dataset:
         return mvtec.load_category(_data_dir(config), name, size_of(config), config.resize)
     if not name.isdecimal():

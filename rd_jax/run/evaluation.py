@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,15 @@ import jax
 
 from rd_jax.config import FIELDS, Config, Depends, as_dict, override, validate
 from rd_jax.data import Split
-from rd_jax.data.splits import check_apart, check_splits, chosen_name, load_split, named
+from rd_jax.data.splits import (
+    check_apart,
+    check_splits,
+    chosen_name,
+    load_split,
+    named,
+    sha256_of,
+    split_name,
+)
 from rd_jax.method.calibration import Calibration, metrics_at
 from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.report import gallery, page, tables
@@ -26,7 +34,7 @@ from rd_jax.run.thresholds import (
 )
 from rd_jax.run.trained import check_teacher, config_of, hashes_of, parts_of
 from rd_jax.store import checkpoint
-from rd_jax.store.lock import claimed, summarising
+from rd_jax.store.lock import at_work, claimed, summarising
 from rd_jax.store.results import RECORDED, TIMING
 from rd_jax.store.rows import read_json, write_json
 from rd_jax.store.workdir import (
@@ -82,8 +90,8 @@ def _evaluate_checkpoint(
     teacher = teacher_of(config, find)
     check_teacher(teacher, trained.metadata, training.folder)
     check_apart(config, [training.category], workdir)
-    split = load_split(config, training.category)
-    evaluate_trained(config, split, teacher, trained, scorer_of(config), training)
+    category, load = split_name(config, training.category), partial(load_split, config)
+    evaluate_trained(config, category, load, teacher, trained, scorer_of(config), training)
 
 
 def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[Training]:
@@ -142,7 +150,8 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
             raise UserError(f"{there.folder} holds a training: choose another --workdir")
     teacher = teacher_of(config)
     of_training = ("loss", "ema", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
-    known = _what_is_evaluated(config, split, teacher) | dict.fromkeys(of_training)
+    known = _what_is_evaluated(config, name, split.test_sha256, teacher)
+    known |= dict.fromkeys(of_training)
     both, place = (teacher.variables, variables), training_of(workdir, split.name)
     with claimed(workdir, [place]):
         _write(known, config, split, both, scorer_of(config), None, place)
@@ -151,48 +160,60 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
 
 def evaluate_trained(
     config: Config,
-    split: Split,
+    category: str,
+    load: Callable[[str], Split],
     teacher: LoadedTeacher,
     trained: checkpoint.Checkpoint,
     scorer: Scorer,
     training: Training,
+    on_any_device: bool = False,
 ) -> None:
-    """Evaluates a training and writes its results.json, unless the same was evaluated already."""
-    saved, name = trained.metadata, composed(split.name)
+    """Evaluates a training and writes its results.json, unless the same was evaluated already.
+
+    On these devices or, if that will do, on any. Only what is evaluated is decoded, by `load`.
+    """
+    saved, (_, test_sha256) = trained.metadata, sha256_of(config, category)
     kept = kept_distances(config, trained, training)
     is_finished = trained.step == saved["last_step"]
     missing = missing_dtypes(config, kept) if is_finished else []
-    known = _what_is_evaluated(config, split, teacher) | {
+    found = read_json(training.results)
+    known = _what_is_evaluated(config, category, test_sha256, teacher) | {
         "num_steps": trained.step,
         "last_step": saved["last_step"],
         **saved["timing"],
     }
-    is_done = training.evaluation.exists() and known.items() <= read_json(training.results).items()
+    found |= {"device": known["device"]} if on_any_device else {}
+    is_done = training.evaluation.exists() and known.items() <= found.items()
     if hosts.as_the_first(is_done and not missing):
-        logger.info("%s: evaluated already, in %s", split.name, training.results)
+        logger.info("%s: evaluated already, in %s", category, training.results)
         return
+    split = load(category)
+    known["test_sha256"] = split.test_sha256  # files may have changed meanwhile
     if hosts.is_first():
         training.results.unlink(missing_ok=True)  # which says that the other files are there
     both, calibration = (teacher.variables, trained.student_variables), None
+    name = composed(category)
     if missing and split.train_sha256 != hashes_of(saved, name).get(name):
         logger.warning(
             "%s: no thresholds, since the training images, or their size, are others than in "
             "training: set --config.data_dir to where those are",
-            split.name,
+            category,
         )
     elif is_finished:
         parts = (config, split, both, scorer, kept, missing, trained, training)
         calibration = calibration_of(config, completed_distances(*parts), known["dtype"])
-        logger.info("%s: %s", split.name, promise(calibration))
+        logger.info("%s: %s", category, promise(calibration))
     _write(known, config, split, both, scorer, calibration, training)
 
 
-def _what_is_evaluated(config: Config, split: Split, teacher: LoadedTeacher) -> dict[str, Any]:
+def _what_is_evaluated(
+    config: Config, category: str, test_sha256: str, teacher: LoadedTeacher
+) -> dict[str, Any]:
     """All that the figures depend on besides how far the training is."""
     fields = as_dict(config)
     return {
-        "category": split.name,
-        "test_sha256": split.test_sha256,
+        "category": category,
+        "test_sha256": test_sha256,
         **{name: fields[name] for name in RECORDED},
         "teacher_weights": Path(teacher.weights).name,
         "teacher_sha256": teacher.sha256,
@@ -252,6 +273,40 @@ def write_summaries(workdir: Path) -> str:
     if not hosts.is_first():
         return ""
     with summarising(Workdir(workdir)):
-        text = tables.write_results(workdir)
-        page.write_page(workdir)
+        return _write_summaries(workdir)
+
+
+def _write_summaries(workdir: Path) -> str:
+    text = tables.write_results(workdir)
+    page.write_page(workdir)
     return text
+
+
+def summarised(workdir: Path, left: Sequence[Sequence[Training]], is_shared: bool) -> str | None:
+    """Writes the summaries once nothing is `left`, of each training all that it writes to.
+
+    Returns the table; nothing if others work on all that is left, of whom the last one writes, or
+    if one of those that this run `is_shared` with was the last one and wrote; None if there is
+    something left that nobody works on any more. Of several processes the first looks.
+    """
+    run, text, is_over = Workdir(workdir), "", True
+    with hosts.together():
+        if hosts.is_first():
+            with summarising(run):
+                working = [at_work(run, places) for places in left]
+                is_over = all(working)
+                if left and is_over:
+                    who = "; ".join(filter(None, working))
+                    logger.info("%s; the last one to finish writes the results", who)
+                elif is_over and is_shared and _is_summarised(run):
+                    logger.info("the results in %s are written, by the last to finish", workdir)
+                elif is_over:
+                    text = _write_summaries(workdir)
+    return text if hosts.as_the_first(is_over) else None
+
+
+def _is_summarised(run: Workdir) -> bool:
+    """Whether the page, which is written last, is of all results that are there."""
+    results = [training.results for training in find_trainings(run.folder)]
+    times = [path.stat().st_mtime_ns for path in results if path.exists()]
+    return run.page.exists() and run.page.stat().st_mtime_ns >= max(times, default=0)

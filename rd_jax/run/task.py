@@ -1,7 +1,7 @@
 """The trainings of a run: planned, compared with what is there, begun or gone on with."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from rd_jax.config import Config, Depends, as_dict, differing, with_seed
-from rd_jax.data import Joined, Split
+from rd_jax.data import Split
 from rd_jax.data.order import batch_indices, holdout_indices, steps_until
+from rd_jax.data.splits import num_train, sha256_of
 from rd_jax.method.train import TrainState, create_train_state
 from rd_jax.run.build import compute_dtype, model_of, optimizer_of
 from rd_jax.run.trained import check_teacher, hashes_of
@@ -36,18 +37,18 @@ logger = logging.getLogger(__name__)
 class Part(NamedTuple):
     """A category that a training is evaluated on, and where what comes of that is kept."""
 
-    split: Split
+    category: str
     training: Training
 
 
 class Task(NamedTuple):
-    """One training: of one category, or all, and one seed, on images that are not held out."""
+    """One training, of which nothing is decoded yet: of one category, or all, and one seed."""
 
     config: Config
     parts: list[Part]
     training: Training
-    images: np.ndarray | Joined  # of all parts
-    trained_on: np.ndarray  # which of them
+    num_images: int  # to train on, of all parts
+    trained_on: np.ndarray  # which of them are not held out
 
     @property
     def name(self) -> str:
@@ -56,16 +57,14 @@ class Task(NamedTuple):
         return f"{name}, seed {self.config.seed}" if seeds else name
 
     @property
-    def places(self) -> set[Training]:
-        """All that is written to."""
-        return {self.training, *(part.training for part in self.parts)}
+    def categories(self) -> tuple[str, ...]:
+        """Those that it is trained on."""
+        return tuple(part.category for part in self.parts)
 
     @property
-    def train_names(self) -> list[str]:
-        """Of all images."""
-        if not self.config.joint:
-            return list(self.parts[0].split.train_names)
-        return [f"{split.name}/{name}" for split, _ in self.parts for name in split.train_names]
+    def places(self) -> list[Training]:
+        """All that is written to."""
+        return list(dict.fromkeys([self.training, *(part.training for part in self.parts)]))
 
     @property
     def last_step(self) -> int:
@@ -82,10 +81,12 @@ class Task(NamedTuple):
         return steps_until(epoch, len(self.trained_on), self.config.batch_size)
 
 
-def check_layout(config: Config, workdir: Path, moved: Collection[str]) -> None:
+def check_layout(
+    config: Config, workdir: Path, categories: Sequence[str], moved: Collection[str] = ()
+) -> None:
     """Raises UserError if `workdir` has trainings of one category where one for all is asked for.
 
-    Or the other way around; but for what is to be `moved` aside.
+    Or the other way around, or of one seed where several are; but for what is `moved` aside.
     """
     joint = trainings_of(workdir, JOINT)
     if joint and not config.joint and JOINT not in moved:
@@ -104,63 +105,74 @@ def check_layout(config: Config, workdir: Path, moved: Collection[str]) -> None:
                     f"{training.folder} is of a training of this category alone: choose another "
                     "--workdir, or set --config.joint=False"
                 )
+    for category in [JOINT] if config.joint else categories:
+        there = (t for t in trainings_of(workdir, category) if t.checkpoints.is_dir())
+        seeds = [training.seed for training in there if category not in moved]
+        if config.seeds and None in seeds:
+            raise UserError(
+                f"{workdir / category} holds a training of one seed, without config.seeds: choose "
+                "another --workdir"
+            )
+        if not config.seeds and any(seed is not None for seed in seeds):
+            raise UserError(
+                f"{workdir / category} holds trainings of several seeds: set --config.seeds, or "
+                "choose another --workdir"
+            )
 
 
-def planned(config: Config, workdir: Path, splits: Sequence[Split]) -> list[Task]:
+def planned(config: Config, workdir: Path, categories: Sequence[str]) -> list[Task]:
     """The trainings that a category, or all of them, is to have, one for each seed.
 
-    Raises UserError if it has those of the other layout already, or if the hold-out leaves
-    nothing to train on, or holds nothing.
+    Raises UserError if the hold-out leaves nothing to train on, or holds nothing.
     """
-    category = _category(config, splits)
-    there = [t for t in trainings_of(workdir, category) if t.checkpoints.is_dir()]
-    folder = workdir / category
-    if config.seeds and any(training.seed is None for training in there):
-        raise UserError(
-            f"{folder} holds a training of one seed, without config.seeds: choose another --workdir"
-        )
-    if not config.seeds and any(training.seed is not None for training in there):
-        raise UserError(
-            f"{folder} holds trainings of several seeds: set --config.seeds, or choose another "
-            "--workdir"
-        )
+    counts = [num_train(config, category) for category in categories]
+    starts = np.cumsum([0, *counts])
 
     def task(own: Config, seed: int | None) -> Task:
-        training = training_of(workdir, category, seed)
-        images = Joined([split.train for split in splits])
-        chosen = [holdout_indices(own.seed, own.holdout, len(split.train))[0] for split in splits]
-        trained_on = np.concatenate([a + b for a, b in zip(images.starts, chosen, strict=False)])
-        if not config.joint:
-            return Task(own, [Part(splits[0], training)], training, splits[0].train, trained_on)
-        parts = [Part(split, part_of(training, split.name)) for split in splits]
-        return Task(own, parts, training, images, trained_on)
+        training = training_of(workdir, JOINT if own.joint else categories[0], seed)
+        places = [part_of(training, name) for name in categories] if own.joint else [training]
+        chosen = [holdout_indices(own.seed, own.holdout, count)[0] for count in counts]
+        trained_on = np.concatenate([a + b for a, b in zip(starts, chosen, strict=False)])
+        return Task(own, list(map(Part, categories, places)), training, starts[-1], trained_on)
 
     return [task(with_seed(config, s), s) for s in config.seeds] or [task(config, None)]
 
 
-def _category(config: Config, splits: Sequence[Split]) -> str:
-    return JOINT if config.joint else splits[0].name
+def decoded(task: Task, load: Callable[[str], Split]) -> list[Split]:
+    """The task's splits. Raises UserError if there are other training images than were planned."""
+    splits = [load(category) for category in task.categories]
+    if sum(len(split.train) for split in splits) != task.num_images:
+        raise UserError(
+            f"{task.name}: training images came or went since this run began: start it again"
+        )
+    return splits
 
 
-def train_sha256(config: Config, splits: Sequence[Split]) -> str | dict[str, str]:
+def train_sha256(config: Config, hashes: Mapping[str, str]) -> str | dict[str, str]:
     """What a checkpoint says of the images: their hash or, of several categories, each one's."""
-    hashes = {composed(split.name): split.train_sha256 for split in splits}
-    return hashes if config.joint else splits[0].train_sha256
+    of_each = {composed(category): sha256 for category, sha256 in hashes.items()}
+    return of_each if config.joint else next(iter(of_each.values()))
 
 
 def check_same_training(
-    config: Config, splits: Sequence[Split], teacher: LoadedTeacher, workdir: Path
+    config: Config, categories: Sequence[str], teacher: LoadedTeacher, workdir: Path
 ) -> None:
     """Compares the config with all that a category, or all of them, has, of any seed.
 
     Raises UserError if going on would mix two trainings, or average over what differs in more
-    than the seed. More epochs are no other training: none of its steps depends on their number.
+    than the seed, or if processes see other images. More epochs are no other training: none of its
+    steps depends on their number.
     """
-    category = _category(config, splits)
-    for training in trainings_of(workdir, category):
-        saved = checkpoint.latest_metadata(training.checkpoints)
-        if saved is None:
-            continue
+    category = JOINT if config.joint else categories[0]
+    there = [
+        (training, saved)
+        for training in trainings_of(workdir, category)
+        if (saved := checkpoint.latest_metadata(training.checkpoints))
+    ]
+    if not there and jax.process_count() == 1:
+        return
+    hashes = train_sha256(config, {name: sha256_of(config, name)[0] for name in categories})
+    for training, saved in there:
         check_teacher(teacher, saved, training.folder)
         is_gone_on_with = training.seed is None or training.seed in config.seeds
         changes = [
@@ -174,8 +186,8 @@ def check_same_training(
             where = jax.default_backend()
             changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
         problem = f"another config: {', '.join(changes)}" if changes else None
-        if saved["train_sha256"] != train_sha256(config, splits):
-            problem = problem or _other_images(config, splits, hashes_of(saved, category))
+        if saved["train_sha256"] != hashes:
+            problem = problem or _other_images(hashes, hashes_of(saved, category))
         if problem:
             raise UserError(
                 f"{training.folder} was trained with {problem}; choose another --workdir, or start "
@@ -183,12 +195,10 @@ def check_same_training(
             )
 
 
-def has_steps_left(config: Config, workdir: Path, categories: Sequence[str]) -> bool:
-    """Whether one of the trainings is not there, or not at the end of the config's epochs."""
-    names = [JOINT] if config.joint else categories
-    trainings = (training_of(workdir, name, s) for name in names for s in config.seeds or [None])
-    found = (checkpoint.latest_metadata(training.checkpoints) for training in trainings)
-    return not all(saved and _is_done(saved, config) for saved in found)
+def has_steps_left(task: Task) -> bool:
+    """Whether the training is not there, or not at the end of the config's epochs."""
+    saved = checkpoint.latest_metadata(task.training.checkpoints)
+    return saved is None or not _is_done(saved, task.config)
 
 
 def _is_done(saved: Mapping[str, Any], config: Config) -> bool:
@@ -197,9 +207,8 @@ def _is_done(saved: Mapping[str, Any], config: Config) -> bool:
     return is_finished and saved["config"]["num_epochs"] == config.num_epochs
 
 
-def _other_images(config: Config, splits: Sequence[Split], before: Mapping[str, str]) -> str:
+def _other_images(now: str | Mapping[str, str], before: Mapping[str, str]) -> str:
     """How the images trained on before, by category, differ."""
-    now = train_sha256(config, splits)
     if isinstance(now, str):
         return "other training images than are there now"
     if now.keys() != before.keys():
@@ -244,11 +253,16 @@ def initial_state(
     return first(), {"train_seconds": 0.0, "images_per_second": None}
 
 
-def divergence(task: Task, step: int, last_finite: float | None) -> str:
+def divergence(task: Task, splits: Sequence[Split], step: int, last_finite: float | None) -> str:
     """All that helps to find out why the loss of a step is not finite."""
     config, trained_on = task.config, task.trained_on
     order = batch_indices(config.seed, step - 1, len(trained_on), config.batch_size)
-    names = ", ".join(task.train_names[i] for i in sorted(set(trained_on[order])))
+    of = [
+        f"{split.name}/{name}" if config.joint else name
+        for split in splits
+        for name in split.train_names
+    ]
+    names = ", ".join(of[i] for i in sorted(set(trained_on[order])))
     before = "there was none" if last_finite is None else f"{last_finite:.6g}"
     saved = checkpoint.steps(task.training.checkpoints)
     last_good = f"at step {saved[0]} in {task.training.folder}" if saved else "there is none"

@@ -2,24 +2,25 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rd_jax.config import Config, as_dict, size_of, validate
+from rd_jax.data import Joined, Split
 from rd_jax.data.splits import check_apart, check_splits, load_split
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.method.train import TrainState, make_parallel_train_steps, train_state_shapes
 from rd_jax.run.build import compute_dtype, model_of, optimizer_of, scorer_of
-from rd_jax.run.evaluation import evaluate_trained, write_summaries
+from rd_jax.run.evaluation import evaluate_trained, summarised, write_summaries
 from rd_jax.run.loop import TrainSteps, steps_per_dispatch, training
 from rd_jax.run.progress import Clock, Diverged, followed, row_writer
 from rd_jax.run.scoring import Program, Scorer, compiled_distances, score_split
@@ -27,6 +28,7 @@ from rd_jax.run.task import (
     Task,
     check_layout,
     check_same_training,
+    decoded,
     divergence,
     has_steps_left,
     initial_state,
@@ -35,73 +37,119 @@ from rd_jax.run.task import (
 )
 from rd_jax.run.trained import hashes_of
 from rd_jax.store import checkpoint
-from rd_jax.store.lock import claimed
+from rd_jax.store.lock import check_workdir, claimed, first_free
 from rd_jax.store.results import means, read_results
 from rd_jax.store.rows import Row, drop_rows_after
 from rd_jax.store.workdir import JOINT, check_category, set_aside, training_of, trainings_of
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import composed
+from rd_jax.system.files import composed, writing
 from rd_jax.system.interruption import Interrupted, deferred
 from rd_jax.weights.teacher import LoadedTeacher, teacher_of
 
 logger = logging.getLogger(__name__)
 
 
+class _Programs(NamedTuple):
+    """What all trainings compute with, compiled once it is begun or needed."""
+
+    begin: Callable[[], None]  # XLA compiles without Python, which decodes meanwhile
+    train_steps: Callable[[], TrainSteps]
+    scorer: Scorer
+
+
 def train(config: Config, workdir: Path, restart: bool = False) -> str:
     """Trains and evaluates the configured categories, each alone or all together.
 
-    Returns the table as Markdown.
+    Returns the table as Markdown, or nothing if it is left to other runs of the same, which work on
+    what is not finished yet; each takes what no other works on, until nothing is left.
 
     A training that `workdir` holds a checkpoint of goes on from there, unless `restart` moves it
     aside; what is finished and evaluated already is left as it is. Before the first step all
-    images are decoded and all checkpoints compared with the config. Raises UserError for what the
+    images are found and all checkpoints compared with the config. Raises UserError for what the
     user can mend, Interrupted after a signal.
     """
-    with ExitStack() as stack:
-        with hosts.together():
-            validate(config, jax.device_count())
-            if config.rd4ad_checkpoint:
-                raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
-            if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-                raise UserError("config.tensorboard=True needs pip install tensorboardX")
-            names = check_splits(config)
-            for name in names:
-                check_category(name)
-            groups = [sorted(names, key=composed)] if config.joint else [[name] for name in names]
-            names += [JOINT] if config.joint else []
-            check_apart(config, names, workdir)
-            moved = _belonging(workdir, names) if restart else []
-            places = [
-                training_of(workdir, name, seed)
-                for name in moved or names
-                for seed in config.seeds or [None]
-            ]
-            give_back = stack.enter_context(claimed(workdir, places, whole_categories=restart))
-            check_layout(config, workdir, moved)
-            teacher = teacher_of(config)
-            _check_same_teacher(teacher)
-            compiler = ThreadPoolExecutor(1)
-            stack.callback(compiler.shutdown, wait=False, cancel_futures=True)
-            is_ahead = bool(moved) or has_steps_left(config, workdir, names)
-            programs = _programs(compiler if is_ahead else None, config, teacher)
-            loaded = [[load_split(config, name) for name in group] for group in groups]
-            if moved:
-                _start_anew(workdir, moved)
-            tasks = []
-            for splits in loaded:
-                tasks += planned(config, workdir, splits)
-                check_same_training(config, splits, teacher, workdir)
-        for task in tasks:
-            try:
-                _train_and_evaluate(task, teacher, *programs)
-            except UserError:
-                if read_results(workdir):
-                    write_summaries(workdir)  # of what was finished before
-                raise
-            for place in task.places:
-                give_back(place)
-    return write_summaries(workdir)
+    with ExitStack() as claims, hosts.together():
+        validate(config, jax.device_count())
+        if config.rd4ad_checkpoint:
+            raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
+        if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            raise UserError("config.tensorboard=True needs pip install tensorboardX")
+        names = check_splits(config)
+        for name in names:
+            check_category(name)
+        groups = [sorted(names, key=composed)] if config.joint else [[name] for name in names]
+        names += [JOINT] if config.joint else []
+        check_apart(config, names, workdir)
+        moved = _belonging(workdir, names) if restart else []
+        places = [
+            training_of(workdir, name, seed)
+            for name in moved or names
+            for seed in config.seeds or [None]
+        ]
+        if restart:
+            claims.enter_context(claimed(workdir, places, whole_categories=True))
+        else:
+            check_workdir(workdir, places)
+        check_layout(config, workdir, names, moved)
+        teacher = teacher_of(config)
+        _check_same_teacher(teacher)
+        if moved:
+            _start_anew(workdir, moved)
+        tasks = [task for group in groups for task in planned(config, workdir, group)]
+        for group in groups:
+            check_same_training(config, group, teacher, workdir)
+    load = lru_cache(len(groups[0]))(partial(load_split, config))  # which seeds share
+    with _programs(config, teacher) as programs:
+        return _shared(tasks, config, workdir, teacher, programs, load)
+
+
+def _shared(
+    tasks: Sequence[Task],
+    config: Config,
+    workdir: Path,
+    teacher: LoadedTeacher,
+    programs: _Programs,
+    load: Callable[[str], Split],
+) -> str:
+    """Does of the tasks what no other run does; returns the table if this run was the last."""
+    left, is_shared = [*tasks], False
+    while True:
+        with _taken(left, config, workdir) as i:
+            is_shared |= i != 0 and bool(left)
+            if i is not None:
+                task, left = left[i], [*left[i + 1 :], *left[:i]]  # last, what others work on
+                try:
+                    with hosts.together():
+                        check_same_training(config, task.categories, teacher, workdir)
+                    _train_and_evaluate(task, teacher, programs, load)
+                except UserError:
+                    if read_results(workdir):
+                        write_summaries(workdir)  # of what was finished before
+                    raise
+                continue
+        table = summarised(workdir, [task.places for task in left], is_shared)
+        if table is not None:
+            return table
+
+
+@contextmanager
+def _taken(left: Sequence[Task], config: Config, workdir: Path) -> Iterator[int | None]:
+    """Inside, the first of these that is free belongs to this run, and shows in its workdir."""
+
+    def begin(i: int) -> None:
+        check_layout(config, workdir, left[i].categories)
+        with writing(checkpoints := left[i].training.checkpoints):
+            checkpoints.mkdir(parents=True, exist_ok=True)
+
+    with first_free(workdir, [task.places for task in left], begin) as i:
+        try:
+            yield i
+        finally:
+            if i is not None and hosts.is_first():
+                with suppress(OSError):  # they are not empty
+                    left[i].training.checkpoints.rmdir()
+                    left[i].training.folder.rmdir()
 
 
 def _check_same_teacher(teacher: LoadedTeacher) -> None:
@@ -113,14 +161,8 @@ def _check_same_teacher(teacher: LoadedTeacher) -> None:
         )
 
 
-def _programs(
-    compiler: ThreadPoolExecutor | None, config: Config, teacher: LoadedTeacher
-) -> tuple[Callable[[], TrainSteps], Scorer]:
-    """What all trainings compute with, and at first wait for: a function that gives the steps.
-
-    A compiler starts at once; XLA compiles without Python, which decodes meanwhile. Without one,
-    what is called is compiled then, which is nothing if all is trained and evaluated already.
-    """
+@contextmanager
+def _programs(config: Config, teacher: LoadedTeacher) -> Iterator[_Programs]:
     model, optimizer, size = model_of(config), optimizer_of(config), size_of(config)
     shapes = train_state_shapes(model, optimizer, config.ema)
 
@@ -145,11 +187,19 @@ def _programs(
         variables = teacher.variables, shapes.student_variables
         return compiled_distances(scorer.distances, *variables, config.batch_size, size)
 
-    def begun(compiled: Callable[[], Any]) -> Callable[[], Any]:
-        return compiler.submit(compiled).result if compiler else cache(compiled)
+    compiler = ThreadPoolExecutor(1)
+    steps = cache(partial(compiler.submit, train_steps))
+    program = cache(partial(compiler.submit, distances))
 
-    steps, program = begun(train_steps), begun(distances)
-    return steps, replace(scorer, distances=lambda *arguments: program()(*arguments))
+    def begin() -> None:
+        steps()
+        program()
+
+    own = replace(scorer, distances=lambda *arguments: program().result()(*arguments))
+    try:
+        yield _Programs(begin, lambda: steps().result(), own)
+    finally:
+        compiler.shutdown(wait=False, cancel_futures=True)
 
 
 def _belonging(workdir: Path, names: list[str]) -> list[str]:
@@ -171,29 +221,33 @@ def _start_anew(workdir: Path, categories: Sequence[str]) -> None:
 
 
 def _train_and_evaluate(
-    task: Task, teacher: LoadedTeacher, train_steps: Callable[[], TrainSteps], scorer: Scorer
+    task: Task, teacher: LoadedTeacher, programs: _Programs, load: Callable[[str], Split]
 ) -> None:
+    if has_steps_left(task):
+        programs.begin()
     place, last_step = task.training, task.last_step
-    place.folder.mkdir(parents=True, exist_ok=True)
     state, timing = initial_state(task.config, place, last_step)
     if state is None:
         logger.info("%s: trained already, step %d of %d", task.name, last_step, last_step)
     else:
+        with hosts.together():
+            splits = decoded(task, load)
         try:
-            _train(task, teacher, train_steps, scorer, state, timing)
+            _train(task, splits, teacher, programs, state, timing)
         except Diverged as error:  # what was being saved is complete now
-            raise UserError(divergence(task, *error.args)) from error
+            raise UserError(divergence(task, splits, *error.args)) from error
     with hosts.together():
         trained = checkpoint.load_latest(place.checkpoints)
-        for split, training in task.parts:
-            evaluate_trained(task.config, split, teacher, trained, scorer, training)
+        for category, part in task.parts:
+            arguments = (task.config, category, load, teacher, trained, programs.scorer, part)
+            evaluate_trained(*arguments, on_any_device=True)
 
 
 def _train(
     task: Task,
+    splits: Sequence[Split],
     teacher: LoadedTeacher,
-    train_steps: Callable[[], TrainSteps],
-    scorer: Scorer,
+    programs: _Programs,
     state: TrainState,
     timing: Mapping[str, float | None],
 ) -> None:
@@ -209,13 +263,13 @@ def _train(
             part.training.results.unlink(missing_ok=True)  # of fewer steps
     logger.info(
         "%s: %d images, steps %d to %d, teacher %s (%s)",
-        *(task.name, len(task.images), first_step, last_step, config.backbone, teacher.weights),
+        *(task.name, task.num_images, first_step, last_step, config.backbone, teacher.weights),
     )
     dispatches = training(
-        train_steps(),
+        programs.train_steps(),
         steps_per_dispatch(config.batch_size, size_of(config)),
         teacher.variables,
-        task.images,
+        Joined([split.train for split in splits]) if config.joint else splits[0].train,
         state,
         last_step=last_step,
         batch_size=config.batch_size,
@@ -228,8 +282,8 @@ def _train(
     def evaluated(state: TrainState) -> Row:
         variables = teacher.variables, jax.device_get(state.student_variables)
         rows = []
-        for split, _ in task.parts:
-            found, _ = score_split(scorer, *variables, split, config.batch_size)
+        for split in splits:
+            found, _ = score_split(programs.scorer, *variables, split, config.batch_size)
             rows.append(metrics_of_scored(found, split.labels))
         return means(rows)
 
@@ -237,7 +291,7 @@ def _train(
         "config": as_dict(config),
         "teacher_weights": teacher.weights,
         "teacher_sha256": teacher.sha256,
-        "train_sha256": train_sha256(config, [part.split for part in task.parts]),
+        "train_sha256": train_sha256(config, {split.name: split.train_sha256 for split in splits}),
         "last_step": last_step,
         "dtype": compute_dtype(config).name,
     }

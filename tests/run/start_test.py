@@ -132,7 +132,6 @@ def test_a_training_that_another_run_works_on_is_left_alone(
     message = f"{training.folder} is being worked on by process {os.getpid()} on "
     assert_one_line(start(data_dir, workdir, "--restart"), message)
     if seed is None:
-        assert_one_line(start(data_dir, workdir), message)
         assert_one_line(evaluate(data_dir, workdir), message)
     assert state(workdir) == before
     lock.release()
