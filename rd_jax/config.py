@@ -219,6 +219,13 @@ FIELDS = {
     "log_every_steps": Field(20, _integer(1), _NOTHING, "a row in `metrics.jsonl`"),
     "eval_every_epochs": Field(0, _integer(0), _NOTHING, "0: after the last step alone"),
     "checkpoint_every_epochs": Field(20, _integer(0), _NOTHING, "0: after the last step alone"),
+    "keep_optimizer": Field(
+        False,
+        _BOOLEAN,
+        _NOTHING,
+        "of a finished training: the optimiser's state, with which it can go on for more "
+        "`num_epochs`, and the checkpoint before the last",
+    ),
     "tensorboard": Field(False, _BOOLEAN, _NOTHING, "event files (`pip install tensorboardX`)"),
 }
 

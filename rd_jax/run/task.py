@@ -193,6 +193,12 @@ def check_same_training(
                 f"{training.folder} was trained with {problem}; choose another --workdir, or start "
                 "anew with --restart"
             )
+        if is_gone_on_with and not saved["can_go_on"] and not _is_done(saved, config):
+            raise UserError(
+                f"{training.folder} is finished after {saved['config']['num_epochs']} epochs and "
+                "did not keep the optimiser's state, which more need: start anew with --restart, "
+                "next time with --config.keep_optimizer=True"
+            )
 
 
 def has_steps_left(task: Task) -> bool:

@@ -238,6 +238,8 @@ def _train_and_evaluate(
             raise UserError(divergence(task, splits, *error.args)) from error
     with hosts.together():
         trained = checkpoint.load_latest(place.checkpoints)
+        if hosts.is_first():
+            checkpoint.keep_latest(place.checkpoints)
         for category, part in task.parts:
             arguments = (task.config, category, load, teacher, trained, programs.scorer, part)
             evaluate_trained(*arguments, on_any_device=True)
@@ -310,8 +312,9 @@ def _train(
                         write_row({"step": step, **evaluated(state)})
                 if step in save_at or stops:
                     metadata["timing"] = clock.timing(step, config.batch_size)
-                    host = jax.device_get(state)
-                    save(step, host.student_variables, host.rest, metadata)
+                    rest = state.rest if step < last_step or config.keep_optimizer else None
+                    student, rest = jax.device_get((state.student_variables, rest))
+                    save(step, student, rest, metadata)
                 if stops and step < last_step:
                     break
         is_stopped = should_stop()  # also by a signal since the last step

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +19,11 @@ from etils import epath
 
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError, first_line
-from rd_jax.system.files import check_writable
+from rd_jax.system.files import check_writable, writing
 
 logger = logging.getLogger(__name__)
+
+_OPTIMIZER = "optimizer"  # the item of a checkpoint that going on needs, and nothing else
 
 
 class DamagedCheckpointError(UserError):
@@ -69,7 +72,7 @@ def _reader(folder: Path) -> ocp.CheckpointManager:
 def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]], None]]:
     """A function save(step, student_variables, rest, metadata) for trees of numpy arrays.
 
-    The rest is what going on needs besides: `TrainState.rest`.
+    The rest is what going on needs besides: `TrainState.rest`, or None where nothing will go on.
 
     It returns while the checkpoint is still being written, once the one before is complete; all
     are complete when the context ends. The two latest are kept. Several processes save together.
@@ -82,13 +85,14 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
         def save(step: int, student_variables: Any, rest: Any, metadata: Mapping[str, Any]) -> None:
             checksums = {
                 "student": checksum(student_variables),
-                "optimizer": checksum(rest),
                 "metadata": _checksum_of_metadata(metadata),
             }
+            items = {"student": ocp.args.StandardSave(student_variables)}
+            if rest is not None:
+                checksums[_OPTIMIZER] = checksum(rest)
+                items[_OPTIMIZER] = ocp.args.StandardSave({"opt_state": rest})
             args = ocp.args.Composite(
-                student=ocp.args.StandardSave(student_variables),
-                optimizer=ocp.args.StandardSave({"opt_state": rest}),
-                metadata=ocp.args.JsonSave({**metadata, "checksums": checksums}),
+                **items, metadata=ocp.args.JsonSave({**metadata, "checksums": checksums})
             )
             with hosts.together():  # where Orbax cannot write, it keeps the process alive
                 check_writable(folder)
@@ -143,7 +147,7 @@ def _restore(folder: Path, step: int, **items: Any) -> tuple[dict[str, Any], Any
         _check_readable(folder / str(step))
         raise DamagedCheckpointError(
             f"checkpoint {folder / str(step)} is damaged ({_reason_of(error)}): train again with "
-            "the same command, which goes on from the checkpoint before it"
+            "the same command, which goes on from the checkpoint before it, if there is one"
         ) from error
     return metadata, restored, checksums
 
@@ -166,13 +170,31 @@ def _check_readable(folder: Path) -> None:
 
 
 def latest_metadata(folder: Path) -> dict[str, Any] | None:
-    """The metadata, and the step, of the latest checkpoint in which they can be read, if any."""
+    """The metadata of the latest checkpoint in which they can be read, if any.
+
+    With its "step", and whether it "can_go_on".
+    """
     for step in steps(folder):
         try:
-            return _restore(folder, step)[0] | {"step": step}
-        except DamagedCheckpointError as error:
+            metadata, _, checksums = _restore(folder, step)
+            return metadata | {"step": step, "can_go_on": _OPTIMIZER in checksums}
+        except UserError as error:
+            if not (folder / str(step)).exists():  # another run, which trains, has newer ones
+                return latest_metadata(folder)
+            if not isinstance(error, DamagedCheckpointError):
+                raise
             logger.warning("%s", error)
     return None
+
+
+def keep_latest(folder: Path) -> None:
+    """Removes what is before the latest checkpoint, if that is one that nothing goes on from."""
+    saved = latest_metadata(folder)
+    if saved and not saved["can_go_on"]:
+        with writing(folder):
+            for step in steps(folder):
+                if step < saved["step"]:
+                    shutil.rmtree(folder / str(step))
 
 
 def load(folder: Path, step: int) -> Checkpoint:

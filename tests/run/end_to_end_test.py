@@ -41,7 +41,7 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(
         *("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL),
         *("--config.eval_every_epochs=1", "--config.checkpoint_every_epochs=1"),
-        *("--workdir", str(workdir)),
+        *("--config.keep_optimizer=True", "--workdir", str(workdir)),
     )
     assert done.returncode == 0, done.stderr
     assert "| weave | " in done.stdout

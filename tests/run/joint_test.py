@@ -50,7 +50,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(data_dir: Path, workdir: Path, *more: str, joint: bool = True) -> Done:
     common = ("--config", "mvtec", f"--config.data_dir={data_dir}", "--workdir", str(workdir))
-    return run(*common, *SMALL, f"--config.joint={joint}", "--config.holdout=0.5", *more)
+    flags = (f"--config.joint={joint}", "--config.holdout=0.5", "--config.keep_optimizer=True")
+    return run(*common, *SMALL, *flags, *more)
 
 
 def evaluate(workdir: Path, *more: str) -> Done:

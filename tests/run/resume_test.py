@@ -36,7 +36,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(data_dir: Path, workdir: Path, *more: str) -> tuple[str, ...]:
     return (
         *("--config", "configs/mvtec.py", f"--config.data_dir={data_dir}", *SMALL),
-        *("--workdir", str(workdir), *more),
+        *("--config.keep_optimizer=True", "--workdir", str(workdir), *more),
     )
 
 
@@ -170,6 +170,30 @@ def test_four_epochs_gone_on_with_to_eight_are_eight(data_dir: Path, tmp_path: P
     assert_same_training(tmp_path / "later" / "a", tmp_path / "at once" / "a")
     fewer = arguments(data_dir, tmp_path / "later", *averaged[:2], f"{averaged[2]}=7")
     assert_one_line(run(*fewer), "num_epochs (8, now 7); choose another")
+
+
+def test_a_finished_training_keeps_what_evaluation_needs(data_dir: Path, tmp_path: Path) -> None:
+    common = arguments(data_dir, tmp_path, "--config.category=a", "--config.keep_optimizer=False")
+    done = run(*common, "--config.checkpoint_every_epochs=1")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "a" / "checkpoints"
+    assert checkpoint.steps(folder) == [3]
+    assert not [path for path in folder.rglob("*") if "optimizer" in path.name]
+    assert "a: evaluated already" in run(*common).stderr
+    before = results(tmp_path, "a")
+    (tmp_path / "a" / "results.json").unlink()
+    done = run("--mode", "eval", "--config", "configs/mvtec.py", "--workdir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert {name: results(tmp_path, "a")[name] for name in METRICS} == {
+        name: before[name] for name in METRICS
+    }
+    message = (
+        "finished after 2 epochs and did not keep the optimiser's state, which more need: start"
+    )
+    assert_one_line(run(*common, "--config.num_epochs=3"), message)
+    assert_one_line(run(*common, "--config.num_epochs=3", "--config.keep_optimizer=True"), message)
+    done = run(*common, "--config.num_epochs=3", "--restart")
+    assert done.returncode == 0, done.stderr
 
 
 def test_seeds_of_which_one_was_gone_on_with_are_called_unfinished(

@@ -41,6 +41,7 @@ def arguments(data_dir: Path, workdir: Path, *more: str) -> tuple[str, ...]:
 def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("run") / "a[b]*"  # a name like a pattern is one like others
     flags = ("--config.dtype=bfloat16", "--config.checkpoint_every_epochs=1")
+    flags += ("--config.keep_optimizer=True",)
     done = run(*arguments(data_dir, workdir, *flags))
     assert done.returncode == 0, done.stderr
     assert f"scoring {NUM_HELD_OUT} normal images in float32" in done.stderr
