@@ -317,6 +317,6 @@ def _train(
                     save(step, student, rest, metadata)
                 if stops and step < last_step:
                     break
-        is_stopped = should_stop()  # also by a signal since the last step
+        is_stopped = should_stop(at_once=True)  # also by a signal since the last step
     if is_stopped:
         raise Interrupted(f"interrupted: {task.name} is saved at step {step} of {last_step}")

@@ -81,6 +81,11 @@ def as_the_first(value: int) -> int:
     return int(_told(value)[0])
 
 
+def told_by_all(own: int) -> list[int]:
+    """What each process says; 32 bits."""
+    return _told(own).tolist()
+
+
 def gathered(own: np.ndarray, count: int) -> np.ndarray:
     """All `count` rows, of whose `share` each process gives its own; any but 64-bit dtypes."""
     if jax.process_count() == 1:

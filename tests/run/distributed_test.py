@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 from rd_jax.data.synthetic import write_category
 from rd_jax.store import checkpoint
+from rd_jax.store.lock import claimed
+from rd_jax.store.workdir import training_of
 from tests.command import ROOT, SMALL
 
 
@@ -82,23 +85,59 @@ def test_two_processes_of_two_devices_equal_one_of_four(data_dir: Path, tmp_path
     assert len(decoded[0]) == 2 * 3  # training images, test images, masks; a checksum for each
 
 
+def two_commands(data_dir: Path, workdir: Path, *more: str) -> list[list[str]]:
+    common = [
+        *("tests.tiny_main", "--config", "configs/mvtec.py:weave", *SMALL),
+        *(f"--config.data_dir={data_dir}", "--workdir", str(workdir)),
+        *(f"--coordinator_address=localhost:{free_port()}", "--num_processes=2", *more),
+    ]
+    return [[*common, f"--process_id={i}"] for i in range(2)]
+
+
 def test_the_command_line_runs_in_several_processes(data_dir: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "work"
+
     def run(*more: str) -> list[tuple[int, str, str]]:
-        common = [
-            *("tests.tiny_main", "--config", "configs/mvtec.py:weave", *SMALL),
-            *(f"--config.data_dir={data_dir}", "--workdir", str(tmp_path / "work")),
-            *(f"--coordinator_address=localhost:{free_port()}", "--num_processes=2", *more),
-        ]
-        return run_all([[*common, f"--process_id={i}"] for i in range(2)], JAX_NUM_CPU_DEVICES="2")
+        return run_all(two_commands(data_dir, workdir, *more), JAX_NUM_CPU_DEVICES="2")
 
     (first, text, errors), (second, other_text, other_errors) = run()
     assert (first, second) == (0, 0), errors + other_errors
     assert "| weave | " in text
     assert "| weave | " not in other_text
-    assert (tmp_path / "work" / "report.html").exists()
-    row = json.loads((tmp_path / "work" / "weave" / "results.json").read_text())
+    assert (workdir / "report.html").exists()
+    row = json.loads((workdir / "weave" / "results.json").read_text())
     assert row["device"].startswith("4 x")
     again = run()
     assert all(code == 0 and "evaluated already" in errors for code, _, errors in again), again
+    with claimed(workdir, [training_of(workdir, "weave")]):
+        left = run()
+    assert all(code == 0 and "| weave | " not in text for code, text, _ in left), left
+    assert f"weave is being worked on by process {os.getpid()} on " in left[0][2]
     refused = run("--config.learning_rate=0.1")
     assert all(code == 2 and "another config" in errors for code, _, errors in refused), refused
+
+
+def test_a_signal_to_one_of_two_processes_saves_and_stops_both(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    long = ("--config.num_epochs=100000", "--config.log_every_steps=1")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in two_commands(data_dir, tmp_path, *long)
+    ]
+    assert processes[0].stderr
+    for line in processes[0].stderr:
+        if "step 20 of" in line:
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    errors = [process.communicate(timeout=400)[1] for process in processes]
+    assert [process.returncode for process in processes] == [130, 130], errors
+    (step,) = checkpoint.steps(tmp_path / "weave" / "checkpoints")
+    assert step >= 20
+    assert all(f"interrupted: weave is saved at step {step} of" in text for text in errors), errors
