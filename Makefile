@@ -24,7 +24,7 @@ demo: $(ANY)
 	$(VENV)/bin/python -m rd_jax.main --config configs/demo.py --workdir runs/demo
 
 novelty: $(ANY)
-	$(VENV)/bin/python -m rd_jax.main --config configs/one_class.py:digits --config.teacher_weights=auto --workdir runs/novelty
+	$(VENV)/bin/python -m rd_jax.main --config configs/one_class.py:digits --config.backbone=resnet10 --config.teacher_weights=embedded --workdir runs/novelty
 
 test: $(ANY)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile

@@ -10,8 +10,8 @@ import rd_jax
 from rd_jax.data.synthetic import weave
 
 size = 96
-teacher = rd_jax.load_teacher("resnet18", "auto")
-features_of = jax.jit(rd_jax.models.Teacher("resnet18").apply)
+teacher = rd_jax.load_teacher("resnet10", "embedded")
+features_of = jax.jit(rd_jax.models.Teacher("resnet10").apply)
 
 good, _ = weave(np.random.default_rng(0), size)
 stained, mask = weave(np.random.default_rng(0), size, "stain")  # the same cloth, with a stain

@@ -143,7 +143,7 @@ FIELDS = {
         "imagenet",
         _NAME,
         _NOTHING,
-        "`imagenet`, `random`, `auto` (`imagenet` where it can be had, else `random`) or a "
+        "`imagenet`, `embedded` (of `resnet10`, in the package), `random` or a "
         "`.safetensors`, `.npz` or `.pth` file with torchvision's names",
     ),
     "normalize": Field(

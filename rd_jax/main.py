@@ -83,7 +83,8 @@ def main(argv: list[str]) -> int:
         print(f"{error or 'interrupted'}; {again} goes on from there", file=sys.stderr)
         return 130
     if table:
-        print(f"{table}\nResults are in {workdir}: report.html, results.{{md,json,csv}}, figures/")
+        print(f"{table}\nResults are in {workdir}")
+        print(f"Open {workdir / 'report.html'} (pictures) and {workdir / 'results.csv'} (figures)")
     return 0
 
 

@@ -31,7 +31,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_module_template_and_config_is_in_the_wheel(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     files = [
-        path for path in (ROOT / "rd_jax").rglob("*") if path.suffix in (".py", ".html", ".css")
+        path
+        for path in (ROOT / "rd_jax").rglob("*")
+        if path.suffix in (".py", ".html", ".css", ".safetensors")
     ]
     expected = {str(path.relative_to(ROOT)) for path in files}
     expected |= {f"rd_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
@@ -58,8 +60,7 @@ def test_a_bare_name_trains_and_predicts_from_any_folder(wheel: Path, tmp_path: 
 
     where = "import rd_jax.configs.demo as demo; print(demo.__file__)"
     assert run("-c", where).startswith(str(installed))
-    short = ("--config.num_epochs=1", "--config.image_size=32", "--config.teacher_weights=random")
-    short += ("--config.backbone=resnet10",)
+    short = ("--config.num_epochs=1", "--config.image_size=32")
     table = run("-m", "rd_jax.main", "--config", "demo", "--workdir", "runs/demo", *short)
     assert "| weave | " in table
     images = os.environ["XDG_CACHE_HOME"] + "/rd_jax/synthetic-3/weave/test/stain"

@@ -15,8 +15,8 @@ def read_file(path: Path) -> Mapping[str, np.ndarray]:
     """The tensors of a file, by its suffix. Raises UserError if it cannot be read."""
     if not path.is_file():
         raise UserError(
-            f"teacher_weights {path} is not a file: give 'imagenet', 'random', 'auto' or the path "
-            "of a .safetensors, .npz or .pth file"
+            f"teacher_weights {path} is not a file: give 'imagenet', 'embedded', 'random' or the "
+            "path of a .safetensors, .npz or .pth file"
         )
     if path.suffix == ".safetensors":
         from safetensors.numpy import load_file

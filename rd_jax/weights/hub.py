@@ -42,7 +42,7 @@ def download(backbone: str) -> Path:
     if backbone not in IMAGENET:
         raise UserError(
             f"there are no ImageNet weights of {backbone}: choose one of {', '.join(IMAGENET)}, or "
-            "set --config.teacher_weights=FILE"
+            "set --config.teacher_weights=FILE (resnet10 has --config.teacher_weights=embedded)"
         )
     pinned = IMAGENET[backbone]
     repository, file = f"timm/{backbone}.tv_in1k", "model.safetensors"
@@ -52,7 +52,9 @@ def download(backbone: str) -> Path:
         raise UserError(
             f"cannot download the ImageNet weights of {backbone} ({first_line(error)}): fetch "
             f"https://huggingface.co/{repository}/resolve/{pinned.revision}/{file} where there is "
-            "a network and set --config.teacher_weights=FOLDER/model.safetensors"
+            "a network and set --config.teacher_weights=FOLDER/model.safetensors, or take the "
+            "small teacher that comes along, --config.backbone=resnet10 "
+            "--config.teacher_weights=embedded"
         ) from error
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()

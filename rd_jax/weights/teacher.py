@@ -17,6 +17,7 @@ from rd_jax.system.errors import UserError
 from rd_jax.system.files import user_path
 from rd_jax.weights import hub
 from rd_jax.weights.convert import convert_rd4ad, convert_teacher
+from rd_jax.weights.embedded import embedded
 from rd_jax.weights.files import as_numpy, load_pth, read_file
 
 logger = logging.getLogger(__name__)
@@ -26,49 +27,37 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
     """The teacher's variables {'params', 'batch_stats'}, float32, for `Teacher(backbone)`.
 
     `weights` is "imagenet" (torchvision's IMAGENET1K_V1, downloaded once, verified, cached),
-    "random" (always the same), "auto" ("imagenet" where it is cached or can be reached, else
-    "random") or a .safetensors, .npz or .pth file with torchvision's names. Only the stem and
-    the first three stages are loaded; with `layer4` the fourth too, for bottleneck "pre". Raises
+    "embedded" (a ResNet-10 in this package, which imitates one of ImageNet), "random" (always the
+    same) or a .safetensors, .npz or .pth file with torchvision's names. Only the stem and the
+    first three stages are loaded; with `layer4` the fourth too, for bottleneck "pre". Raises
     UserError if the file cannot be had or read, or as `convert_teacher`.
     """
-    weights = resolve_weights(backbone, weights)
     if weights == "random":
         logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
         return init_variables(
             teacher_shapes(backbone, layer4), jax.random.key(0, impl="threefry2x32")
         )
-    is_imagenet = weights == "imagenet"
-    path = hub.download(backbone) if is_imagenet else user_path(weights)
+    if weights == "imagenet":
+        path = hub.download(backbone)
+    else:
+        path = embedded(backbone, layer4) if weights == "embedded" else user_path(weights)
     return convert_teacher(read_file(path), backbone, layer4)
-
-
-def resolve_weights(backbone: str, weights: str) -> str:
-    """`weights` with "auto" replaced by what it stands for here and now."""
-    if weights != "auto":
-        return weights
-    try:
-        hub.download(backbone)
-        return "imagenet"
-    except UserError as error:
-        logger.warning("teacher_weights='auto': %s", error)
-        return "random"
 
 
 class LoadedTeacher(NamedTuple):
     """A teacher's variables and where they came from."""
 
-    weights: str  # "imagenet", "random" or a file
+    weights: str  # "imagenet", "embedded", "random" or a file
     sha256: str
     variables: dict[str, Any]
 
 
 def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTeacher:
-    """`load_teacher`, with what "auto" came to and the hash of what was loaded.
+    """`load_teacher`, with the hash of what was loaded.
 
     The variables are in inference form, and on the device, so that a run of many categories sends
     them once.
     """
-    weights = resolve_weights(backbone, weights)
     variables = load_teacher(backbone, weights, layer4)
     folded = jax.device_put(fold_batch_norm(variables))
     return LoadedTeacher(weights, teacher_sha256(variables), folded)

@@ -7,11 +7,11 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from rd_jax import convert_teacher, load_teacher
 from rd_jax.system.errors import UserError
-from rd_jax.weights import hub
+from rd_jax.weights import embedded, hub
 from rd_jax.weights.convert import to_state_dict
 from rd_jax.weights.teacher import find_teacher, teacher_sha256
 
@@ -95,8 +95,7 @@ def test_a_download_is_verified(
     pinned = hub.IMAGENET["resnet18"]._replace(sha256=sha256)
     monkeypatch.setitem(hub.IMAGENET, "resnet18", pinned)
     expected = teacher_sha256(convert_teacher(state_dict, "resnet18"))
-    assert find_teacher("resnet18", "auto").sha256 == expected
-    assert find_teacher("resnet18", "auto").weights == "imagenet"
+    assert find_teacher("resnet18", "imagenet").sha256 == expected
 
 
 def test_a_backbone_without_imagenet_weights_is_told_apart_from_a_failed_download() -> None:
@@ -118,14 +117,37 @@ def test_the_random_teacher_is_the_same_whatever_generator_jax_uses() -> None:
         assert teacher_sha256(load_teacher("resnet18", "random")) == expected
 
 
-def test_without_network_imagenet_says_what_to_fetch_and_auto_is_random(
+def test_without_network_imagenet_says_what_to_fetch_and_what_comes_along() -> None:
+    with pytest.raises(UserError) as error:
+        load_teacher("resnet34", "imagenet")
+    said = str(error.value)
+    assert "fetch https://huggingface.co/timm/resnet34.tv_in1k/" in said
+    assert "set --config.teacher_weights=FOLDER/model.safetensors, or take" in said
+    assert "--config.backbone=resnet10 --config.teacher_weights=embedded" in said
+
+
+def test_the_embedded_teacher_is_small_verified_and_of_its_own_networks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = embedded.embedded("resnet10", layer4=False)
+    assert path.stat().st_size <= 3_000_000
+    half = load_file(path)
+    assert {array.dtype for array in half.values()} == {np.dtype(np.float16)}
+    variables = load_teacher("resnet10", "embedded")
+    assert teacher_sha256(variables) == teacher_sha256(convert_teacher(half, "resnet10"))
+    for backbone, layer4 in (("resnet18", False), ("resnet10", True)):
+        with pytest.raises(UserError, match="is a resnet10 without its fourth stage: set --config"):
+            load_teacher(backbone, "embedded", layer4)
+    monkeypatch.setattr(embedded, "SHA256", "another")
+    with pytest.raises(UserError, match=r"resnet10\.safetensors has sha256 .*: install"):
+        load_teacher("resnet10", "embedded")
+
+
+def test_a_random_teacher_says_so_and_each_value_of_a_teacher_counts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with pytest.raises(UserError, match=r"fetch https://huggingface\.co/timm/resnet34\.tv_in1k/"):
-        load_teacher("resnet34", "imagenet")
-    variables = load_teacher("resnet18", "auto")
+    variables = load_teacher("resnet18", "random")
     assert "RANDOM" in caplog.text
-    assert teacher_sha256(variables) == teacher_sha256(load_teacher("resnet18", "random"))
     for value in (1e-3, -1e-3):
         changed = jax.tree.map(np.copy, variables)
         changed["params"]["bn1"]["bias"][0] += value

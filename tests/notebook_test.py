@@ -1,0 +1,28 @@
+"""The notebook runs from top to bottom in an empty folder, and shows what it says."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.command import ROOT
+
+NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
+
+
+# Of packages that this one does not use.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_notebook_ends_with_heatmaps_and_verdicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    shown = [{kind for output in cell.outputs for kind in output.get("data", {})} for cell in cells]
+    assert "image/png" in shown[1]
+    assert "image/png" in shown[-1]
+    said = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    assert "Results are in" in said
+    assert said.count("threshold 0.") == 5
