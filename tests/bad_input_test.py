@@ -745,8 +745,8 @@ def tensor_of(shape: list[int], offsets: list[int]) -> dict[str, Any]:
 
 
 WEIGHT_FILES = {
-    "absent": ("w.npz", lambda _: None, "is not a file: give 'imagenet', 'random'"),
-    "a folder": ("w.npz", Path.mkdir, "is not a file: give 'imagenet', 'random'"),
+    "absent": ("w.npz", lambda _: None, "is not a file: give 'imagenet', 'embedded'"),
+    "a folder": ("w.npz", Path.mkdir, "is not a file: give 'imagenet', 'embedded'"),
     "another suffix": ("w.bin", content(b"?"), ": give a .safetensors, .npz or .pth file"),
     "empty safetensors": ("w.safetensors", content(b""), "is not a readable safetensors file"),
     "safetensors longer than the file": (
