@@ -92,13 +92,14 @@ def _pro(evaluation: Evaluation, row: Row) -> _Drawn:
 
 def _scores(evaluation: Evaluation) -> _Drawn:
     figure, axes = _axes("image score", "images of the class, %")
-    edges = np.histogram_bin_edges(evaluation.scores, 30)
+    scores = evaluation.scores.astype(np.float64)  # 30 bins need not fit between two float32
+    edges = np.histogram_bin_edges(scores, 30)
     for name, chosen, colour in (
         ("normal", ~evaluation.labels, NORMAL),
         ("anomalous", evaluation.labels, ANOMALOUS),
     ):
         if chosen.any():
-            counts, _ = np.histogram(evaluation.scores[chosen], edges)
+            counts, _ = np.histogram(scores[chosen], edges)
             shares, label = 100 * counts / chosen.sum(), f"{name} ({chosen.sum()})"
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35)
             axes.stairs(shares, edges, color=colour, linewidth=1.2, label=label)

@@ -42,6 +42,15 @@ def test_every_image_is_in_the_histogram(tmp_path: Path) -> None:
     assert "normal (2), anomalous (8)" in says
 
 
+def test_scores_that_hardly_differ_are_drawn(tmp_path: Path) -> None:
+    evaluation = evaluation_in(tmp_path)
+    scores = np.full(10, 0.5, np.float32)
+    scores[evaluation.labels] = np.nextafter(np.float32(0.5), np.float32(1))
+    (figure, _) = draw(evaluation._replace(scores=scores), ROW, [])["scores"]
+    shares = [patch.get_data().values for patch in figure.axes[0].patches]
+    assert [values.argmax() for values in shares] == [0, 0, 29, 29]
+
+
 def test_what_is_not_there_is_not_drawn(tmp_path: Path) -> None:
     assert draw(None, ROW, []) == {}
     assert list(draw(None, ROW, LOSSES)) == ["loss"]
