@@ -1,10 +1,10 @@
 """The teacher that comes along: how it was made is in docs/embedded_teacher.md."""
 
-import hashlib
 from importlib.resources import files
 from pathlib import Path
 
 from rd_jax.system.errors import UserError
+from rd_jax.weights.files import verified
 
 BACKBONE = "resnet10"
 SHA256 = "3d5c8860d7c03e04ba1af92ceee9dbdb9b61beffcce96e7a003791aaa05488c1"
@@ -19,7 +19,4 @@ def embedded(backbone: str, layer4: bool) -> Path:
             "teacher_weights"
         )
     path = Path(str(files("rd_jax.weights") / f"{BACKBONE}.safetensors"))
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    if sha256 != SHA256:
-        raise UserError(f"{path} has sha256 {sha256}, expected {SHA256}: install rd_jax again")
-    return path
+    return verified(path, SHA256, "install rd_jax again")

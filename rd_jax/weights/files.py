@@ -1,5 +1,6 @@
 """Files of weights as NumPy arrays: safetensors, npz, PyTorch's."""
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,15 @@ from typing import Any
 import numpy as np
 
 from rd_jax.system.errors import UserError, first_line
+
+
+def verified(path: Path, sha256: str, remedy: str) -> Path:
+    """The path of a file with this hash. Raises UserError, which ends with `remedy`, of another."""
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        raise UserError(f"{path.resolve()} has sha256 {found}, expected {sha256}: {remedy}")
+    return path
 
 
 def read_file(path: Path) -> Mapping[str, np.ndarray]:

@@ -1,10 +1,10 @@
 """ImageNet weights from Hugging Face: pinned, verified, cached."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rd_jax.system.errors import UserError, first_line
+from rd_jax.weights.files import verified
 
 
 class Pinned(NamedTuple):
@@ -56,14 +56,7 @@ def download(backbone: str) -> Path:
             "small teacher that comes along, --config.backbone=resnet10 "
             "--config.teacher_weights=embedded"
         ) from error
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    if sha256 != pinned.sha256:
-        raise UserError(
-            f"{path.resolve()} has sha256 {sha256}, expected {pinned.sha256}: delete that file "
-            "and start again"
-        )
-    return path
+    return verified(path, pinned.sha256, "delete that file and start again")
 
 
 def _found_or_downloaded(repository: str, file: str, revision: str) -> Path:
