@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Call(NamedTuple):
     """A function that returns when what it does is done, and how many of the things it does."""
@@ -23,6 +25,11 @@ class Implementation(NamedTuple):
     jobs: Mapping[str, Callable[..., Call]]
     peak_bytes: Callable[[], int]  # of the device's memory; of a CPU, this process's
     release: Callable[[], None] = lambda: None  # gives back memory that nothing needs
+
+
+def random_images(count: int, size: int) -> np.ndarray:
+    """uint8 [N, size, size, 3], the same for all implementations."""
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
 def cpu_model() -> str:

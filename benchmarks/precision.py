@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.limits import budget_of, deadline_of, one_gpu
 from benchmarks.printed import print_heading, print_line, write_whole
 from benchmarks.speed_jax import device_facts
 from rd_jax import create_train_state, load_teacher, make_scorer
@@ -42,7 +43,6 @@ OPTIMIZER = optax.adam(0.005, 0.5, 0.999)
 RECIPE: dict[str, Any] = SHORT
 LOSS, BATCH_SIZE, EMA = LOSSES[RECIPE["loss"]], RECIPE["batch_size"], RECIPE["ema"]
 SCORED = 16  # images at a time
-GPU_BUDGET = 480.0  # seconds
 
 
 class Programs(NamedTuple):
@@ -126,8 +126,7 @@ def print_means(rows: Sequence[Mapping[str, Any]]) -> None:
 def compare(options: argparse.Namespace, start: float) -> None:
     """Trains; prints and writes each row."""
     facts = device_facts()
-    on_cpu = facts["platform"] == "cpu"
-    budget = GPU_BUDGET if options.budget is None and not on_cpu else options.budget
+    budget = budget_of(options.budget, facts["platform"])
     facts |= {"jax": jax.__version__, "backbone": options.backbone, "budget_seconds": budget}
     facts |= {"image_size": options.image_size, "epochs": options.epochs, **RECIPE}
     print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n", flush=True)
@@ -143,8 +142,7 @@ def compare(options: argparse.Namespace, start: float) -> None:
 
     labels = [f"{METRICS[name].label} %" for name in NAMES]
     print_heading(["category", "dtype", "seed", *labels, "seconds"])
-    deadline = start + budget if budget else None
-    for row in trainings(splits, options.seeds, train_one, deadline):
+    for row in trainings(splits, options.seeds, train_one, deadline_of(start, budget)):
         print_training(row)
         rows.append(row)
         write_whole(options.json, saved)
@@ -168,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", default="resnet18", help="of teacher and student")
     parser.add_argument("--image_size", type=int, default=256)
     # Of several, one: they would have to divide the recipe's batch of 4.
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    os.environ["CUDA_VISIBLE_DEVICES"] = one_gpu()
     compare(parser.parse_args(arguments), start)
 
 

@@ -25,11 +25,11 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from benchmarks.asked import Asked, NoAnswerError
+from benchmarks.limits import budget_of, deadline_of, one_gpu
 from benchmarks.printed import print_heading, print_line, write_whole
 from benchmarks.speed_rows import CPU, GPU, OWN, PIL, TINY, Row, row_groups
 
 TORCH = {"PyTorch eager": "eager", "PyTorch tuned": "tuned"}  # which process measures which
-GPU_BUDGET = 480.0  # seconds
 
 
 class Timing(NamedTuple):
@@ -122,8 +122,7 @@ def as_json(found: Measured) -> dict[str, Any]:
 
 def processes_of(is_cpu: bool, folder: str) -> dict[str, Asked]:
     """All by kind; what they write lies below `folder`, and JAX takes only memory that it needs."""
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    common = {"TMPDIR": folder, "CUDA_VISIBLE_DEVICES": gpus.partition(",")[0]}
+    common = {"TMPDIR": folder, "CUDA_VISIBLE_DEVICES": one_gpu()}
     kinds = [OWN, *(TORCH.values() if importlib.util.find_spec("torch") else ())]
     shared = common | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     processes = {kind: Asked(kind, is_cpu, shared) for kind in kinds}
@@ -162,8 +161,8 @@ def run(options: argparse.Namespace, processes: Mapping[str, Asked], start: floa
     if "failed" in found[OWN]:
         return 1
     own = found[OWN]["platform"]
-    budget = GPU_BUDGET if options.budget is None and own != "cpu" else options.budget
-    deadline = start + budget if budget else None
+    budget = budget_of(options.budget, own)
+    deadline = deadline_of(start, budget)
     sizes = TINY if options.tiny else CPU if own == "cpu" else GPU
     backbone = "resnet10" if options.tiny else options.backbone
     machine = {

@@ -15,7 +15,13 @@ import numpy as np
 import optax
 from PIL import Image
 
-from benchmarks.implementation import Call, Implementation, cpu_model, peak_process_bytes
+from benchmarks.implementation import (
+    Call,
+    Implementation,
+    cpu_model,
+    peak_process_bytes,
+    random_images,
+)
 from rd_jax import create_train_state, make_scorer
 from rd_jax.data.images import load_images
 from rd_jax.method.loss import per_position_cosine_loss
@@ -48,11 +54,6 @@ def peak_bytes() -> int:
     return (jax.local_devices()[0].memory_stats() or {}).get(
         "peak_bytes_in_use", peak_process_bytes()
     )
-
-
-def random_images(count: int, size: int) -> np.ndarray:
-    """uint8 [N, size, size, 3]."""
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
 def training_step(backbone: str, size: int, batch: int) -> Call:

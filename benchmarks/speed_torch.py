@@ -8,7 +8,13 @@ import numpy as np
 import torch
 
 from benchmarks import torch_baseline
-from benchmarks.implementation import Call, Implementation, cpu_model, peak_process_bytes
+from benchmarks.implementation import (
+    Call,
+    Implementation,
+    cpu_model,
+    peak_process_bytes,
+    random_images,
+)
 
 
 def implementation(kind: str, is_cpu: bool) -> Implementation:
@@ -22,8 +28,7 @@ def implementation(kind: str, is_cpu: bool) -> Implementation:
         size: int,
         batch: int,
     ) -> Call:
-        images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
-        return Call(partial(make(backbone, device, is_tuned), images))
+        return Call(partial(make(backbone, device, is_tuned), random_images(batch, size)))
 
     jobs = {
         "training step": partial(job, torch_baseline.make_train_step),
