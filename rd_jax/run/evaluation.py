@@ -91,7 +91,9 @@ def _evaluate_checkpoint(
     check_teacher(teacher, trained.metadata, training.folder)
     check_apart(config, [training.category], workdir)
     category, load = split_name(config, training.category), partial(load_split, config)
-    evaluate_trained(config, category, load, teacher, trained, scorer_of(config), training)
+    _, test_sha256 = sha256_of(config, category)
+    common = (load, teacher, trained, scorer_of(config), training)
+    evaluate_trained(config, category, test_sha256, *common)
 
 
 def _chosen_trainings(workdir: Path, name: str, seeds: tuple[int, ...]) -> list[Training]:
@@ -161,6 +163,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
 def evaluate_trained(
     config: Config,
     category: str,
+    test_sha256: str,
     load: Callable[[str], Split],
     teacher: LoadedTeacher,
     trained: checkpoint.Checkpoint,
@@ -172,7 +175,7 @@ def evaluate_trained(
 
     On these devices or, if that will do, on any. Only what is evaluated is decoded, by `load`.
     """
-    saved, (_, test_sha256) = trained.metadata, sha256_of(config, category)
+    saved = trained.metadata
     kept = kept_distances(config, trained, training)
     is_finished = trained.step == saved["last_step"]
     missing = missing_dtypes(config, kept) if is_finished else []

@@ -11,7 +11,7 @@ import numpy as np
 from rd_jax.config import Config, Depends, as_dict, differing, with_seed
 from rd_jax.data import Split
 from rd_jax.data.order import batch_indices, holdout_indices, steps_until
-from rd_jax.data.splits import num_train, sha256_of
+from rd_jax.data.splits import num_train
 from rd_jax.method.train import TrainState, create_train_state
 from rd_jax.run.build import compute_dtype, model_of, optimizer_of
 from rd_jax.run.trained import check_teacher, hashes_of
@@ -32,6 +32,9 @@ from rd_jax.system.files import composed
 from rd_jax.weights.teacher import LoadedTeacher
 
 logger = logging.getLogger(__name__)
+
+
+Sha256 = Callable[[str], tuple[str, str]]  # of a category's training images and of its test
 
 
 class Part(NamedTuple):
@@ -138,12 +141,16 @@ def planned(config: Config, workdir: Path, categories: Sequence[str]) -> list[Ta
     return [task(with_seed(config, s), s) for s in config.seeds] or [task(config, None)]
 
 
-def decoded(task: Task, load: Callable[[str], Split]) -> list[Split]:
+def decoded(task: Task, load: Callable[[str], Split], sha256: Sha256) -> list[Split]:
     """The task's splits. Raises UserError if there are other training images than were planned."""
     splits = [load(category) for category in task.categories]
     if sum(len(split.train) for split in splits) != task.num_images:
         raise UserError(
             f"{task.name}: training images came or went since this run began: start it again"
+        )
+    if any(split.train_sha256 != sha256(split.name)[0] for split in splits):
+        raise UserError(
+            f"{task.name}: training images changed since this run began: start it again"
         )
     return splits
 
@@ -155,7 +162,11 @@ def train_sha256(config: Config, hashes: Mapping[str, str]) -> str | dict[str, s
 
 
 def check_same_training(
-    config: Config, categories: Sequence[str], teacher: LoadedTeacher, workdir: Path
+    config: Config,
+    categories: Sequence[str],
+    teacher: LoadedTeacher,
+    workdir: Path,
+    sha256: Sha256,
 ) -> None:
     """Compares the config with all that a category, or all of them, has, of any seed.
 
@@ -171,7 +182,7 @@ def check_same_training(
     ]
     if not there and jax.process_count() == 1:
         return
-    hashes = train_sha256(config, {name: sha256_of(config, name)[0] for name in categories})
+    hashes = train_sha256(config, {name: sha256(name)[0] for name in categories})
     for training, saved in there:
         check_teacher(teacher, saved, training.folder)
         is_gone_on_with = training.seed is None or training.seed in config.seeds

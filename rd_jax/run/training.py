@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rd_jax.config import Config, as_dict, size_of, validate
 from rd_jax.data import Joined, Split
-from rd_jax.data.splits import check_apart, check_splits, load_split
+from rd_jax.data.splits import check_apart, check_splits, load_split, sha256_of
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.method.train import TrainState, make_parallel_train_steps, train_state_shapes
@@ -25,6 +25,7 @@ from rd_jax.run.loop import TrainSteps, steps_per_dispatch, training
 from rd_jax.run.progress import Clock, Diverged, followed, row_writer
 from rd_jax.run.scoring import Program, Scorer, compiled_distances, score_split
 from rd_jax.run.task import (
+    Sha256,
     Task,
     check_layout,
     check_same_training,
@@ -96,12 +97,13 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
         _check_same_teacher(teacher)
         if moved:
             _start_anew(workdir, moved)
+        sha256 = cache(partial(sha256_of, config))  # asked for once: a big folder takes seconds
         tasks = [task for group in groups for task in planned(config, workdir, group)]
         for group in groups:
-            check_same_training(config, group, teacher, workdir)
+            check_same_training(config, group, teacher, workdir, sha256)
     load = lru_cache(len(groups[0]))(partial(load_split, config))  # which seeds share
     with _programs(config, teacher) as programs:
-        return _shared(tasks, config, workdir, teacher, programs, load)
+        return _shared(tasks, config, workdir, teacher, programs, load, sha256)
 
 
 def _shared(
@@ -111,6 +113,7 @@ def _shared(
     teacher: LoadedTeacher,
     programs: _Programs,
     load: Callable[[str], Split],
+    sha256: Sha256,
 ) -> str:
     """Does of the tasks what no other run does; returns the table if this run was the last."""
     left, is_shared = [*tasks], False
@@ -121,8 +124,8 @@ def _shared(
                 task, left = left[i], [*left[i + 1 :], *left[:i]]  # last, what others work on
                 try:
                     with hosts.together():
-                        check_same_training(config, task.categories, teacher, workdir)
-                    _train_and_evaluate(task, teacher, programs, load)
+                        check_same_training(config, task.categories, teacher, workdir, sha256)
+                    _train_and_evaluate(task, teacher, programs, load, sha256)
                 except UserError:
                     if read_results(workdir):
                         write_summaries(workdir)  # of what was finished before
@@ -221,7 +224,11 @@ def _start_anew(workdir: Path, categories: Sequence[str]) -> None:
 
 
 def _train_and_evaluate(
-    task: Task, teacher: LoadedTeacher, programs: _Programs, load: Callable[[str], Split]
+    task: Task,
+    teacher: LoadedTeacher,
+    programs: _Programs,
+    load: Callable[[str], Split],
+    sha256: Sha256,
 ) -> None:
     if has_steps_left(task):
         programs.begin()
@@ -231,7 +238,7 @@ def _train_and_evaluate(
         logger.info("%s: trained already, step %d of %d", task.name, last_step, last_step)
     else:
         with hosts.together():
-            splits = decoded(task, load)
+            splits = decoded(task, load, sha256)
         try:
             _train(task, splits, teacher, programs, state, timing)
         except Diverged as error:  # what was being saved is complete now
@@ -241,8 +248,9 @@ def _train_and_evaluate(
         if hosts.is_first():
             checkpoint.keep_latest(place.checkpoints)
         for category, part in task.parts:
-            arguments = (task.config, category, load, teacher, trained, programs.scorer, part)
-            evaluate_trained(*arguments, on_any_device=True)
+            common = (load, teacher, trained, programs.scorer, part)
+            _, test_sha256 = sha256(category)
+            evaluate_trained(task.config, category, test_sha256, *common, on_any_device=True)
 
 
 def _train(
