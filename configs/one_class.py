@@ -24,7 +24,7 @@ def get_config(dataset: str = "digits") -> Config:
         image_size=32,
         backbone="resnet18",
         normalize=dataset.split("/")[0] not in _GREY,
-        num_epochs=30 if dataset == "digits" else 10,
+        num_epochs=20 if dataset == "digits" else 10,
         image_score="sum",
         log_every_steps=50,
         checkpoint_every_epochs=0,
