@@ -63,7 +63,8 @@ class Asked:
         process, self._process = self._process, None
         if process:
             _kill(process)
-            with process:  # closes its pipes and waits
+            # Closes its pipes, of which one may hold what it died before reading, and waits.
+            with contextlib.suppress(BrokenPipeError), process:
                 pass
 
 

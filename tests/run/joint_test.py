@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from rd_jax.data.synthetic import write_category
 from rd_jax.method.metrics import METRICS, metrics_of
 from rd_jax.method.models import Model
 from rd_jax.predict import __main__ as predict
-from rd_jax.report import page
 from rd_jax.run.trained import find_training
 from rd_jax.store import checkpoint
 from rd_jax.store.rows import read_rows
@@ -29,14 +27,6 @@ from tests.run.resume_test import trained_leaves
 
 NUM_IMAGES = {"felt": 6, "twill": 10}  # of which half are held out
 JOINT = "all-categories"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_page() -> Iterator[None]:
-    """Drawing its figures takes longer than the trainings here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "write_page", lambda _: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import jax
 import pytest
 
 from rd_jax.data.synthetic import write_category
-from rd_jax.report import page
 from rd_jax.run import training as training_module
 from rd_jax.run.task import Task
 from rd_jax.store.lock import take
@@ -45,9 +44,7 @@ def arguments(data_dir: Path, workdir: Path, *more: str) -> tuple[str, ...]:
 def alone(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one run leaves of a few categories."""
     workdir = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "write_page", lambda _: None)
-        done = run(*arguments(data_dir, workdir, f"--config.category={','.join(FEW)}"))
+    done = run(*arguments(data_dir, workdir, f"--config.category={','.join(FEW)}"))
     assert done.returncode == 0, done.stderr
     return workdir
 
@@ -168,7 +165,6 @@ def test_what_another_run_works_on_is_left_to_it_and_what_is_free_is_trained(
     other_config = run(*flags, "--config.learning_rate=0.1")
     assert_one_line(other_config, "another config: learning_rate (0.005, now 0.1)")
     held.release()
-    monkeypatch.setattr(page, "write_page", lambda _: None)
     last = run(*flags)
     assert last.returncode == 0, last.stderr
     assert [name for name, _ in trained(last)] == ["a"]
