@@ -26,7 +26,6 @@ from tests.reference_weights import draw_images
 
 TORCH = {"PyTorch eager": "eager"}
 ONE_DEVICE = {"JAX_NUM_CPU_DEVICES": "1", "OMP_NUM_THREADS": "1"}
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -35,7 +34,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env=os.environ | ONE_DEVICE | QUICK | environment,
+        env=os.environ | ONE_DEVICE | environment,
     )
 
 
