@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from rd_jax import anomaly_map, aupro, auroc, flattened_cosine_loss, per_position_cosine_loss
 from rd_jax.data.mvtec import find_categories, read_category
 from rd_jax.data.order import batch_indices
-from rd_jax.method.metrics import average_precision, f1_max
+from rd_jax.method.curve import average_precision, image_curve, max_f1
 from rd_jax.method.score import blur_matrix, upsampling_matrix
 from rd_jax.system.errors import UserError, printable
 
@@ -40,18 +40,24 @@ def scores_and_labels(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return scores, labels
 
 
+FIGURES = (
+    auroc,  # on the host
+    lambda scores, labels: auroc(jnp.asarray(scores), labels),  # jitted
+    lambda scores, labels: average_precision(image_curve(scores, labels)),
+    lambda scores, labels: max_f1(image_curve(scores, labels)),
+)
+
+
 @given(scores_and_labels())
 def test_metrics_equal_scikit_learn(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     scores, labels = drawn
     wide = scores.astype(np.float64)  # scikit-learn subtracts them
     precision, recall, _ = precision_recall_curve(labels, wide)
-    expected = {
-        auroc: roc_auc_score(labels, wide),
-        average_precision: average_precision_score(labels, wide),
-        f1_max: np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)),
-    }
-    for metric, value in expected.items():
-        assert float(metric(scores, labels)) == pytest.approx(value, abs=1e-6)
+    area = roc_auc_score(labels, wide)
+    f1 = np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12))
+    expected = (area, area, average_precision_score(labels, wide), f1)
+    for figure, value in zip(FIGURES, expected, strict=True):
+        assert float(figure(scores, labels)) == pytest.approx(value, abs=1e-6)
 
 
 @given(scores_and_labels(), SEEDS)
@@ -64,10 +70,10 @@ def test_metrics_depend_on_the_order_of_scores_alone(
     # Any strictly increasing map of the values: new ones, in the order of the old.
     values, ranks = np.unique(scores, return_inverse=True)
     mapped = np.sort(rng.choice(1000, len(values), replace=False) - 500.0).astype(np.float32)[ranks]
-    for metric in (auroc, average_precision, f1_max):
-        value = pytest.approx(float(metric(scores, labels)), abs=1e-6)
-        assert float(metric(mapped, labels)) == value
-        assert float(metric(scores[shuffled], labels[shuffled])) == value
+    for figure in FIGURES:
+        value = pytest.approx(float(figure(scores, labels)), abs=1e-6)
+        assert float(figure(mapped, labels)) == value
+        assert float(figure(scores[shuffled], labels[shuffled])) == value
 
 
 @given(scores_and_labels())

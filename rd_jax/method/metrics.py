@@ -1,5 +1,6 @@
-"""Threshold-free metrics, exact with ties, all read off one weighted ROC curve."""
+"""Threshold-free metrics: exact with ties for images, counted in bounded memory for pixels."""
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,80 +10,189 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from scipy import ndimage
 
-from rd_jax.method.counts import (
-    Counts,
-    check_maps,
-    counted,
-    no_pixels,
-    pixel_curve,
-    region_curve,
-    shares_of_regions,
-)
-from rd_jax.method.curves import (
-    Array,
-    Roc,
-    area_under_precision_recall,
+from rd_jax.method.curve import (
+    Curve,
     area_under_roc,
-    labelled_roc,
+    average_precision,
+    counted_at,
+    image_curve,
     max_f1,
-    roc_of_samples,
-    roc_of_scores,
 )
 
+logger = logging.getLogger(__name__)
 
-@jax.jit
+MAX_FPR = 0.3  # up to which AUPRO integrates
+_DROPPED_BITS = 7  # of float32's 23 bits of mantissa
+_SMALLEST = int(np.float32(2.0**-40).view(np.int32))  # what is nearer to 0 counts as 0
+_LARGEST_ERROR = 1e-3  # of the pixel AUROC by ties at its levels; below, it is far smaller
+
+
 def auroc(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Area under the ROC curve of `scores` with `labels` (true: anomalous), exact with ties.
+    """Return the area under the ROC curve as a float32 scalar; equals sklearn's roc_auc_score.
 
-    Both have any, but the same shape. Returns a float32 scalar; NaN if a class is empty or a
-    score is not finite. Raises ValueError if the sizes differ. Equals sklearn's roc_auc_score.
+    `scores` and `labels` have any, but the same shape; labels are bool, or 0 (normal) and 1
+    (anomalous). It is exact with ties, in the precision of the scores: those of JAX, which may be
+    traced, are compared in their dtype, others in NumPy's. NaN if a class is empty or a score is
+    not finite. Raises ValueError for unequal shapes and for other labels, unless they are traced.
     """
-    return jnp.asarray(area_under_roc(labelled_roc(scores, labels)))
+    if np.shape(scores) != np.shape(labels):
+        raise ValueError(f"scores {np.shape(scores)} and labels {np.shape(labels)} differ in shape")
+    if not isinstance(labels, jax.core.Tracer):
+        labels = _as_bool(labels, "labels")
+        if not isinstance(scores, jax.Array):  # which may hold more than JAX's dtypes do
+            curve = image_curve(np.asarray(scores), labels)
+            is_defined = curve.is_defined and np.isfinite(scores).all()
+            return jnp.float32(area_under_roc(curve) if is_defined else math.nan)
+    return _auroc(jnp.ravel(scores), jnp.ravel(labels).astype(bool))
 
 
 @jax.jit
-def average_precision(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Average precision, with the conventions of `auroc`; sklearn's average_precision_score."""
-    return jnp.asarray(area_under_precision_recall(labelled_roc(scores, labels)))
+def _auroc(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    if not scores.size:
+        return jnp.float32(jnp.nan)
+    num_normal = jnp.sum(~labels)
+    # The anomalous ones go to the end, where they do not count.
+    normal = jnp.sort(jnp.where(labels, jnp.max(scores), scores))
+    lower, not_higher = (
+        jnp.minimum(jnp.searchsorted(normal, scores, side=side), num_normal) / num_normal
+        for side in ("left", "right")
+    )
+    area = jnp.sum(jnp.where(labels, (lower + not_higher) / 2, 0)) / jnp.sum(labels)
+    return jnp.where(jnp.isfinite(scores).all(), area, jnp.nan).astype(jnp.float32)
 
 
-@jax.jit
-def f1_max(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """The largest F1 over all thresholds, with the conventions of `auroc`."""
-    return jnp.asarray(max_f1(labelled_roc(scores, labels)))
-
-
-def aupro(maps: ArrayLike, masks: ArrayLike, max_fpr: float = 0.3) -> Array:
-    """Area under the per-region-overlap curve of maps [N, H, W] with masks [N, H, W].
+def aupro(maps: ArrayLike, masks: ArrayLike, max_fpr: float = MAX_FPR) -> float:
+    """Return the area under the per-region-overlap curve of maps [N, H, W] and masks [N, H, W].
 
     Dataset-level: mean over all 8-connected regions of the covered fraction, against the
     false-positive rate over all normal pixels, integrated to `max_fpr` with interpolation there,
-    divided by `max_fpr` (Bergmann et al., MVTec AD, section 4.2). Returns a float32 scalar; NaN
-    without a region or a normal pixel. Raises ValueError for unequal shapes or values that are
-    not finite. It is computed on the host, so this does not trace under jit.
+    divided by `max_fpr` (Bergmann et al., MVTec AD, section 4.2). It is exact in the precision of
+    the maps, and computed on the host, so it does not trace under jit. NaN without a region or a
+    normal pixel. Raises ValueError for unequal shapes, values that are not finite, masks other
+    than bool or 0 and 1, and `max_fpr` outside of (0, 1].
     """
-    maps, masks = np.asarray(maps, np.float32), np.asarray(masks, bool)
-    check_maps(maps, masks)
-    curve = roc_of_samples(maps[masks], maps[~masks], shares_of_regions(masks))
-    return area_under_roc(curve, max_fpr)
+    if not 0 < max_fpr <= 1:
+        raise ValueError(f"max_fpr={max_fpr}: must be above 0 and at most 1")
+    maps, masks = np.asarray(maps), _as_bool(masks, "masks")
+    _check_maps(maps, masks)
+    curve = image_curve(maps, masks, _shares_of_regions(masks))
+    return area_under_roc(curve, max_fpr) if curve.is_defined else math.nan
+
+
+def _as_bool(labels: ArrayLike, name: str) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.dtype != bool and not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"{name} must be bool, or 0 (normal) and 1 (anomalous)")
+    return labels.astype(bool)
+
+
+def _check_maps(maps: np.ndarray, masks: np.ndarray) -> None:
+    if maps.shape != masks.shape or maps.ndim != 3:
+        raise ValueError(f"maps {maps.shape} and masks {masks.shape} must both be [N, H, W]")
+    if not np.isfinite(maps).all():
+        raise ValueError("the anomaly maps hold values that are not finite")
+
+
+def _shares_of_regions(masks: np.ndarray) -> np.ndarray:
+    """Return what share of its 8-connected region each anomalous pixel is, in their order."""
+    shares = [np.empty(0)]
+    for mask in masks:
+        labels, _ = ndimage.label(mask, np.ones((3, 3)))
+        shares.append(1 / np.bincount(labels.ravel())[labels[mask]])
+    return np.concatenate(shares)
+
+
+class PixelCounts(NamedTuple):
+    """Pixels of any number of maps, counted at K neighbouring levels of their values.
+
+    Values of one level, which tie, differ by less than 1 part in 65536; those nearer to 0 than
+    2**-40 are level 0.
+    """
+
+    lowest: int  # the first of the K levels, ascending
+    normal: np.ndarray  # [K] number of normal pixels
+    anomalous: np.ndarray  # [K] number of anomalous pixels
+    regions: np.ndarray  # [K] sum over anomalous pixels of their share of their region
+
+
+def no_pixels() -> PixelCounts:
+    """Return the counts of no map at all."""
+    return PixelCounts(0, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
+def counted(counts: PixelCounts, maps: np.ndarray, masks: np.ndarray | None) -> PixelCounts:
+    """Return the counts with those of more maps [N, H, W] and their masks, bool [N, H, W].
+
+    Without masks all pixels are normal; anomalous regions are 8-connected. Raises ValueError for
+    unequal shapes or values that are not finite.
+    """
+    maps = np.asarray(maps, np.float32)
+    masks = np.zeros(maps.shape, bool) if masks is None else masks
+    _check_maps(maps, masks)
+    if not maps.size:
+        return counts
+    levels, num_before = _levels(maps), counts.normal.size
+    lowest, end = int(levels.min()), int(levels.max()) + 1
+    if num_before:
+        lowest, end = min(lowest, counts.lowest), max(end, counts.lowest + num_before)
+    added = counted_at(levels - lowest, masks, end - lowest, _shares_of_regions(masks))
+    start = counts.lowest - lowest
+    for total, before in zip(added, counts[1:], strict=True):
+        total[start : start + num_before] += before
+    return PixelCounts(lowest, *added)
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+    """Return the level of each float32 value, int32: 0 for 0, ascending with the values."""
+    bits = np.abs(values).view(np.int32) - _SMALLEST
+    from_zero = (np.maximum(bits, -1) >> _DROPPED_BITS) + 1
+    return np.where(values < 0, -from_zero, from_zero)
+
+
+def highest_values(levels: np.ndarray) -> np.ndarray:
+    """Return the highest float32 of each level, int [K]: above it are the higher levels alone."""
+    levels = np.asarray(levels, np.int32)
+    from_zero = np.where(levels < 0, ~levels, levels)
+    bits = _SMALLEST + (from_zero << _DROPPED_BITS) - (levels >= 0)
+    return np.copysign(bits.astype(np.int32).view(np.float32), levels)
+
+
+def median(counts: PixelCounts) -> float:
+    """Return the median of all pixels, to the width of a level; 0 if there are none."""
+    up_to_level = np.cumsum(counts.normal + counts.anomalous)
+    if not up_to_level.size:
+        return 0.0
+    place = np.searchsorted(up_to_level, up_to_level[-1] / 2)
+    return float(highest_values(counts.lowest + place))
+
+
+def pixel_curve(counts: PixelCounts) -> Curve:
+    """Return the curve in which every anomalous pixel weighs the same."""
+    return Curve(counts.normal, counts.anomalous, counts.anomalous)
+
+
+def region_curve(counts: PixelCounts) -> Curve:
+    """Return the curve in which every region weighs the same: of the per-region overlap."""
+    return Curve(counts.normal, counts.anomalous, counts.regions)
 
 
 class Metric(NamedTuple):
-    """What a metric is called where people read it, and what it is of which curve."""
+    """A metric's name where people read it, the curve it is read off, and how."""
 
     label: str
     over: Literal["scores", "sums", "maxima", "pixels", "regions"]  # the first three: of images
-    of: Callable[[Roc], Array]
+    of: Callable[[Curve], float]  # of a defined curve
 
 
 METRICS = {
     "image_auroc": Metric("image AUROC", "scores", area_under_roc),
     "pixel_auroc": Metric("pixel AUROC", "pixels", area_under_roc),
-    "aupro": Metric("AUPRO", "regions", partial(area_under_roc, max_fpr=0.3)),
-    "image_ap": Metric("image AP", "scores", area_under_precision_recall),
+    "aupro": Metric("AUPRO", "regions", partial(area_under_roc, max_fpr=MAX_FPR)),
+    "image_ap": Metric("image AP", "scores", average_precision),
     "image_f1max": Metric("image F1 max", "scores", max_f1),
-    "pixel_ap": Metric("pixel AP", "pixels", area_under_precision_recall),
+    "pixel_ap": Metric("pixel AP", "pixels", average_precision),
     "pixel_f1max": Metric("pixel F1 max", "pixels", max_f1),
     "image_auroc_sum": Metric("image AUROC (sum)", "sums", area_under_roc),
     "image_auroc_max": Metric("image AUROC (maximum)", "maxima", area_under_roc),
@@ -90,18 +200,23 @@ METRICS = {
 
 
 class Scored(NamedTuple):
-    """What metrics need of N scored test images, besides their labels."""
+    """Scores, map sums, map maxima and pixel counts of N test images: all that metrics need."""
 
     scores: np.ndarray  # [N] float32
     sums: np.ndarray  # [N] of each map
     maxima: np.ndarray  # [N] of each map
-    pixels: Counts  # of all maps; without masks all are normal
+    pixels: PixelCounts  # of all maps; without masks all are normal
+
+
+def sums_and_maxima(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both of each map: [N, H, W] -> [N], [N]."""
+    return maps.sum((1, 2)), maps.max((1, 2))
 
 
 def metrics_of(
     maps: np.ndarray, scores: np.ndarray, labels: np.ndarray, masks: np.ndarray | None
 ) -> dict[str, float | None]:
-    """All `METRICS` of a test split, as fractions; None where a metric is not defined.
+    """Return all `METRICS` of a test split, as fractions; None where a metric is not defined.
 
     `maps` is float32 [N, H, W], `scores` float32 [N], `labels` bool [N] (true: anomalous),
     `masks` bool [N, H, W].
@@ -110,14 +225,17 @@ def metrics_of(
     return metrics_of_scored(Scored(scores, *sums_and_maxima(maps), pixels), labels)
 
 
-def sums_and_maxima(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both of each map: [N, H, W] -> [N], [N]."""
-    return maps.sum((1, 2)), maps.max((1, 2))
+def metrics_of_scored(scored: Scored, labels: np.ndarray) -> dict[str, float | None]:
+    """Return `metrics_of` N images with bool labels [N] from what was counted of their maps.
 
-
-def metrics_of_scored(found: Scored, labels: np.ndarray) -> dict[str, float | None]:
-    """`metrics_of` from what was counted of the maps."""
-    curves = {of: roc_of_scores(getattr(found, of), labels) for of in Scored._fields[:3]}
-    curves |= {"pixels": pixel_curve(found.pixels), "regions": region_curve(found.pixels)}
-    values = {name: float(metric.of(curves[metric.over])) for name, metric in METRICS.items()}
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    Logs a warning if so many normal and anomalous pixels share a level that it may show.
+    """
+    curves = {of: image_curve(getattr(scored, of), labels) for of in Scored._fields[:3]}
+    curves |= {"pixels": pixel_curve(scored.pixels), "regions": region_curve(scored.pixels)}
+    shares = (x / max(x.sum(), 1) for x in curves["pixels"][:2])
+    if (error := math.prod(shares).sum() / 2) > _LARGEST_ERROR:
+        logger.warning("pixel AUROC may be off by %.1g: many pixels are nearly equal", error)
+    return {
+        name: metric.of(curves[metric.over]) if curves[metric.over].is_defined else None
+        for name, metric in METRICS.items()
+    }

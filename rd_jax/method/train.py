@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from rd_jax.method.checks import check_fraction
 from rd_jax.method.loss import LossFunction, per_position_cosine_loss
 from rd_jax.method.models import Model
 from rd_jax.method.models.init import init_variables
@@ -28,21 +29,21 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Those of bottleneck and student that are trained on."""
+        """Return the variables of bottleneck and student that are trained on."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def student_variables(self) -> dict[str, Any]:
-        """What the scorer needs: `variables` or, where it is kept, their average."""
+        """Return what the scorer needs: `variables` or, where it is kept, their average."""
         return self.average or self.variables
 
     @property
     def rest(self) -> Any:
-        """What is needed besides to go on: see `gone_on_with`."""
+        """Return what is needed besides to go on: see `gone_on_with`."""
         return self.opt_state if self.average is None else (self.opt_state, self.variables)
 
     def gone_on_with(self, student_variables: Any, rest: Any, step: Any) -> "TrainState":
-        """A state like this one, of the `student_variables` and the `rest` of another."""
+        """Return a state like this one, of the `student_variables` and the `rest` of another."""
         if self.average is None:
             return TrainState(**student_variables, opt_state=rest, step=step)
         opt_state, variables = rest
@@ -52,7 +53,7 @@ class TrainState(NamedTuple):
 def create_train_state(
     model: Model, optimizer: optax.GradientTransformation, rng: jax.Array, ema: float = 0.0
 ) -> TrainState:
-    """The state before the first step, a pure function of the key `rng`; nothing is compiled.
+    """Return the state before the first step, a pure function of the key `rng`; compile nothing.
 
     `ema` is that of `make_train_step`.
     """
@@ -62,13 +63,14 @@ def create_train_state(
 def train_state_shapes(
     model: Model, optimizer: optax.GradientTransformation, ema: float = 0.0
 ) -> TrainState:
-    """The state's arrays as ShapeDtypeStructs."""
+    """Return the state's arrays as ShapeDtypeStructs."""
     return jax.eval_shape(partial(_first_state, model, optimizer, ema), model.learnt_shapes())
 
 
 def _first_state(
     model: Model, optimizer: optax.GradientTransformation, ema: float, variables: dict[str, Any]
 ) -> TrainState:
+    check_fraction("ema", ema)
     if model.bottleneck == "pre":
         variables = {name: {"student": tree["student"]} for name, tree in variables.items()}
     opt_state, average = optimizer.init(variables["params"]), variables if ema else None
@@ -82,7 +84,7 @@ def make_train_step(
     axis_name: str | None = None,
     ema: float = 0.0,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
-    """A pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
+    """Return a pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
 
     `images` is uint8 [B, H, W, 3]; `loss` takes the teacher's and the student's `Features` of the
     model's scales and gives a scalar, a mean over images. One step of the optimiser on it (paper,
@@ -94,6 +96,7 @@ def make_train_step(
     parameters and BatchNorm statistics, but after t steps at most a share t / (t + 9): it is that
     of about the last tenth of a short training, and never of initial values.
     """
+    check_fraction("ema", ema)
 
     def train_step(
         state: TrainState, teacher_variables: Any, images: jax.Array
@@ -120,7 +123,8 @@ def make_train_step(
         (value, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         if axis_name is not None:
             value, gradients = lax.pmean((value, gradients), axis_name)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integers
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         after = TrainState(params, batch_stats, opt_state, state.step + 1)
         if ema:
@@ -140,11 +144,12 @@ def make_parallel_train_steps(
     devices: Sequence[jax.Device] | None = None,
     ema: float = 0.0,
 ) -> jax.stages.Wrapped:
-    """Up to `max_steps` train steps as one dispatch, each batch split over `devices`.
+    """Return a function that does up to `max_steps` train steps as one dispatch.
 
-    Takes the state, which it consumes, the teacher's variables, uint8 images
-    [devices, max_steps, B / devices, H, W, 3] and the number of steps to do; returns the state
-    and metrics [max_steps], of which as many are meant. State and metrics have no device axis.
+    It takes the state, which it consumes, the teacher's variables, uint8 images
+    [devices, max_steps, B / devices, H, W, 3], each batch split over `devices`, and the number of
+    steps to do. It returns the state and metrics [max_steps], of which only the first steps' are
+    valid. State and metrics have no device axis.
     """
     train_step = make_train_step(model, optimizer, loss, AXIS, ema)
 

@@ -29,8 +29,7 @@ def with_drawn_statistics(variables: dict) -> dict:
     return jax.tree_util.tree_map_with_path(draw, variables)
 
 
-@pytest.mark.parametrize("kind", ["mff_oce", "pre"])
-@pytest.mark.parametrize("backbone", ["tiny", "tiny50"])
+@pytest.mark.parametrize(("backbone", "kind"), [("micro", "pre"), ("tiny50", "mff_oce")])
 def test_folded_networks_give_the_same_features(backbone: str, kind: Kind) -> None:
     key = jax.random.key(0)
     teacher = init_variables(teacher_shapes(backbone, layer4=kind == "pre"), key)
@@ -48,7 +47,7 @@ def test_folded_networks_give_the_same_features(backbone: str, kind: Kind) -> No
         variables = join_variables(kind, teacher, student)
         return features, Reconstruction(backbone, kind).apply(variables, features)
 
-    images = draw_images(2, 64)
+    images = draw_images(2, 32)
     expected = apply(teacher, student, images)
     folded = fold_batch_norm(teacher), fold_batch_norm(student)
     assert all(set(variables) == {"params"} for variables in folded)

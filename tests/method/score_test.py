@@ -1,15 +1,25 @@
+import math
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy import ndimage
 
-from rd_jax import Model, anomaly_map, create_train_state, image_score, load_teacher
+from rd_jax import (
+    Model,
+    anomaly_map,
+    create_train_state,
+    flattened_cosine_loss,
+    image_score,
+    make_scorer,
+    per_position_cosine_loss,
+)
 from rd_jax.method.models import cpu
-from rd_jax.method.score import blur_matrix, make_distances, upsampling_matrix
+from rd_jax.method.score import Scoring, blur_matrix, upsampling_matrix
+from tests.method.networks import OPTIMIZER, teacher_of
 
 
 @pytest.mark.parametrize("size", [8, 32, 256])
@@ -55,16 +65,49 @@ def test_map_is_the_blurred_sum_or_product_over_scales(fusion: str) -> None:
     expected = np.stack([ndimage.gaussian_filter(x, 4) for x in fused])
     maps = anomaly_map(teacher, student, (64, 96), fusion=fusion)
     np.testing.assert_allclose(maps, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="fusion='mean'"):
-        anomaly_map(teacher, student, 64, fusion="mean")
 
 
 def test_image_score_is_the_maximum_or_the_sum() -> None:
     maps = jnp.arange(2 * 3 * 3, dtype=jnp.float32).reshape(2, 3, 3)
     np.testing.assert_array_equal(image_score(maps), [8, 17])
     np.testing.assert_array_equal(image_score(maps, "sum"), [36, 117])
-    with pytest.raises(ValueError, match="reduction='mean'"):
-        image_score(maps, "mean")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"fusion": "mean"}, r"fusion='mean': must be one of \('sum', 'product'\)"),
+        ({"reduction": "mean"}, r"reduction='mean': must be one of \('max', 'sum'\)"),
+        *(({"sigma": s}, "sigma=.*: must be a number of pixels") for s in (-1, math.nan, math.inf)),
+    ],
+)
+def test_a_way_to_score_that_does_not_exist_is_refused(bad: dict, message: str) -> None:
+    features, maps = (jnp.ones((1, 2, 2, 3)),), jnp.ones((1, 2, 2))
+    functions = [Scoring, partial(make_scorer, Model("micro"))]
+    functions += [partial(image_score, maps)] if "reduction" in bad else []
+    functions += [] if "reduction" in bad else [partial(anomaly_map, features, features, 8)]
+    for function in functions:
+        with pytest.raises(ValueError, match=message):
+            function(**bad)
+
+
+UNEQUAL = {
+    "positions": ([(2, 4, 4, 3)], [(2, 4, 1, 3)]),
+    "channels": ([(2, 4, 4, 3)], [(2, 4, 4, 1)]),
+    "images": ([(2, 4, 4, 3)], [(1, 4, 4, 3)]),
+    "scales": ([(2, 4, 4, 3), (2, 2, 2, 3)], [(2, 4, 4, 3)]),
+    "none": ([], []),
+}
+
+
+@pytest.mark.parametrize(("teacher", "student"), UNEQUAL.values(), ids=UNEQUAL.keys())
+def test_features_of_unequal_shapes_are_neither_compared_nor_learnt(
+    teacher: list, student: list
+) -> None:
+    features = tuple(tuple(map(jnp.ones, shapes)) for shapes in (teacher, student))
+    for function in (per_position_cosine_loss, flattened_cosine_loss, partial(anomaly_map, size=8)):
+        with pytest.raises(ValueError, match=r"features of the teacher are \[.*of the student \["):
+            function(*features)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -72,11 +115,12 @@ def test_float32_is_not_rounded_on_any_device_and_bfloat16_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, dtype: type
 ) -> None:
     monkeypatch.setattr(cpu, "_is_on_cpu", lambda: False)  # as on other devices
-    model = Model("micro", dtype=dtype)
-    teacher = load_teacher("micro", "random")
-    state = create_train_state(model, optax.sgd(1), jax.random.key(0))
+    model, teacher = Model("micro", dtype=dtype), teacher_of("micro")
+    state = create_train_state(model, OPTIMIZER, jax.random.key(0))
     images = np.zeros((1, 32, 32, 3), np.uint8)
-    lowered = make_distances(model).lower(teacher, state.student_variables, images)
+    lowered = make_scorer(model).lower(teacher, state.student_variables, images)
     products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", lowered.as_text())
-    assert len(products) > 10
-    assert all(p.count("HIGHEST") == (2 if dtype == jnp.float32 else 0) for p in products)
+    of_networks = [p for p in products if ("bf16" in p) == (dtype == jnp.bfloat16)]
+    assert len(of_networks) > 10
+    # The maps are float32 in any case.
+    assert all(p.count("HIGHEST") == (0 if "bf16" in p else 2) for p in products)

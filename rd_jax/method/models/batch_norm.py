@@ -63,12 +63,12 @@ class BatchNorm(nn.Module):
 def _batch_normalized(
     x: Array, scale: Array, bias: Array, shift: Array, epsilon: float, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
-    """`x` [B, H, W, C] normalised by its own moments, and these: mean and biased variance [C].
+    """Return `x` [B, H, W, C] normalised by its moments, and these: mean, biased variance [C].
 
     They are computed about `shift` [C], which the result does not depend on: one pass over x,
     without the cancellation that E[x^2] - E[x]^2 suffers from where the mean is large.
     """
-    centred = _wide(x) - shift
+    centred = widened(x) - shift
     mean, square = _averages((centred, jnp.square(centred)), axis_name)
     var = jnp.maximum(square - jnp.square(mean), 0.0)
     mean = mean + shift
@@ -79,17 +79,17 @@ def _batch_normalized(
 def _batch_normalized_jvp(
     epsilon: float, axis_name: str | None, primals: Any, tangents: Any
 ) -> tuple[Any, Any]:
-    """Its derivative in the form whose transpose, backpropagation, passes over memory twice.
+    """Return its derivative, in the form whose backpropagation passes over memory twice.
 
     What does not depend on the position is collected first, so that backpropagation needs two
     sums over positions, in one pass, and one more pass for the gradient of x.
     """
     x, scale, _, _ = primals
     x_tangent, scale_tangent, bias_tangent, _ = tangents
-    x_tangent = _wide(x_tangent)
+    x_tangent = widened(x_tangent)
     _, mean, var = outputs = _batch_normalized(*primals, epsilon, axis_name)
     inverse = lax.rsqrt(var + epsilon)
-    centred = _wide(x) - mean
+    centred = widened(x) - mean
     mean_tangent, covariance = _averages((x_tangent, centred * x_tangent), axis_name)
     gain = inverse * scale
     y_tangent = (
@@ -102,15 +102,16 @@ def _batch_normalized_jvp(
 
 def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     gain = lax.rsqrt(var + epsilon) * scale
-    return _wide(x) * gain + (bias - mean * gain)
+    return widened(x) * gain + (bias - mean * gain)
 
 
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def widened(x: Array) -> Array:
+    """Return what has fewer bits than float32 as float32."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def _averages(values: Any, axis_name: str | None) -> Any:
-    """Means over [B, H, W], of all devices of a mapped axis."""
+    """Return means over [B, H, W], and over all devices of a mapped axis."""
     means = jax.tree.map(lambda x: jnp.mean(x, axis=(0, 1, 2)), values)
     return means if axis_name is None else lax.pmean(means, axis_name)
 
@@ -121,7 +122,7 @@ def _num_positions(x: Array, axis_name: str | None) -> int:
 
 
 def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """{'params', 'batch_stats'} -> {'params'}, float32, for the same module with train=False.
+    """Fold {'params', 'batch_stats'} into {'params'} for the same module with train=False.
 
     What BatchNorm does to a channel becomes a factor of the convolution's kernel and a bias:
     `BatchNorm` only adds its bias where it finds no scale. Variables that are folded
@@ -139,5 +140,5 @@ def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convolution_before(norm: str) -> str:
-    """bn1 -> conv1, downsample_1 -> downsample_0, upsample_1 -> upsample_0."""
+    """Map bn1 to conv1, downsample_1 to downsample_0, upsample_1 to upsample_0."""
     return norm.replace("bn", "conv") if norm.startswith("bn") else norm.replace("_1", "_0")

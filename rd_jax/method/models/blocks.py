@@ -25,7 +25,7 @@ Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=conv
 
 
 def convolve_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed convolution, stride h, w: [B, H, W, I] with [I, h, w, O] -> [B, h*H, w*W, O].
+    """Convolve transposed, stride h, w: [B, H, W, I] with [I, h, w, O] -> [B, h*H, w*W, O].
 
     The patches that it writes do not overlap, so it is a matrix product followed by
     depth-to-space; the order of the kernel's axes saves a copy of it.
@@ -57,7 +57,7 @@ class TransposedConv2x2(nn.Module):
 def _resizing_conv(
     features: int, kernel: Literal[1, 3], resize: Resize, dtype: Dtype, name: str
 ) -> nn.Module:
-    """A convolution that keeps, halves or doubles height and width."""
+    """Return a convolution that keeps, halves or doubles height and width."""
     if resize == "up":
         return TransposedConv2x2(features, dtype=dtype, name=name)
     conv = Conv3x3 if kernel == 3 else Conv1x1
@@ -106,7 +106,7 @@ class BottleneckBlock(nn.Module):
 
 
 def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, features: int) -> jax.Array:
-    """The block's input, projected where its shape is not that of the output."""
+    """Return the block's input, projected where its shape is not that of the output."""
     if block.resize == "same" and x.shape[-1] == features:
         return x
     name = "upsample" if block.resize == "up" else "downsample"

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rd_jax.method.checks import check_choice
 from rd_jax.method.models.batch_norm import BatchNorm, Dtype
 from rd_jax.method.models.blocks import Conv3x3
 from rd_jax.method.models.teacher import BACKBONES, Features
@@ -34,8 +35,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features, train: bool = False) -> jax.Array:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind={self.kind!r}: must be one of {get_args(Kind)}")
+        check_choice("kind", self.kind, get_args(Kind))
         backbone = BACKBONES[self.backbone]
         channels = backbone.planes * backbone.block.expansion
         norm = partial(BatchNorm, train=train, axis_name=self.axis_name, dtype=self.dtype)
@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
             x = Conv3x3(features, strides=2, dtype=self.dtype, name=f"conv{i}")(x)
             return nn.relu(norm(name=f"bn{i}")(x))
 
-        shallow, middle, fused = features
+        shallow, middle, fused = (x.astype(self.dtype) for x in features)
         if self.kind == "mff_oce":
             shallow = halve(halve(shallow, 2 * channels, 1), 4 * channels, 2)
             middle = halve(middle, 4 * channels, 3)
@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
 def join_variables(
     kind: Kind, teacher_variables: Mapping[str, Any], student_variables: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """What `Reconstruction` applies: for "pre", the student's and the teacher's fourth stage."""
+    """Return the variables of `Reconstruction`; for "pre" with the teacher's fourth stage."""
     if kind != "pre":
         return student_variables
     joined = dict(student_variables)

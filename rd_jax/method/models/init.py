@@ -13,24 +13,24 @@ from rd_jax.method.models.teacher import Teacher
 
 
 def variable_shapes(module: nn.Module, *inputs: Any) -> Any:
-    """The variables of `module` as ShapeDtypeStructs."""
+    """Return the variables of `module` as ShapeDtypeStructs."""
     return jax.eval_shape(module.init, _key_shape(), *inputs)
 
 
 def _key_shape() -> Any:
-    """Of a key that is not made: even that would compile."""
+    """Return the shape of a key without making one, which would compile."""
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def example_shapes(backbone: str) -> tuple[Any, Any]:
-    """ShapeDtypeStructs of one 32x32 image and its features."""
+    """Return one 32x32 image and its features as ShapeDtypeStructs."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     features, _ = jax.eval_shape(Teacher(backbone).init_with_output, _key_shape(), image)
     return image, features
 
 
 def teacher_shapes(backbone: str, layer4: bool = False) -> Any:
-    """The variables of the teacher as ShapeDtypeStructs; with its fourth stage if `layer4`."""
+    """Return the teacher's variables as ShapeDtypeStructs; `layer4` adds its fourth stage."""
     image, features = example_shapes(backbone)
     shapes = variable_shapes(Teacher(backbone), image)
     if not layer4:
@@ -40,7 +40,7 @@ def teacher_shapes(backbone: str, layer4: bool = False) -> Any:
 
 
 def init_variables(shapes: Any, rng: jax.Array) -> dict[str, Any]:
-    """Variables of these shapes as float32 numpy arrays, a pure function of the key `rng`.
+    """Draw variables of these shapes as float32 numpy arrays, a pure function of the key `rng`.
 
     The same distributions as a module's `init` (kernels: normal, variance 2 / fan_out; BatchNorm:
     the identity), drawn with NumPy: a jitted `init` compiles for half a minute, this takes a

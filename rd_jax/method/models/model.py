@@ -2,16 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
+from rd_jax.method.checks import check_choice, check_images
 from rd_jax.method.models.batch_norm import Dtype
 from rd_jax.method.models.bottleneck import Kind, join_variables
 from rd_jax.method.models.init import example_shapes, variable_shapes
 from rd_jax.method.models.student import Imitation, Reconstruction
-from rd_jax.method.models.teacher import Features, Teacher, normalize, rescale
+from rd_jax.method.models.teacher import BACKBONES, Features, Teacher, normalize, rescale
 
 Direction = Literal["reverse", "forward"]
 
@@ -25,6 +26,7 @@ class Model:
     variables are float32. Student variables {'params', 'batch_stats'} each hold 'bottleneck' and
     'student'; for bottleneck "pre" the first is the teacher's. With `direction` "forward" the
     student is a second teacher that sees the images, and there is no bottleneck: see `Imitation`.
+    Raises ValueError for values that are not allowed.
     """
 
     backbone: str
@@ -34,8 +36,22 @@ class Model:
     dtype: Dtype = jnp.float32
     direction: Direction = "reverse"
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not allowed."""
+        check_choice("backbone", self.backbone, BACKBONES)
+        check_choice("bottleneck", self.bottleneck, get_args(Kind))
+        check_choice("direction", self.direction, get_args(Direction))
+        if not self.scales or list(self.scales) != sorted({1, 2, 3} & {*self.scales}):
+            raise ValueError(
+                f"scales={self.scales!r}: must be a non-empty ascending choice of (1, 2, 3)"
+            )
+
     def teacher_features(self, teacher_variables: Any, images: jax.Array) -> Features:
-        """uint8 images [B, H, W, 3] -> features of all scales; H and W multiples of 32."""
+        """Return the features of all scales of uint8 images [B, H, W, 3].
+
+        Raises ValueError for other images and for sizes that are not multiples of 32.
+        """
+        check_images(images)
         network: Any = Teacher(self.backbone, self.dtype)
         return network.apply(teacher_variables, self._scaled(images))
 
@@ -46,7 +62,7 @@ class Model:
         images: jax.Array,
         teacher_features: Features,
     ) -> Features:
-        """The student's features of all scales, with the stored statistics in BatchNorm."""
+        """Return the student's features of all scales; BatchNorm uses the stored statistics."""
         seen = self._seen_by_student(images, teacher_features)
         variables = self.joined(teacher_variables, student_variables)
         return self._learner().apply(variables, seen)
@@ -59,7 +75,7 @@ class Model:
         teacher_features: Features,
         axis_name: str | None = None,
     ) -> tuple[Features, Mapping[str, Any]]:
-        """As `student_features` with the batch's statistics, and the updated batch_stats."""
+        """Return features with the batch's statistics in BatchNorm, and the updated batch_stats."""
         seen = self._seen_by_student(images, teacher_features)
         variables = self.joined(teacher_variables, student_variables)
         features, updated = self._learner(axis_name).apply(
@@ -69,12 +85,12 @@ class Model:
         return features, {name: updated["batch_stats"][name] for name in trained}
 
     def learnt_shapes(self) -> Any:
-        """The variables of all that can learn, as ShapeDtypeStructs."""
+        """Return the variables of all that can learn as ShapeDtypeStructs."""
         images, features = example_shapes(self.backbone)
         return variable_shapes(self._learner(), images if self._is_forward else features)
 
     def select(self, features: Features) -> Features:
-        """The features of the chosen scales, shallow to deep."""
+        """Return the features of the chosen scales, shallow to deep."""
         return tuple(features[scale - 1] for scale in self.scales)
 
     @property
@@ -88,7 +104,7 @@ class Model:
         return self._scaled(images) if self._is_forward else teacher_features
 
     def joined(self, teacher_variables: Any, student_variables: Any) -> Any:
-        """What learns, with what it takes of the teacher."""
+        """Return the student's variables with what it takes of the teacher's."""
         if self._is_forward:
             return student_variables
         return join_variables(self.bottleneck, teacher_variables, student_variables)

@@ -34,7 +34,7 @@ class Backbone:
     def stage(
         self, name: str, width: int, num_blocks: int, resize: Resize, norm: partial, dtype: Dtype
     ) -> Callable[[jax.Array], jax.Array]:
-        """Residual blocks in a row, the first of which resizes; `width` is in units of `planes`."""
+        """Return blocks in a row, the first of which resizes; `width` is in units of `planes`."""
 
         def apply(x: jax.Array) -> jax.Array:
             for i in range(num_blocks):
@@ -61,12 +61,12 @@ BACKBONES = {
 
 
 def rescale(images: ArrayLike) -> jax.Array:
-    """Scales uint8 images to float32 in [0, 1], the authors' input for grey one-class sets."""
+    """Scale uint8 images to float32 in [0, 1], the authors' input for grey one-class sets."""
     return jnp.asarray(images, jnp.float32) / 255
 
 
 def normalize(images: ArrayLike) -> jax.Array:
-    """Scales uint8 RGB images [B, H, W, 3] to float32 with ImageNet mean 0 and deviation 1."""
+    """Scale uint8 RGB images [B, H, W, 3] to float32 with ImageNet mean 0 and deviation 1."""
     mean = 255 * jnp.array(IMAGENET_MEAN, jnp.float32)
     std = 255 * jnp.array(IMAGENET_STD, jnp.float32)
     return (jnp.asarray(images, jnp.float32) - mean) / std
@@ -93,7 +93,9 @@ class Teacher(nn.Module):
             images
         )
         x = nn.relu(norm(name="bn1")(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        # After ReLU zeros are as good as padding by max_pool, which exporters to ONNX lack.
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
         features = []
         for i, width in enumerate((1, 2, 4)):
             resize: Resize = "same" if i == 0 else "down"

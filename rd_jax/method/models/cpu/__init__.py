@@ -31,7 +31,7 @@ def convolve(
     padding: Sequence[tuple[int, int]],
     **keywords: Any,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` of [B, H, W, I] with [h, w, I, O], for `flax.linen.Conv`.
+    """Return `lax.conv_general_dilated` of [B, H, W, I] with [h, w, I, O], for `flax.linen.Conv`.
 
     Elsewhere than on CPU, with dilation, groups or a symbolic batch, it is that function.
     """
@@ -64,7 +64,7 @@ def _is_on_cpu() -> bool:
 
 
 def _is_default(keywords: dict[str, Any]) -> bool:
-    """Whether these arguments of `lax.conv_general_dilated` ask for a plain convolution."""
+    """Return whether these arguments of `lax.conv_general_dilated` ask for a plain convolution."""
     dilations = [keywords.get(f"{side}_dilation") for side in ("lhs", "rhs")]
     numbers = keywords.get("dimension_numbers", NUMBERS)
     return (
@@ -84,7 +84,7 @@ def _product_of_patches(
     columns = (x.shape[2] - kernel_width) // strides[1] + 1
 
     def seen_by(i: int, j: int) -> jax.Array:
-        """[B, rows, columns, I]: what the kernel's element i, j is multiplied with."""
+        """Return [B, rows, columns, I]: what the kernel's element i, j is multiplied with."""
         last = (strides[0] * (rows - 1) + i, strides[1] * (columns - 1) + j)
         return x[:, i : last[0] + 1 : strides[0], j : last[1] + 1 : strides[1]]
 

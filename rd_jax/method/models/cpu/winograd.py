@@ -33,7 +33,7 @@ _OF_STRIDE = {
 
 
 def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A 3x3 convolution, padding 1, stride 1 or 2, whose output has even height and width.
+    """Return a 3x3 convolution, padding 1, stride 1 or 2, whose output has even height and width.
 
     Lavin and Gray (Fast Algorithms for Convolutional Neural Networks, CVPR 2016): each 2x2 of the
     output comes from one tile of the input, in 16 products for 36, with stride 2 in 25. The error
@@ -43,12 +43,12 @@ def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def gradient_of_input(cotangent: jax.Array, kernel: jax.Array) -> jax.Array:
-    """What backpropagation through `winograd`, stride 1, hands on: the kernel turned around."""
+    """Return what backpropagation through `winograd`, stride 1, hands on: the kernel is turned."""
     return _convolved(cotangent, kernel[::-1, ::-1], stride=1, in_axis=1)
 
 
 def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> jax.Array:
-    """Of each kernel element, `in_axis` is what is summed over: 0 for [I, O]."""
+    """Return the convolution that sums over `in_axis` of each kernel element: 0 for [I, O]."""
     of_inputs, of_kernel, of_outputs = _OF_STRIDE[stride]
 
     def tiles(x: jax.Array, axis: int) -> list[jax.Array]:
@@ -75,6 +75,6 @@ def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> ja
 
 
 def _combined(matrix: _Matrix, arrays: Sequence[jax.Array] | jax.Array) -> list[jax.Array]:
-    """The matrix times a vector of arrays."""
+    """Return the matrix times a vector of arrays."""
     products = [[c * a for c, a in zip(row, arrays, strict=True) if c] for row in matrix]
     return [sum(terms[1:], start=terms[0]) for terms in products]

@@ -1,0 +1,154 @@
+"""Thresholds of images and pixels from what normal images score, and the heatmaps' scale."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from rd_jax.method.metrics import PixelCounts, highest_values
+
+# A score differs in its last digits from one batch size or device to another. Thresholds lie higher
+# than the score that sets them by this share of it, so that its image is normal everywhere.
+MARGIN = 1e-4
+
+
+class NormalScores(NamedTuple):
+    """What N normal images scored: all that thresholds are computed from."""
+
+    is_held_out: bool  # else trained on, which score too low to set a threshold
+    scores: np.ndarray  # [N]
+    maxima: np.ndarray  # [N] of each map
+    pixels: np.ndarray  # [Q, 2] of all maps: see `pixel_table`
+
+
+class Thresholds(NamedTuple):
+    """Above which scores images, and above which values their pixels, are anomalous.
+
+    The pixels of normal images are normal, whatever their value. With the maximum as score, none of
+    these lies above `map_high`, which then is `image_threshold`.
+    """
+
+    source: str  # "holdout" or "train": the normal images that were scored
+    num_images: int  # of these
+    false_positive_rate: float  # of new normal images, as asked for
+    image_threshold: float | None  # None without held-out images
+    pixel_threshold: float | None  # likewise
+    map_low: float  # heatmaps are calm up to here, as 99% of normal pixels are
+    map_high: float  # heatmaps are at full strength above
+    kept_rate: float | None  # expected of new normal images; may be above the one asked for
+    pixel_false_positive_rate: float  # of the pixels of these images, at most
+
+
+def num_exceeding(num_images: int, rate: float) -> int:
+    """Return how many of the held-out scores may lie above a threshold that keeps `rate`.
+
+    Split conformal prediction: if k of N held-out normal images score above a threshold, a new
+    normal one does with probability (k+1) / (N+1). Negative if N is too small for any threshold to
+    keep the rate, which is below 1/rate - 1.
+    """
+    return math.floor(_as_written(rate) * (num_images + 1)) - 1
+
+
+def images_needed(rate: float) -> float:
+    """Return how many held-out images it takes to keep a rate; infinity for 0."""
+    return math.ceil(1 / _as_written(rate)) - 1 if rate else math.inf
+
+
+def _as_written(rate: float) -> Fraction:
+    """Return the decimal number: 0.29 of 100 are 29, which floats round down to 28."""
+    return Fraction(repr(float(rate)))
+
+
+def pixel_table(counts: PixelCounts) -> np.ndarray:
+    """Return [Q, 2] the share of pixels above a value, descending, and the value.
+
+    For each rate of two significant digits from 1e-7 to 0.99, and for 0, it holds the lowest level
+    (see `PixelCounts`) that at most this share of the pixels exceeds.
+    """
+    of_level = counts.normal + counts.anomalous
+    total = int(of_level.sum())
+    above = total - np.cumsum(of_level)
+    allowed = [0, *(digits * total // 10**e for e in range(2, 9) for digits in range(10, 100))]
+    places = np.unique(np.searchsorted(-above, -np.array(allowed)))
+    return np.stack([above[places] / total, highest_values(counts.lowest + places)], 1)
+
+
+def pooled(found: Sequence[NormalScores]) -> NormalScores:
+    """Return the scores of several categories as one; shares of pixels are exact or too high."""
+    values = np.unique(np.concatenate([normal.pixels[:, 1] for normal in found]))
+    shares = np.zeros(len(values))
+    for normal in found:
+        above, of_table = np.concatenate([[(1, -np.inf)], normal.pixels]).T
+        at = np.searchsorted(of_table, values, side="right") - 1
+        shares += above[at] * len(normal.scores)
+    is_held_out, scores, maxima, _ = zip(*found, strict=True)
+    scores, maxima = np.concatenate(scores), np.concatenate(maxima)
+    table = np.stack([shares / len(scores), values], 1)
+    return NormalScores(all(is_held_out), scores, maxima, table)
+
+
+def thresholds_of(
+    normal: NormalScores, false_positive_rate: float, pixel_false_positive_rate: float
+) -> Thresholds:
+    """Return thresholds that keep these rates, each in [0, 1), from at least one normal image.
+
+    Too few held-out images for the rate give the highest score as threshold, and a `kept_rate`
+    above the one asked for. The thresholds of images lie above the score or maximum that sets them
+    by the relative `MARGIN`; a pixel threshold is exact or too high by less than a level.
+    """
+    count = len(normal.scores)
+    middle, low = (_value_exceeded_by(normal.pixels, rate) for rate in (0.5, 0.01))
+    known, pixel_rate = (count, false_positive_rate), pixel_false_positive_rate
+    if not normal.is_held_out:
+        high = low + 4 * max(low - middle, 1e-6)
+        return Thresholds("train", *known, None, None, low, high, None, pixel_rate)
+    num_above = max(num_exceeding(count, false_positive_rate), 0)
+    image, high = (
+        float(np.float32(score + MARGIN * abs(score)))
+        for score in (np.sort(x)[count - 1 - num_above] for x in (normal.scores, normal.maxima))
+    )
+    pixel = min(_value_exceeded_by(normal.pixels, pixel_rate), high)
+    scale, kept_rate = (min(low, high - 1e-6), high), (num_above + 1) / (count + 1)
+    return Thresholds("holdout", *known, image, pixel, *scale, kept_rate, pixel_rate)
+
+
+def _value_exceeded_by(table: np.ndarray, rate: float) -> float:
+    """Return the lowest value of a `pixel_table` that at most this share of pixels exceeds."""
+    return float(table[table[:, 0] <= rate, 1].min())
+
+
+def with_threshold(thresholds: Thresholds, threshold: float, is_maximum: bool) -> Thresholds:
+    """Return the thresholds with one of the user's for images.
+
+    If the score is the map's maximum it is one of pixels, too.
+    """
+    threshold = float(np.float32(threshold))  # as scores and maps are
+    thresholds = thresholds._replace(image_threshold=threshold, kept_rate=None)
+    if not is_maximum:
+        return thresholds
+    pixel = thresholds.pixel_threshold
+    return thresholds._replace(
+        pixel_threshold=threshold if pixel is None else min(pixel, threshold),
+        map_low=min(thresholds.map_low, threshold - 1e-6),
+        map_high=threshold,
+    )
+
+
+def metrics_at(
+    threshold: float | None, scores: np.ndarray, labels: np.ndarray
+) -> dict[str, float | None]:
+    """Return precision, recall and F1 of calling images that score above it anomalous.
+
+    `scores` and bool `labels` are [N]. None without a threshold and where they are not defined:
+    precision if no image is called anomalous, recall and F1 if none is.
+    """
+    called = scores > (math.inf if threshold is None else threshold)
+    hits, num_called, num_anomalous = (int(x.sum()) for x in (called & labels, called, labels))
+    is_defined = threshold is not None and num_anomalous > 0
+    return {
+        "image_precision": hits / num_called if num_called else None,
+        "image_recall": hits / num_anomalous if is_defined else None,
+        "image_f1": 2 * hits / (num_called + num_anomalous) if is_defined else None,
+    }
