@@ -1,26 +1,59 @@
-"""Reading images: files to arrays, folders in MVTec AD layout, classification data sets."""
+"""Where images come from: one file for each kind of source, decoding, cache, order of images."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 
-class Split(NamedTuple):
-    """A category as arrays; N training and M test images, uint8 [., H, W, 3]."""
+@dataclass(frozen=True)
+class Source:
+    """Where images come from, and what size they get."""
+
+    data_dir: str  # "synthetic", or a path: of categories, or of data sets of TFDS
+    dataset: str  # "digits" or the name of a data set of TFDS; empty: folders of images
+    size: tuple[int, int]
+    resize: str  # "stretch" or "fit"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A category as arrays; N training and M test images, uint8 [., H, W, 3].
+
+    A hash of an image is the SHA-256 of its decoded pixels before they were resized.
+    """
 
     name: str
-    train: np.ndarray
-    train_names: Sequence[str]  # of files, or "CLASS/NUMBER"
-    train_sha256: str
+    train: np.ndarray  # may be memory-mapped
+    train_names: tuple[str, ...]  # of files, or "CLASS/NUMBER"
+    train_hashes: tuple[str, ...]
     test: np.ndarray
-    test_names: Sequence[str]  # "DEFECT/FILE" or "CLASS/NUMBER"
-    test_sha256: str  # of images, masks and names
+    test_names: tuple[str, ...]  # "DEFECT/FILE" or "CLASS/NUMBER"
+    test_sha256: str  # of hashes, masks and names
     labels: np.ndarray  # [M] bool, true: anomalous
     masks: np.ndarray | None  # [M, H, W] bool, true: anomalous
-    # Where in its image each picture lies, int [., 4] as of `size.Region`; None: everywhere.
-    train_regions: np.ndarray | None = None
-    test_regions: np.ndarray | None = None
+
+    @property
+    def train_sha256(self) -> str:
+        """Return one hash of all training images, in order."""
+        return sha256_of(self.train_hashes)
+
+
+@dataclass(frozen=True)
+class Category:
+    """A category whose files were listed and not decoded yet."""
+
+    name: str
+    num_train: int
+    folders: tuple[Path, ...]  # real ones that its images lie in; none if a package has them
+    load: Callable[[], Split]  # decodes, or finds what was decoded before
+
+
+def sha256_of(texts: Sequence[str]) -> str:
+    """Return one hash of several texts, in order."""
+    return hashlib.sha256(ascii(tuple(texts)).encode()).hexdigest()
 
 
 class Joined:

@@ -15,7 +15,7 @@ def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
 
 def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:
-    """The images [batch_size] of a step: a pure function of its arguments.
+    """Return the images [batch_size] of a step, a pure function of its arguments.
 
     Random permutations of all images follow each other without a gap, and a batch may span two:
     at any time no image has been used more than once more often than another.
@@ -25,12 +25,12 @@ def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.
 
 
 def steps_until(epoch: int, num_images: int, batch_size: int) -> int:
-    """Steps after which every image has been used at least `epoch` times."""
+    """Return the number of steps after which every image has been used at least `epoch` times."""
     return -(-epoch * num_images // batch_size)
 
 
 def holdout_indices(seed: int, holdout: float, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which images are trained on and which, a fraction `holdout` of them, are held out: sorted.
+    """Return which images are trained on and which, a fraction `holdout`, are held out: sorted.
 
     Raises UserError if either would be empty although there is a hold-out.
     """

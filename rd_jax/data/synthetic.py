@@ -6,10 +6,14 @@ defects are as subtle as those of real categories.
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from rd_jax.data import Category, Source, mvtec
+from rd_jax.system.files import cache_folder, temporary_cache
 
 DEFECTS = ("scratch", "stain", "missing_thread", "distortion")
 PERIOD = 16  # pixels from thread to thread
@@ -20,7 +24,7 @@ _VERSION = 3
 def weave(
     rng: np.random.Generator, size: int, defect: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image [size, size, 3] uint8 and its mask [size, size] bool, true where anomalous."""
+    """Return an image [size, size, 3] uint8 and its mask [size, size] bool."""
     y, x = np.mgrid[:size, :size].astype(np.float64)
     offset = rng.uniform(0, 1.5, 2)
     light = rng.uniform(0.97, 1.03)
@@ -60,7 +64,7 @@ def weave(
 def write_category(
     data_dir: Path, num_train: int = 48, num_test: int = 10, size: int = 96, seed: int = 0
 ) -> None:
-    """Writes DATA_DIR/weave: `num_test` good test images and as many of each kind of defect."""
+    """Write DATA_DIR/weave: `num_test` good test images and as many of each kind of defect."""
     rng = np.random.default_rng(seed)
     root = data_dir / "weave"
 
@@ -78,12 +82,21 @@ def write_category(
             write(root / f"ground_truth/{defect}/{i:03}_mask.png", mask * np.uint8(255))
 
 
-def cached_data_dir(cache_folder: Path) -> Path:
-    """The folder in the cache that holds the generated category; writes it if it is missing."""
-    folder = cache_folder / f"synthetic-{_VERSION}"
+def find_categories(source: Source, chosen: str) -> list[Category]:
+    """Return the generated category, which is written into the cache if it is not there."""
+    try:
+        folder = cached_data_dir(cache_folder())
+    except OSError as error:  # of a full disk
+        folder = cached_data_dir(temporary_cache(str(error)))
+    return mvtec.find_categories(replace(source, data_dir=str(folder)), chosen)
+
+
+def cached_data_dir(cache: Path) -> Path:
+    """Return the folder below `cache` with the generated category, made if missing."""
+    folder = cache / f"synthetic-{_VERSION}"
     if not folder.is_dir():
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_folder) as temporary:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
             write_category(Path(temporary, "whole"))
             try:
                 os.rename(Path(temporary, "whole"), folder)

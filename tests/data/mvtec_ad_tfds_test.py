@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-import rd_jax.data.mvtec_ad
-from rd_jax.data.mvtec import read_category
+import examples.mvtec_ad_tfds
+from rd_jax.data.mvtec import find_files
 from rd_jax.data.synthetic import write_category
 from rd_jax.system.errors import UserError
 
@@ -25,7 +25,7 @@ def test_the_builder_gives_what_the_folders_hold(tmp_path: Path) -> None:
     (tmp_path / "weave").rename(manual / "bottle")
     grey = manual / "bottle" / "test" / "good" / "grey.png"
     Image.fromarray(np.full((40, 56), 77, np.uint8)).save(grey)
-    files = read_category(manual, "bottle")
+    [files] = find_files(manual, "bottle")
 
     config = tfds.download.DownloadConfig(manual_dir=manual)
     sources = tfds.data_source(
@@ -112,5 +112,5 @@ def test_odd_names_are_taken_and_unused_folders_said(
 
 
 def test_there_is_a_config_for_each_of_the_fifteen_categories() -> None:
-    names = [config.name for config in rd_jax.data.mvtec_ad.MvtecAd.BUILDER_CONFIGS]
+    names = [config.name for config in examples.mvtec_ad_tfds.MvtecAd.BUILDER_CONFIGS]
     assert len(set(names)) == 15

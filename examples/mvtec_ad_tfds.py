@@ -1,6 +1,6 @@
 """TFDS builder of MVTec AD; importing this module makes `tfds.data_source` know it.
 
-import rd_jax.data.mvtec_ad
+import examples.mvtec_ad_tfds
 tfds.data_source("mvtec_ad/bottle", split="test")
 """
 
@@ -14,16 +14,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from rd_jax.data.decode import (
-    Notes,
-    png,
-    read_image,
-    read_mask,
-    warn_of_dark_images,
-    warn_of_levels,
-)
+from rd_jax.data.decode import Notes, png, read_image, warn_of_images
 from rd_jax.data.files import each_file
-from rd_jax.data.mvtec import NORMAL, PARTS, LabelledImage, read_category, warn_of_unused
+from rd_jax.data.masks import read_mask, warn_of_masks
+from rd_jax.data.mvtec import NORMAL, LabelledImage, find_files
 from rd_jax.system.errors import UserError, printable
 
 CATEGORIES = (
@@ -68,11 +62,9 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        data_dir = Path(dl_manager.manual_dir)
-        files = read_category(data_dir, self.builder_config.name)
-        warn_of_unused(data_dir / files.name, PARTS)
+        [files] = find_files(Path(dl_manager.manual_dir), self.builder_config.name)
         if not files.has_masks and any(image.defect != NORMAL for image in files.test):
-            raise UserError(f"{dl_manager.manual_dir}/{files.name} has no ground_truth folder")
+            raise UserError(f"{files.root} has no ground_truth folder")
         train = [LabelledImage(path, NORMAL, None) for path in files.train]
         return {
             "train": self._generate_examples(train),
@@ -82,11 +74,9 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, images: Sequence[LabelledImage]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        dark: Notes = {}
-        odd_masks: Notes = {}
+        notes, odd_masks = Notes(), Notes()
         for image in images:
-            name = printable(f"{image.defect}/{image.path.name}")
-            [pixels] = each_file(partial(read_image, notes=dark), [image.path])
+            [pixels] = each_file(partial(read_image, notes=notes), [image.path])
             mask = Image.new("L", pixels.size)
             if image.mask is not None:
                 read = partial(read_mask, notes=odd_masks)
@@ -96,13 +86,13 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
                 "mask": _file_of(mask.point(lambda v: 255 if v > 127 else 0)),
                 "label": int(image.defect != NORMAL),
                 "defect": printable(image.defect),
-                "name": name,
+                "name": image.name,
             }
-            yield name, example
-        warn_of_dark_images(dark, len(images))
-        warn_of_levels(odd_masks, sum(image.mask is not None for image in images))
+            yield image.name, example
+        warn_of_images(notes, len(images))
+        warn_of_masks(odd_masks, sum(image.mask is not None for image in images))
 
 
 def _file_of(image: Image.Image) -> io.BytesIO:
-    """These pixels and nothing else, which no decoder could read in its own way."""
+    """Return a file of these pixels and nothing else, which decoders could read in other ways."""
     return io.BytesIO(png(np.asarray(image)))
