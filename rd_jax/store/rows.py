@@ -1,4 +1,4 @@
-"""Files of rows: JSON, JSON lines, CSV; a row is a mapping of names to JSON-compatible values."""
+"""Files of rows and arrays: JSON, JSON lines, CSV, npz. A row maps names to JSON's values."""
 
 import contextlib
 import csv
@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rd_jax.system.files import write_whole, writing
 
 Row = Mapping[str, Any]
@@ -16,17 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing, as UTF-8."""
+    """Write a whole file or nothing, as UTF-8."""
     write_whole(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON; NaN is not allowed."""
+    """Write indented JSON. NaN is not allowed."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no file, or, with a warning, none in it."""
+    """Read the object in a JSON file; {} if there is no file or, with a warning, no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):
@@ -34,40 +36,59 @@ def read_json(path: Path) -> dict[str, Any]:
         problem = "it holds no object"
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problem = str(error)
     logger.warning("%s is left out, since it cannot be read (%s): mend or remove it", path, problem)
     return {}
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Appends one JSON line; NaN is not allowed."""
+    """Append one JSON line. NaN is not allowed."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in a file of JSON lines, each of a step; none if there is no file."""
+    """Read the rows of steps in a file of JSON lines; none if there is no file."""
     rows = []
     for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
         # Half a line is of a run that was killed.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Keeps of a file of JSON lines the whole ones up to `step`, where a training goes on."""
+    """Keep the rows up to `step`, from which a training goes on."""
     if path.exists():
         kept = (row for row in read_rows(path) if row["step"] <= step)
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """Rows as CSV, with all their fields; empty where a row lacks one."""
+    """Return rows as CSV with all their fields, empty where a row lacks one."""
     fields = list(dict.fromkeys(name for row in rows for name in row))
     table = io.StringIO()
     writer = csv.DictWriter(table, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return table.getvalue()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an .npz file of named arrays, whole or not at all."""
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_whole(path, file.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz file; {} if there is no file or, with a warning, a damaged one."""
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:
+            return dict(file)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # zip files and arrays raise all kinds of errors
+        logger.warning("%s is left out, since it cannot be read (%s)", path, error)
+        return {}

@@ -1,31 +1,31 @@
 """The folder of a run: the one place that knows what lies where in it.
 
-WORKDIR/results.{json,csv,md}, report.html, figures/     of all trainings
-WORKDIR/CATEGORY/                                        a training, or with several seeds
-WORKDIR/CATEGORY/seed_K/                                 a training for each, and their results.json
-WORKDIR/all-categories/, or seed_K/ in it                one training for all categories
-WORKDIR/replaced-DATE/CATEGORY/                          what --restart moved aside
-WORKDIR/.locks/                                          which of them a process works on
-
-A training has checkpoints/, results.json, metrics.jsonl, evaluation.npz, distances.npz and, where
-they are asked for or needed, tensorboard/ and damaged/. Of one for all categories, what comes of
-evaluating a category lies where it always does, results.json, evaluation.npz and distances.npz in
-WORKDIR/CATEGORY[/seed_K]; the rest is in all-categories.
+WORKDIR/results.{json,csv,md}, report.html, figures/   the summary of all trainings
+WORKDIR/CATEGORY/[seed_K/]                             a training and its evaluation
+WORKDIR/CATEGORY/results.json                          with seeds: the summary over them
+WORKDIR/all-categories/[seed_K/]                       one training for all categories, whose
+                                                       evaluations lie where a category's do
+WORKDIR/replaced-DATE/CATEGORY/                        what --restart moved aside
+WORKDIR/.locks/                                        who works on what
 """
 
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rd_jax.store import checkpoint
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import as_on_disk
+from rd_jax.system.files import check_writable, writing
 
-JOINT = "all-categories"  # in the place of a category: what one training for all of them leaves
+JOINT = "all-categories"  # the name of a training for all categories, in the place of a category
+_TAKEN = ("checkpoints", "figures", "report.html", JOINT)
+_TAKEN_PREFIXES = (".", "results.", "replaced-")
 
 
 class _Inside:
@@ -38,42 +38,55 @@ class _Inside:
         return owner.folder / self.name
 
 
-class _OfTraining(_Inside):
-    """Of this name where the training itself lies."""
+@dataclass(frozen=True)
+class _Place:
+    """A folder that belongs to a category, or to JOINT; `seed` is None without a folder seed_K."""
 
-    def __get__(self, owner: Any, _: Any = None) -> Path:
-        return (owner.trained_in or owner.folder) / self.name
+    folder: Path
+    name: str
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """NAME or NAME-seed_K."""
+        return self.name if self.seed is None else f"{self.name}-seed_{self.seed}"
 
 
 @dataclass(frozen=True)
-class Training:
-    """Where one training of a category is kept; `seed` is None where it has no folder seed_K.
+class Evaluation(_Place):
+    """Where the evaluation of a training on one category is kept."""
 
-    One for all categories is kept in `trained_in`, and here what is the category's own.
-    """
-
-    folder: Path
-    category: str
-    seed: int | None = None
-    trained_in: Path | None = field(default=None, compare=False)
-
-    checkpoints = _OfTraining("checkpoints")
     results = _Inside("results.json")  # facts and figures, written last
-    metrics = _OfTraining("metrics.jsonl")  # rows of the loss and, where asked for, of metrics
-    evaluation = _Inside("evaluation.npz")  # what the report shows
-    distances = _Inside("distances.npz")  # of normal images: what thresholds come from
-    tensorboard = _OfTraining("tensorboard")  # event files
-    damaged = _OfTraining("damaged")  # checkpoints that were moved out of the way
+    shown = _Inside("evaluation.npz")  # the scores and pictures that the page shows
+    thresholds = _Inside("thresholds.json")
 
     @property
-    def name(self) -> str:
-        """CATEGORY or CATEGORY-seed_K."""
-        return self.category if self.seed is None else f"{self.category}-seed_{self.seed}"
+    def category(self) -> str:
+        """The category whose test images were scored."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Training(_Place):
+    """Where a training is kept. Its name is its category's, or JOINT."""
+
+    checkpoints = _Inside("checkpoints")
+    metrics = _Inside("metrics.jsonl")  # rows of the loss and, where asked for, of metrics
+    tensorboard = _Inside("tensorboard")  # event files
+    damaged = _Inside("damaged")  # checkpoints that were moved out of the way
+
+    def evaluation(self, category: str) -> Evaluation:
+        """Return the place of a category's evaluation. Raise UserError for an impossible name."""
+        check_category(category)
+        if self.name != JOINT:
+            return Evaluation(self.folder, category, self.seed)
+        workdir = self.folder.parent if self.seed is None else self.folder.parent.parent
+        return Evaluation(_folder(workdir, category, self.seed), category, self.seed)
 
 
 @dataclass(frozen=True)
 class Workdir:
-    """Where what is said of all trainings of a run is kept."""
+    """Where the summary of all trainings of a run is kept, and the trainings themselves."""
 
     folder: Path
 
@@ -82,121 +95,144 @@ class Workdir:
     figures = _Inside("figures")
     locks = _Inside(".locks")  # beside the trainings, so that they can be moved while locked
 
-    def figure(self, training: Training) -> Path:
-        """What the names of a training's figures begin with."""
-        return self.figures / training.name
+    def figure(self, evaluation: Evaluation) -> Path:
+        """Return the path that the names of an evaluation's figures begin with."""
+        return self.figures / evaluation.label
+
+    def over_seeds(self, category: str) -> Path:
+        """Return the path of a category's summary over its seeds."""
+        return self.folder / category / "results.json"
 
     def lock(self, training: Training) -> Path:
-        """The file that is locked by whoever works on a training."""
-        return self.locks / training.category / f"{training.folder.name}.lock"
+        """Return the path of the file that is locked by whoever works on a training."""
+        return self.locks / training.name / f"{training.seed}.lock"
 
-    def begun(self, category: str) -> list[Training]:
-        """The training of a category, and those of seeds that anyone has ever locked."""
-        locks = (self.locks / category).glob("seed_*.lock")
-        seeds = (path.stem.removeprefix("seed_") for path in locks)
-        numbers = (None, *map(int, filter(str.isdecimal, seeds)))
-        return [training_of(self.folder, category, number) for number in numbers]
+    def training(self, name: str, seed: int | None = None) -> Training:
+        """Return the place of a training, there or not. Raise UserError for an impossible name."""
+        if name != JOINT:
+            check_category(name)
+        return Training(_folder(self.folder, name, seed), name, seed)
 
-    def written_to(self, trainings: Iterable[Training]) -> list[Path]:
-        """The folders that are there in which something is made or replaced."""
+    def trainings(self) -> list[Training]:
+        """Return the trainings that have a checkpoints folder, by name; seeds in order."""
+        places = itertools.chain.from_iterable(map(self._places, (JOINT, *self._categories())))
+        # Path.is_dir would raise in a folder that cannot be entered, such as lost+found.
+        return [t for t in itertools.starmap(Training, places) if os.path.isdir(t.checkpoints)]
+
+    def evaluations(self) -> list[Evaluation]:
+        """Return the evaluations that have a results.json; numbered classes and seeds in order."""
+        places = itertools.chain.from_iterable(
+            # With seeds, the category's own results.json is a summary.
+            seeds or [own]
+            for own, *seeds in map(self._places, self._categories())
+        )
+        return [e for e in itertools.starmap(Evaluation, places) if os.path.isfile(e.results)]
+
+    def make(self, places: Iterable[Training | Evaluation]) -> None:
+        """Make the workdir. Raise UserError if it or one of these places cannot be written to."""
+        if "\\" in str(self.folder.absolute()):  # which Orbax takes for a separator
+            raise UserError(f"--workdir {self.folder}: choose a path without a backslash")
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         folders = [self.folder, self.figures, self.locks]
-        for training in trainings:
-            folders += [training.folder.parent, training.folder, training.checkpoints]
-            folders += [training.tensorboard, training.damaged]
-        return [folder for folder in dict.fromkeys(folders) if os.path.lexists(folder)]
+        for place in places:
+            folders += [place.folder.parent, place.folder]
+            if isinstance(place, Training):
+                checkpoint.steps(place.checkpoints)  # which says if they cannot be read
+                folders += [place.checkpoints, place.tensorboard, place.damaged]
+        for folder in filter(os.path.lexists, dict.fromkeys(folders)):
+            check_writable(folder)
+
+    def _categories(self) -> list[str]:
+        """Return the names of folders that may be a category's; numbers come first, in order."""
+        names = [path.name for path in self.folder.glob("*/") if _problem_with(path.name) is None]
+        return sorted(names, key=lambda name: (int(name) if name.isdecimal() else math.inf, name))
+
+    def _places(self, name: str) -> list[tuple[Path, str, int | None]]:
+        """Return the places of a name: its own, then those of its seeds in order."""
+        folders = (self.folder / name).glob("seed_*")
+        seeds = sorted(seed for folder in folders if (seed := _seed_of(folder)) is not None)
+        return [(_folder(self.folder, name, seed), name, seed) for seed in (None, *seeds)]
 
 
-def category_results(training: Training) -> Path:
-    """Facts and mean figures over the seeds of a training's category."""
-    return Workdir(training.folder.parent).results
+def find_training(folder: Path) -> tuple[Training, str | None]:
+    """Return the one training at or below the folder of a run, a category or a seed.
+
+    The second value is the category if the folder belongs to one of a training for all categories.
+    Raise UserError if there is no training with a checkpoint, or several.
+    """
+    whole = Path(os.path.abspath(folder))
+    own, joint = (
+        [(t, category) for t, category in candidates if checkpoint.steps(t.checkpoints)]
+        for candidates in (_own_trainings(whole), _joint_trainings(whole))
+    )
+    found = own or joint
+    if not found:
+        raise UserError(f"no checkpoint in {folder}: set --workdir to the folder of a training")
+    if len(found) > 1:
+        places = [t.evaluation(category) if category else t for t, category in found]
+        names = ", ".join(os.path.relpath(place.folder, whole) for place in places)
+        raise UserError(f"{folder} holds several trainings: add one of {names} to --workdir")
+    return found[0]
+
+
+def _own_trainings(whole: Path) -> list[tuple[Training, str | None]]:
+    """Return the trainings in a folder that is a training's, a category's or a run's."""
+    folders = (whole, *(training.folder for training in Workdir(whole).trainings()))
+    return [
+        (Training(folder, folder.name if seed is None else folder.parent.name, seed), None)
+        for folder, seed in zip(folders, map(_seed_of, folders), strict=True)
+    ]
+
+
+def _joint_trainings(whole: Path) -> list[tuple[Training, str | None]]:
+    """Return the trainings for all categories whose evaluation of one lies in, or is, a folder."""
+    places = ((whole.parent, whole.name), (whole.parent.parent, whole.parent.name))
+    return [
+        (joint, category)
+        for workdir, category in places
+        if _problem_with(category) is None
+        for joint in itertools.starmap(Training, Workdir(workdir)._places(JOINT))
+        if whole in ((own := joint.evaluation(category).folder), *own.parents)
+    ]
 
 
 def check_category(name: str) -> None:
-    """Raises UserError if a category's folder could not be told from what else is in a workdir."""
-    taken = ("checkpoints", "figures", "report.html", JOINT)
-    if name in taken or name.startswith(("results.", "replaced-")):
-        raise UserError(
-            f"category {name!r}: a run keeps other things under this name; rename the category"
-        )
+    """Raise UserError for a category whose folder cannot be made or means something else."""
+    if problem := _problem_with(name):
+        raise UserError(f"category {name!r}: {problem}; rename the category")
 
 
-def training_of(workdir: Path, category: str, seed: int | None = None) -> Training:
-    """The training of a category, or of one of its seeds, there or not.
+def _problem_with(name: str) -> str | None:
+    if name in _TAKEN or name.startswith(_TAKEN_PREFIXES):
+        return "a run keeps other things under this name"
+    # Orbax takes a backslash for a separator.
+    return "it cannot be a folder's name" if not name or set(name) & set("/\\\0") else None
 
-    Where it has no checkpoints of its own but there is one for all categories, that one's.
+
+def set_aside(workdir: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Move the folders of these trainings and categories into one replaced-DATE; return where to.
+
+    Raise UserError for a name that is no category's, before anything is moved.
     """
-    own, joint = (_training(workdir, name, seed) for name in (category, JOINT))
-    is_part = category != JOINT and os.path.isdir(joint.checkpoints)
-    return part_of(joint, category) if is_part and not os.path.isdir(own.checkpoints) else own
-
-
-def _training(workdir: Path, category: str, seed: int | None) -> Training:
-    folder = as_on_disk(workdir / category)
-    return Training(folder if seed is None else folder / f"seed_{seed}", category, seed)
-
-
-def part_of(joint: Training, category: str) -> Training:
-    """Where what is a category's own of a training for all of them is kept."""
-    workdir = joint.folder.parent if joint.seed is None else joint.folder.parent.parent
-    return replace(_training(workdir, category, joint.seed), trained_in=joint.folder)
-
-
-def trainings_of(workdir: Path, category: str) -> list[Training]:
-    """The trainings of a category that are there, seeds in order."""
-    folder = as_on_disk(workdir / category)
-    numbers = (p.name.removeprefix("seed_") for p in folder.glob("seed_*"))
-    seeds = sorted(int(number) for number in numbers if number.isdecimal())
-    return [
-        training
-        for training in (training_of(workdir, category, seed) for seed in (None, *seeds))
-        # Over several seeds, results.json of the category is a summary. Of what cannot be entered,
-        # such as lost+found, Path.is_dir would raise.
-        if (os.path.isdir(training.checkpoints) and training.trained_in is None)
-        or (os.path.isfile(training.results) and not (seeds and training.seed is None))
-    ]
-
-
-def find_trainings(workdir: Path) -> list[Training]:
-    """All trainings that are there, finished or not; numbered classes in order.
-
-    Of one for all categories, those categories that were evaluated.
-    """
-    names = sorted(
-        (path.name for path in workdir.glob("*/") if path.name != JOINT),
-        key=lambda name: (int(name) if name.isdecimal() else math.inf, name),
-    )
-    return [training for name in names for training in trainings_of(workdir, name)]
-
-
-def trainings_at(folder: Path) -> list[Training]:
-    """The training that this folder is, or those of the run or category that it is.
-
-    Of one for all categories: it, or the category that this folder is, evaluated or not.
-    """
-    here, whole = Training(folder, folder.name), Path(os.path.abspath(folder))
-    own = [here] if os.path.isdir(here.checkpoints) else find_trainings(folder)
-    places = ((whole, JOINT), (whole.parent, whole.name), (whole.parent.parent, whole.parent.name))
-    parts = [
-        part
-        for workdir, category in places
-        for joint in trainings_of(workdir, JOINT)
-        if whole in ((part := part_of(joint, category)).folder, *part.folder.parents)
-    ]
-    for_all = [part for part in parts if part.category == JOINT]
-    return for_all or [t for t in own if os.path.isdir(t.checkpoints)] or parts
-
-
-def set_aside(workdir: Path, categories: Iterable[str]) -> dict[str, Path]:
-    """Moves the folders of categories that have one into one replaced-DATE; returns where."""
     kept = workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}"
-    folders = {category: as_on_disk(workdir / category) for category in categories}
-    there = {category: folder for category, folder in folders.items() if folder.exists()}
-    return {category: moved_aside(folder, kept) for category, folder in there.items()}
+    folders = {name: Workdir(workdir).training(name).folder for name in names}
+    there = {name: folder for name, folder in folders.items() if os.path.lexists(folder)}
+    return {name: moved_aside(folder, kept) for name, folder in there.items()}
 
 
 def moved_aside(path: Path, folder: Path) -> Path:
-    """Moves `path` into `folder` under a name that is free there, and returns that."""
-    folder.mkdir(exist_ok=True)
-    names = itertools.chain([path.name], (f"{path.name}.{i}" for i in itertools.count(1)))
-    target = next(folder / name for name in names if not (folder / name).exists())
-    return path.rename(target)
+    """Move `path` into `folder` under a name that is free there, and return that."""
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        names = itertools.chain([path.name], (f"{path.name}.{i}" for i in itertools.count(1)))
+        return path.rename(next(folder / n for n in names if not os.path.lexists(folder / n)))
+
+
+def _folder(workdir: Path, name: str, seed: int | None) -> Path:
+    return workdir / name / ("" if seed is None else f"seed_{seed}")
+
+
+def _seed_of(folder: Path) -> int | None:
+    match = re.fullmatch(r"seed_(\d+)", folder.name, re.ASCII)
+    return int(match[1]) if match else None

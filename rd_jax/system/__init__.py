@@ -1,1 +1,1 @@
-"""What the machine needs: processes, signals, whole files, one-line errors."""
+"""What the machine needs: commands, signals, whole files, one-line errors, several hosts."""

@@ -1,33 +1,35 @@
-"""The one error type for mistakes that the user can mend, and errors of devices in its words."""
+"""The one error for mistakes that the user can mend, and errors of devices in its words."""
 
-import re
 import unicodedata
 
 import jax
 
+_NOT_PRINTED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, separators
+
 
 def printable(text: str) -> str:
-    r"""One line that every encoding of Unicode can write.
+    r"""Return one line that every encoding of Unicode can write.
 
     File names may hold line breaks, which become spaces, and bytes that are not UTF-8, which
     Python reads as lone surrogates and which are shown as "\udcXX".
     """
-    not_printed = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, separators
+    if "\n" in text:
+        text = " ".join(filter(None, map(str.strip, text.split("\n"))))
     return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in not_printed else c
-        for c in re.sub(r"\s*\n\s*", " ", text)
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _NOT_PRINTED else c
+        for c in text
     )
 
 
 class UserError(ValueError):
-    """Says in one line what is wrong, where, and what to do; `main` prints it and exits with 2."""
+    """Says in one line what is wrong, where, and what to do; commands print it and exit with 2."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or else its name."""
+    """Return the first line of what an error says, or else its name."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -35,7 +37,7 @@ EXPECTED = (UserError, OSError, jax.errors.JaxRuntimeError)
 
 
 def explained(error: Exception) -> str:
-    """One line on one of the EXPECTED. Raises it again if none but a developer could mend it."""
+    """Return one line on an EXPECTED error. Raise it again if only a developer could mend it."""
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return printable(str(error))
     if "RESOURCE_EXHAUSTED" not in str(error):

@@ -1,4 +1,4 @@
-"""Files: whole ones or none, and where those go that can be made again."""
+"""Files: written whole or not at all, and the folder for what can be made again."""
 
 import atexit
 import errno
@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError inside into a UserError that names `path`."""
+    """Turn an OSError inside into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -34,10 +33,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing: under a temporary name first, then renamed.
-
-    Makes the folder if there is none. Raises UserError if it cannot be written.
-    """
+    """Write the whole file or nothing, and make its folder. Raise UserError if that fails."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".rd_jax-{secrets.token_hex(8)}")  # readable as umask says
@@ -48,42 +44,25 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def composed(name: str) -> str:
-    """A name in the form in which accents typed at a keyboard come; macOS stores another one."""
-    return unicodedata.normalize("NFC", name)
-
-
-def as_on_disk(path: Path) -> Path:
-    """The path, or the one that is there and differs only in how Unicode spells its accents."""
-    if path == path.parent or os.path.lexists(path):
-        return path
-    parent = as_on_disk(path.parent)
-    there = os.listdir(parent) if os.access(parent, os.R_OK) and os.path.isdir(parent) else []
-    alike = [name for name in there if composed(name) == composed(path.name)]
-    return parent / (alike[0] if len(alike) == 1 else path.name)
-
-
 def check_writable(folder: Path) -> None:
-    """Raises UserError if nothing can be written into a folder, or to where it is to be made.
-
-    A file is really made and removed: permissions say nothing of what mounts allow.
-    """
+    """Raise UserError if nothing can be written into a folder, or to where it is to be made."""
     there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    # A file is really made and removed: permissions say nothing of what mounts allow.
     with writing(folder), tempfile.NamedTemporaryFile(dir=there, prefix=".rd_jax-"):
         pass
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path`, there or not, is `folder` or lies in it, whatever links lead there."""
+    """Return whether `path`, there or not, is `folder` or lies in it, whatever links lead there."""
     real = Path(os.path.realpath(path))
     there = filter(os.path.exists, (real, *real.parents))
     return os.path.exists(folder) and any(os.path.samefile(parent, folder) for parent in there)
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as a user writes it; ~ is the home folder, accents are as on disk.
+    """Return a path as a user writes it; ~ is the home folder.
 
-    Raises UserError if there is no such home, or for a URL.
+    Raise UserError if there is no such home, or for a URL.
     """
     if re.match(r"[\w+.-]+://", str(text)):
         raise UserError(
@@ -92,13 +71,13 @@ def user_path(text: str | Path) -> Path:
     path = Path(os.path.expanduser(text))
     if path.parts[:1] == ("~",):
         raise UserError(f"{text}: there is no home folder (HOME is not set): write the path out")
-    return as_on_disk(path)
+    return path
 
 
 def cache_folder() -> Path:
-    """Where everything that can be made again is kept: $XDG_CACHE_HOME/rd_jax.
+    """Return the folder for everything that can be made again: $XDG_CACHE_HOME/rd_jax.
 
-    Where that cannot be written, a folder that is removed when the process ends; a warning says so.
+    If that cannot be written, return one that is removed when the process ends, with a warning.
     """
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -112,7 +91,7 @@ def cache_folder() -> Path:
 
 @cache
 def temporary_cache(problem: str) -> Path:
-    """A folder for what would go into the cache; the `problem` with that one is told once."""
+    """Return a folder in place of the cache's, and warn once of the `problem` with that one."""
     logger.warning(
         "no cache is kept (%s): what it would save is done again each time; set XDG_CACHE_HOME to "
         "a folder that can be written",

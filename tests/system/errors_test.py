@@ -33,3 +33,10 @@ def test_mistakes_are_told_as_they_are() -> None:
     assert explained(UserError("data_dir x is not a folder")) == "data_dir x is not a folder"
     assert explained(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
     assert printable("a\n b\udcff") == r"a b\udcff"
+
+
+def test_long_texts_take_no_time() -> None:
+    assert printable(" " * 300_000) == " " * 300_000
+    assert printable("a" + " " * 300_000 + "\n" * 300_000 + "b") == "a b"
+    assert printable("\n a \n\n b\r\n") == "a b"
+    assert printable(" a ") == " a "

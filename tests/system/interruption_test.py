@@ -1,68 +1,128 @@
-"""Several processes agree on when to stop without asking each other at every step."""
+"""A signal lets a training save what it has; a second one, or one elsewhere, stops at once."""
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-from rd_jax.system import hosts
-from rd_jax.system.interruption import deferred
+from rd_jax.system.interruption import Interrupted, deferred, stop_on_signals
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "num_calls", "least", "most"),
-    [(0.02, 10_000, 40, 50), (0.0001, 100_000, 2, 20), (10.0, 20, 20, 20)],
-)
-def test_they_ask_every_five_seconds_and_a_signal_to_another_one_is_heard_then(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, num_calls: int, least: int, most: int
+@pytest.fixture(autouse=True)
+def _put_back() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_noted_and_the_second_stops(
+    capfd: pytest.CaptureFixture, number: signal.Signals
 ) -> None:
-    clock, is_other_stopped, asked_at = 0.0, 0, [0.0]
-
-    def gather(own: np.ndarray) -> np.ndarray:
-        asked_at.append(clock)
-        return np.stack([own, [0, is_other_stopped]])
-
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gather)
-    with deferred(lambda: clock) as should_stop:
-        for _ in range(num_calls):
-            clock += seconds
-            assert not should_stop()
-        assert least <= len(asked_at) - 1 <= most
-        assert max(np.diff(asked_at)) <= max(5.0, seconds) + 1e-6
-        is_other_stopped, stopped_at = 1, clock
-        while not should_stop():
-            clock += seconds
-        assert clock - stopped_at <= max(5.0, seconds) + 1e-6
-        assert should_stop(at_once=True)
-
-
-def test_the_first_process_says_when_all_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, asked = [], []
-
-    def gather(own: np.ndarray) -> np.ndarray:
-        asked.append(len(calls))
-        return np.stack([[0, 2 * 7], own])  # this is the second
-
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", gather)
-    with deferred(lambda: 0.0) as should_stop:
-        while len(calls) < 22:
-            calls.append(1)
-            assert not should_stop()
-        assert asked == [1, 8, 15, 22]
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert [should_stop() for _ in range(7)] == [False] * 6 + [True]
-        assert should_stop(at_once=True)
-
-
-def test_one_process_asks_nobody_and_stops_at_the_next_call(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", None)
-    with deferred(lambda: 0.0) as should_stop:
-        assert not any(should_stop() for _ in range(100))
-        os.kill(os.getpid(), signal.SIGTERM)
+    stop_on_signals()
+    before = [signal.getsignal(each) for each in SIGNALS]
+    with pytest.raises(Interrupted, match="interrupted"), deferred() as should_stop:  # noqa: PT012
+        assert not should_stop()
+        os.kill(os.getpid(), number)
         assert should_stop()
+        assert should_stop()
+        said = "interrupted: saving a checkpoint (once more stops at once)\n"
+        assert capfd.readouterr().err == said
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("nothing stopped")
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    for number in (signal.SIGHUP, signal.SIGINT):  # by nohup, and by a shell's &
+        signal.signal(number, signal.SIG_IGN)
+    stop_on_signals()
+    with deferred() as should_stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not should_stop()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert should_stop()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_in_other_threads_than_the_main_one_nothing_changes() -> None:
+    handlers, stops = [], []
+
+    def inside() -> None:
+        with deferred() as should_stop:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            stops.append(should_stop())
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.default_int_handler]
+    assert stops == [False]
+
+
+# Alone, since a package around it takes seconds to import.
+MODULE = Path(__file__).parents[2] / "rd_jax" / "system" / "interruption.py"
+IMPORT = "import runpy, sys; deferred = runpy.run_path(sys.argv[1])['deferred']"
+
+
+def test_a_closed_terminal_keeps_nothing_from_being_saved(tmp_path: Path) -> None:
+    code = f"""
+import time
+{IMPORT}
+with deferred() as should_stop:
+    print("ready", flush=True)
+    deadline = time.monotonic() + 60
+    while not should_stop() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print("to a terminal that is gone", flush=True)
+    print("and another", file=sys.stderr, flush=True)
+    open(sys.argv[2], "w").write("saved" if should_stop() else "late")
+"""
+    terminal, end = os.openpty()
+    command = [sys.executable, "-c", code, str(MODULE), str(tmp_path / "x")]
+    with subprocess.Popen(command, stdin=end, stdout=end, stderr=end) as process:
+        os.close(end)
+        said = b""
+        while b"ready" not in said:
+            said += os.read(terminal, 100)
+        os.close(terminal)
+        process.send_signal(signal.SIGHUP)
+    assert process.returncode == 0
+    assert (tmp_path / "x").read_text() == "saved"
+
+
+def test_a_signal_may_come_while_the_log_is_written() -> None:
+    code = f"""
+import logging
+{IMPORT}
+logging.basicConfig(format="%(message)s")
+while True:
+    with deferred() as should_stop:
+        logging.warning("inside")
+        while not should_stop():
+            logging.warning("step")
+"""
+    command, lines = [sys.executable, "-c", code, str(MODULE)], []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            lines.append(line)
+            if line == "inside\n":
+                process.send_signal(signal.SIGUSR1)
+            if lines.count(line) > 50 and line == "inside\n":
+                break
+        process.kill()
+    expected = {"inside", "step", "interrupted: saving a checkpoint (once more stops at once)"}
+    assert set("".join(lines).splitlines()) == expected
