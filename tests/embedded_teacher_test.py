@@ -11,10 +11,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
-from benchmarks import embedded_teacher, procedural
+from benchmarks.teacher import embedded_teacher, procedural
 from rd_jax import load_teacher
 from rd_jax.method.loss import per_position_cosine_loss
-from rd_jax.weights.convert import to_state_dict
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +90,6 @@ def test_what_is_alike_is_measured_on_images_of_a_folder(tmp_path: Path) -> None
         pixels = procedural.draw(np.random.default_rng(i), 48)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     file = tmp_path / "same.safetensors"
-    save_file(to_state_dict(load_teacher("tiny", "random")), file)
+    save_file(embedded_teacher.to_state_dict(load_teacher("tiny", "random")), file)
     same = embedded_teacher.compare(file, "tiny", "random", tmp_path, 32)
     np.testing.assert_allclose(same, 1, atol=1e-4)

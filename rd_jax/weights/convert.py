@@ -1,4 +1,4 @@
-"""PyTorch names and layouts to Flax variables."""
+"""Convert PyTorch's names and layouts to Flax variables."""
 
 import re
 from collections.abc import Mapping
@@ -15,34 +15,24 @@ from rd_jax.system.errors import UserError
 def convert_teacher(
     state_dict: Mapping[str, np.ndarray], backbone: str, layer4: bool = False
 ) -> dict[str, Any]:
-    """A torchvision (or timm) state dict of numpy arrays to the variables of `Teacher(backbone)`.
+    """Convert a torchvision (or timm) state dict to the variables of `Teacher(backbone)`.
 
-    Returns {'params', 'batch_stats'} of float32 arrays, with those of the fourth stage if
-    `layer4`; other tensors are ignored. Raises UserError that lists the tensors that are missing,
-    have another shape or hold what no such tensor holds.
+    Takes numpy arrays; returns {'params', 'batch_stats'} of float32 arrays, with those of the
+    fourth stage if `layer4`. Other tensors are ignored. Raises UserError that lists the tensors
+    that are missing, have another shape, or hold values that such tensors never hold.
     """
     what = f"{backbone} with its fourth stage, for bottleneck 'pre'" if layer4 else backbone
     return _convert(state_dict, teacher_shapes(backbone, layer4), what)
 
 
-def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `convert_teacher`: torchvision's names and layouts, numpy arrays."""
-    return {
-        _torch_name(path): np.ascontiguousarray(
-            value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
-        )
-        for path, value in flatten_dict(variables).items()
-    }
-
-
 def convert_rd4ad(
     bottleneck: Mapping[str, np.ndarray], student: Mapping[str, np.ndarray], backbone: str
 ) -> dict[str, Any]:
-    """The authors' two state dicts of numpy arrays ("bn" and "decoder") to student variables.
+    """Convert the authors' two state dicts, "bn" and "decoder", to the student's variables.
 
-    Returns {'params', 'batch_stats'}, each with 'bottleneck' and 'student', float32, as
-    `make_scorer` takes them. Tensors that the method does not use are ignored. Raises UserError
-    as `convert_teacher`.
+    Takes numpy arrays; returns {'params', 'batch_stats'}, each with 'bottleneck' and 'student',
+    float32, as `make_scorer` takes them. Tensors that the method does not use are ignored. Raises
+    UserError as `convert_teacher`.
     """
     _, features = example_shapes(backbone)
     both = {f"bottleneck.{name}": value for name, value in bottleneck.items()}
@@ -53,32 +43,33 @@ def convert_rd4ad(
 _NAMES = dict(kernel="weight", scale="weight", bias="bias", mean="running_mean", var="running_var")
 
 
-def _torch_name(path: tuple[str, ...]) -> str:
-    """('params', 'layer1_0', 'conv1', 'kernel') -> 'layer1.0.conv1.weight'."""
+def torch_name(path: tuple[str, ...]) -> str:
+    """Return 'layer1.0.conv1.weight' for ('params', 'layer1_0', 'conv1', 'kernel')."""
     modules = [re.sub(r"_(\d+)$", r".\1", module) for module in path[1:-1]]
     return ".".join([*modules, _NAMES[path[-1]]])
 
 
 def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> dict[str, Any]:
+    """Return the tensors that `shapes` asks for; the one check of all weights, whatever file."""
     converted: dict[tuple[str, ...], np.ndarray] = {}
     problems: dict[str, list[str]] = {}
     for path, expected in flatten_dict(shapes).items():
-        name = _torch_name(path)
+        name = torch_name(path)
         if name not in state_dict:
             problems.setdefault("missing", []).append(name)
             continue
-        value = np.asarray(state_dict[name])
-        if not np.can_cast(value.dtype, np.float32, "same_kind"):
-            problems.setdefault("not of real numbers", []).append(f"{name} {value.dtype}")
+        given = np.asarray(state_dict[name])
+        if not np.can_cast(given.dtype, np.float32, "same_kind"):
+            problems.setdefault("not of real numbers", []).append(f"{name} {given.dtype}")
             continue
         with np.errstate(over="ignore"):  # to infinity, which is found below
-            value = value.astype(np.float32)
+            value = given.astype(np.float32)
         if value.ndim == 4:
             # To (h, w, in, out); transposed kernels from (in, out, h, w) to (in, h, w, out).
             is_transposed = value.shape[2:] == (2, 2)
             value = value.transpose(0, 2, 3, 1) if is_transposed else value.transpose(2, 3, 1, 0)
         if value.shape != expected.shape:
-            problems.setdefault("of another shape", []).append(f"{name} {state_dict[name].shape}")
+            problems.setdefault("of another shape", []).append(f"{name} {given.shape}")
         elif not np.isfinite(value).all():
             problems.setdefault("not finite", []).append(name)
         elif path[-1] == "var" and value.min() < 0:

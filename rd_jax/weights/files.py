@@ -1,7 +1,6 @@
-"""Files of weights as NumPy arrays: safetensors, npz, PyTorch's."""
+"""Read files of weights as NumPy arrays: safetensors, npz, PyTorch's."""
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from rd_jax.system.errors import UserError, first_line
 
 
 def verified(path: Path, sha256: str, remedy: str) -> Path:
-    """The path of a file with this hash. Raises UserError, which ends with `remedy`, of another."""
+    """Return the path; raise UserError, ending with `remedy`, if the file has another hash."""
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != sha256:
@@ -22,7 +21,7 @@ def verified(path: Path, sha256: str, remedy: str) -> Path:
 
 
 def read_file(path: Path) -> Mapping[str, np.ndarray]:
-    """The tensors of a file, by its suffix. Raises UserError if it cannot be read."""
+    """Return the tensors of a file by its suffix; raise UserError if it cannot be read."""
     if not path.is_file():
         raise UserError(
             f"teacher_weights {path} is not a file: give 'imagenet', 'embedded', 'random' or the "
@@ -43,20 +42,20 @@ def read_file(path: Path) -> Mapping[str, np.ndarray]:
 
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
+    """Turn any error, since a broken file may raise any, into a UserError that names the path."""
     try:
         yield
-    except Exception as error:  # a broken file may raise anything
+    except Exception as error:
         raise UserError(f"{path} is not {what} ({first_line(error)})") from error
 
 
 def load_pth(path: Path) -> Mapping[str, Any]:
-    """What the file holds; it is never allowed to run code."""
+    """Return what a file of PyTorch holds; the file is never allowed to run code."""
     try:
         import torch
     except ImportError as error:
         raise UserError(f"reading {path} needs PyTorch: pip install torch") from error
-    with _reading(path, "a state dict of tensors"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is then refused
+    with _reading(path, "a state dict of tensors"):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(loaded, Mapping):
             raise TypeError(type(loaded).__name__)
@@ -64,6 +63,13 @@ def load_pth(path: Path) -> Mapping[str, Any]:
 
 
 def as_numpy(state_dict: Mapping[str, Any], path: Path) -> Mapping[str, np.ndarray]:
-    """PyTorch's tensors as arrays. Raises UserError for anything else, which `path` held."""
+    """Return PyTorch's tensors as arrays; raise UserError for anything else that `path` held.
+
+    Floating-point tensors become float32, which NumPy lacks half of PyTorch's kinds of. Others keep
+    their kind, so that `convert_teacher` sees which are not of real numbers.
+    """
     with _reading(path, "a state dict of tensors"):
-        return {name: tensor.detach().float().numpy() for name, tensor in state_dict.items()}
+        return {
+            name: (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)
+            for name, tensor in state_dict.items()
+        }

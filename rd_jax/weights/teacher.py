@@ -1,8 +1,8 @@
-"""The teacher's variables, and those of the authors' checkpoints."""
+"""Load the teacher's variables, and those of the authors' checkpoints."""
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,21 +10,19 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from rd_jax.config import Config
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.models.init import init_variables, teacher_shapes
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import user_path
 from rd_jax.weights import hub
 from rd_jax.weights.convert import convert_rd4ad, convert_teacher
-from rd_jax.weights.embedded import embedded
 from rd_jax.weights.files import as_numpy, load_pth, read_file
 
 logger = logging.getLogger(__name__)
 
 
 def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False) -> dict[str, Any]:
-    """The teacher's variables {'params', 'batch_stats'}, float32, for `Teacher(backbone)`.
+    """Load the teacher's variables {'params', 'batch_stats'}, float32, for `Teacher(backbone)`.
 
     `weights` is "imagenet" (torchvision's IMAGENET1K_V1, downloaded once, verified, cached),
     "embedded" (a ResNet-10 in this package, which imitates one of ImageNet), "random" (always the
@@ -40,12 +38,12 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
     if weights == "imagenet":
         path = hub.download(backbone)
     else:
-        path = embedded(backbone, layer4) if weights == "embedded" else user_path(weights)
+        path = hub.embedded(backbone, layer4) if weights == "embedded" else user_path(weights)
     return convert_teacher(read_file(path), backbone, layer4)
 
 
 class LoadedTeacher(NamedTuple):
-    """A teacher's variables and where they came from."""
+    """Hold a teacher's variables and where they came from."""
 
     weights: str  # "imagenet", "embedded", "random" or a file
     sha256: str
@@ -53,7 +51,7 @@ class LoadedTeacher(NamedTuple):
 
 
 def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTeacher:
-    """`load_teacher`, with the hash of what was loaded.
+    """Load a teacher as `load_teacher`, with the hash of what was loaded.
 
     The variables are in inference form, and on the device, so that a run of many categories sends
     them once.
@@ -63,18 +61,8 @@ def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTea
     return LoadedTeacher(weights, teacher_sha256(variables), folded)
 
 
-def teacher_of(
-    config: Config, find: Callable[[str, str, bool], LoadedTeacher] = find_teacher
-) -> LoadedTeacher:
-    """The teacher that the config names, with the stages that its bottleneck needs.
-
-    `find` is `find_teacher`, or a cache of it where several configs may share a teacher.
-    """
-    return find(config.backbone, config.teacher_weights, config.bottleneck == "pre")
-
-
 def teacher_sha256(variables: dict[str, Any]) -> str:
-    """A hash of names and values: the same for the same weights, whatever file held them."""
+    """Return a hash of names and values: the same for the same weights, whatever file held them."""
     digest = hashlib.sha256()
     for path, value in sorted(flatten_dict(variables, sep="/").items()):
         digest.update(path.encode())
@@ -83,7 +71,7 @@ def teacher_sha256(variables: dict[str, Any]) -> str:
 
 
 def load_rd4ad(path: Path, backbone: str) -> dict[str, Any]:
-    """The student's variables in a .pth file of the authors' code, as `convert_rd4ad` gives them.
+    """Load the student's variables from a .pth file of the authors' code: see `convert_rd4ad`.
 
     Raises UserError if the file cannot be read or does not fit.
     """

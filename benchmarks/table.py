@@ -1,4 +1,4 @@
-"""Tables that grow line by line, and files that are whole at any time; without JAX."""
+"""Print tables that grow line by line, and write files that are whole at any time."""
 
 import json
 import os
@@ -8,19 +8,19 @@ from typing import Any
 
 
 def print_line(cells: Iterable[str]) -> None:
-    """A line of a Markdown table, at once."""
+    """Print a line of a Markdown table, at once."""
     print(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |", flush=True)
 
 
 def print_heading(cells: Iterable[str]) -> None:
-    """The first two lines: a first column of texts, the others aligned as numbers."""
+    """Print the first two lines: a first column of texts, the others aligned as numbers."""
     first, *others = cells
     print_line([first, *others])
     print_line(["---", *["---:"] * len(others)])
 
 
-def write_whole(path: str, value: Any) -> None:
-    """Writes JSON if there is a path: the whole file, or it stays as it was."""
+def write_json(path: str, value: Any) -> None:
+    """Write JSON if there is a path: the whole file, or it stays as it was."""
     if path:
         new = Path(f"{path}.new")
         new.write_text(json.dumps(value, indent=2) + "\n")

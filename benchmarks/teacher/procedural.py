@@ -1,4 +1,4 @@
-"""Images that no data set holds, to distil a teacher on: leaves, textures, strokes, light, blur.
+"""Draw images to distil a teacher on: leaves, textures, strokes, light, blur.
 
 "Dead leaves", shapes of all sizes that hide each other, have the edges and the spectrum of
 photographs (Lee, Mumford and Huang, IJCV 2001); networks trained on them and on textures see

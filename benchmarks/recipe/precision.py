@@ -1,12 +1,13 @@
-"""Whether bfloat16 trains as well as float32: both on real images, by the short recipe.
+"""Compare training in bfloat16 with float32: both on real images, by the short recipe.
 
-python -m benchmarks.precision --data DATA_DIR --weights FILE [--categories bottle] [--seeds 0 1 2]
-    [--epochs 40] [--budget SECONDS] [--json FILE]
+python -m benchmarks.recipe.precision --data DATA_DIR --weights FILE [--categories bottle]
+    [--seeds 0 1 2] [--epochs 40] [--budget SECONDS] [--json FILE]
 
 DATA_DIR is in MVTec AD layout, FILE holds ResNet-18's ImageNet weights with torchvision's names.
-Each dtype is that of training and of scoring, as in a run; "float32" is what XLA makes of it,
-which on a GPU may be TF32. After 40 epochs the recipe stops gaining (docs/recipe.md). A training is
-printed and saved when it is done; on a GPU those that 8 minutes do not hold are left out.
+Each dtype is that of training, "float32" what XLA makes of it, which on a GPU may be TF32; both are
+scored in float32, as in a run. After 40 epochs the recipe stops gaining (docs/recipe.md). A
+training is printed and saved when it is done; on a GPU those that 8 minutes do not hold are left
+out.
 """
 
 import argparse
@@ -14,67 +15,56 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from benchmarks.limits import budget_of, deadline_of, one_gpu
-from benchmarks.printed import print_heading, print_line, write_whole
-from benchmarks.speed_jax import device_facts
-from rd_jax import create_train_state, load_teacher, make_scorer
-from rd_jax.config import SHORT
+from benchmarks.table import print_heading, print_line, write_json
+from rd_jax import Model, create_train_state, load_teacher, make_scorer
 from rd_jax.data import Split
-from rd_jax.data.mvtec import load_category
 from rd_jax.data.order import steps_until
+from rd_jax.data.sources import Source, find_categories
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import METRICS, metrics_of
-from rd_jax.method.models import Model
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.train import make_parallel_train_steps
-from rd_jax.run.loop import steps_per_dispatch, training
-from rd_jax.run.scoring import Program, score_images
+from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
+from rd_jax.run.scoring import bound, score_images
 
 NAMES = ("image_auroc", "pixel_auroc", "aupro")
 DTYPES = ("bfloat16", "float32")
 OPTIMIZER = optax.adam(0.005, 0.5, 0.999)
-RECIPE: dict[str, Any] = SHORT
-LOSS, BATCH_SIZE, EMA = LOSSES[RECIPE["loss"]], RECIPE["batch_size"], RECIPE["ema"]
+LOSS, BATCH_SIZE, EMA = "mixed", 4, 0.999  # as in configs/mvtec_short.py
 SCORED = 16  # images at a time
+BUDGET = 480.0  # seconds, on a GPU
+
+TrainOne = Callable[[Split, int], dict[str, Any]]  # the metrics of a seed's training
 
 
-class Programs(NamedTuple):
-    """What is compiled once for all trainings in a dtype."""
+def trainer(teacher: Any, options: argparse.Namespace, dtype: str) -> TrainOne:
+    """Return a function that trains and evaluates; what it compiles is compiled once."""
+    model = Model(options.backbone, dtype=jnp.dtype(dtype))
+    max_steps = steps_per_dispatch(BATCH_SIZE, (options.image_size,) * 2)
+    steps = make_parallel_train_steps(model, OPTIMIZER, LOSSES[LOSS], max_steps, ema=EMA)
+    scorer = make_scorer(Model(options.backbone))
 
-    model: Model
-    train_steps: Any
-    max_steps: int
-    scorer: Program
+    def train(split: Split, seed: int) -> dict[str, Any]:
+        first = create_train_state(model, OPTIMIZER, jax.random.key(seed), EMA)
+        batches = Batches(split.train, np.arange(len(split.train)), BATCH_SIZE, seed)
+        last_step = steps_until(options.epochs, len(split.train), BATCH_SIZE)
+        *_, (state, _, _) = dispatches(steps, max_steps, teacher, batches, first, [last_step])
+        score = bound(scorer, teacher, state.student_variables)
+        maps, scores = score_images(score, split.test, SCORED)
+        return metrics_of(maps, scores, split.labels, split.masks)
 
-
-def programs_of(backbone: str, dtype: str, size: int) -> Programs:
-    """The networks in a dtype, and what runs them on images of this size."""
-    model = Model(backbone, dtype=jnp.dtype(dtype))
-    max_steps = steps_per_dispatch(BATCH_SIZE, (size, size))
-    steps = make_parallel_train_steps(model, OPTIMIZER, LOSS, max_steps, ema=EMA)
-    return Programs(model, steps, max_steps, make_scorer(model))
-
-
-def train(programs: Programs, teacher: Any, split: Split, epochs: int, seed: int) -> dict[str, Any]:
-    """The metrics of a whole training, as fractions."""
-    model, steps, max_steps, scorer = programs
-    first = create_train_state(model, OPTIMIZER, jax.random.key(seed), EMA)
-    last_step = steps_until(epochs, len(split.train), BATCH_SIZE)
-    length: Any = dict(last_step=last_step, batch_size=BATCH_SIZE, seed=seed)
-    *_, (state, _, _) = training(steps, max_steps, teacher, split.train, first, **length)
-    maps, scores = score_images(scorer, teacher, state.student_variables, split.test, SCORED)
-    return metrics_of(maps, scores, split.labels, split.masks)
+    return train
 
 
 def per_cent(values: Sequence[float | None]) -> str:
-    """Their mean, and the standard deviation of several."""
+    """Return the mean, and the standard deviation of several."""
     known = [100 * value for value in values if value is not None]
     if not known:
         return "n/a"
@@ -85,27 +75,27 @@ def per_cent(values: Sequence[float | None]) -> str:
 def trainings(
     splits: Sequence[Split],
     seeds: Sequence[int],
-    train_one: Callable[[str, Split, int], dict[str, Any]],
+    train_in: Mapping[str, TrainOne],
     deadline: float | None,
 ) -> Iterator[dict[str, Any]]:
-    """A row of each, in turns, so that what is left out is left out of both dtypes."""
+    """Yield a row of each, in turns, so that both dtypes lose what there is no time for."""
     longest = 0.0
-    order = ((seed, split, dtype) for seed in seeds for split in splits for dtype in DTYPES)
+    order = ((seed, split, dtype) for seed in seeds for split in splits for dtype in train_in)
     for i, (seed, split, dtype) in enumerate(order):
         row = {"category": split.name, "dtype": dtype, "seed": seed}
         start = time.monotonic()
         if deadline is not None and start + longest > deadline:
             yield row | {"metrics": None, "seconds": 0.0}
             continue
-        metrics = train_one(dtype, split, seed)
+        metrics = train_in[dtype](split, seed)
         seconds = time.monotonic() - start
-        if i >= len(DTYPES):  # the first ones compile
+        if i >= len(train_in):  # the first ones compile
             longest = max(longest, seconds)
         yield row | {"metrics": metrics, "seconds": seconds}
 
 
 def print_training(row: Mapping[str, Any]) -> None:
-    """A line of the table."""
+    """Print a line of the table."""
     names = [row["category"], row["dtype"], str(row["seed"])]
     if row["metrics"] is None:
         print_line([*names, *["left out: the budget is spent"] * len(NAMES), ""])
@@ -115,7 +105,7 @@ def print_training(row: Mapping[str, Any]) -> None:
 
 
 def print_means(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each category and dtype, over the seeds that there are."""
+    """Print a line for each category and dtype, over the seeds that there are."""
     for category, dtype in dict.fromkeys((row["category"], row["dtype"]) for row in rows):
         alike = [row for row in rows if (row["category"], row["dtype"]) == (category, dtype)]
         found = [row["metrics"] for row in alike if row["metrics"]]
@@ -124,33 +114,30 @@ def print_means(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def compare(options: argparse.Namespace, start: float) -> None:
-    """Trains; prints and writes each row."""
-    facts = device_facts()
-    budget = budget_of(options.budget, facts["platform"])
+    """Train; print and write each row."""
+    platform, size = jax.default_backend(), options.image_size
+    budget = BUDGET if options.budget is None and platform != "cpu" else options.budget
+    facts = {"platform": platform, "device": jax.local_devices()[0].device_kind}
     facts |= {"jax": jax.__version__, "backbone": options.backbone, "budget_seconds": budget}
-    facts |= {"image_size": options.image_size, "epochs": options.epochs, **RECIPE}
+    facts |= {"image_size": size, "epochs": options.epochs}
+    facts |= {"loss": LOSS, "batch_size": BATCH_SIZE, "ema": EMA}
     print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n", flush=True)
-    rows: list[dict[str, Any]] = []
-    saved = {**facts, "trainings": rows}
-    write_whole(options.json, saved)
     teacher = fold_batch_norm(load_teacher(options.backbone, options.weights))
-    splits = [load_category(Path(options.data), c, options.image_size) for c in options.categories]
-    programs = {d: programs_of(options.backbone, d, options.image_size) for d in DTYPES}
-
-    def train_one(dtype: str, split: Split, seed: int) -> dict[str, Any]:
-        return train(programs[dtype], teacher, split, options.epochs, seed)
-
+    source = Source(options.data, "", (size, size), "stretch")
+    splits = [found.load() for found in find_categories(source, ",".join(options.categories))]
     labels = [f"{METRICS[name].label} %" for name in NAMES]
     print_heading(["category", "dtype", "seed", *labels, "seconds"])
-    for row in trainings(splits, options.seeds, train_one, deadline_of(start, budget)):
+    train_in = {dtype: trainer(teacher, options, dtype) for dtype in DTYPES}
+    rows: list[dict[str, Any]] = []
+    for row in trainings(splits, options.seeds, train_in, start + budget if budget else None):
         print_training(row)
         rows.append(row)
-        write_whole(options.json, saved)
+        write_json(options.json, {**facts, "trainings": rows})
     print_means(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the flags."""
+    """Read the flags."""
     start = time.monotonic()
     description, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=description, epilog=rest)
@@ -166,7 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", default="resnet18", help="of teacher and student")
     parser.add_argument("--image_size", type=int, default=256)
     # Of several, one: they would have to divide the recipe's batch of 4.
-    os.environ["CUDA_VISIBLE_DEVICES"] = one_gpu()
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[
+        0
+    ]
     compare(parser.parse_args(arguments), start)
 
 

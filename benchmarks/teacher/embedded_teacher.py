@@ -1,7 +1,8 @@
-"""Makes the teacher that comes along: a ResNet-10 that imitates an ImageNet network.
+"""Make the teacher that comes along: a ResNet-10 that imitates an ImageNet network.
 
-python -m benchmarks.embedded_teacher make FILE.safetensors [--source resnet18] [--weights imagenet]
-python -m benchmarks.embedded_teacher compare FILE.safetensors FOLDER [--size 256]
+python -m benchmarks.teacher.embedded_teacher make FILE.safetensors [--source resnet18]
+    [--weights imagenet]
+python -m benchmarks.teacher.embedded_teacher compare FILE.safetensors FOLDER [--size 256]
 
 `make` distils the source's features at all three scales on procedural images and crops of the two
 photographs that scikit-learn ships, and goes on where it was interrupted (FILE.state). `compare`
@@ -25,19 +26,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.serialization import from_bytes, to_bytes
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 from sklearn.datasets import load_sample_images
 from tqdm import tqdm
 
-from benchmarks.procedural import canvas
-from rd_jax.data.images import load_images
+from benchmarks.teacher.procedural import canvas
+from rd_jax.data.decode import read_image, resized
 from rd_jax.method.loss import per_position_cosine_loss
 from rd_jax.method.models import BACKBONES, Features, Teacher, normalize
 from rd_jax.method.models.blocks import Conv1x1
 from rd_jax.method.models.init import init_variables
-from rd_jax.system.compilation import keep_compiled_programs
+from rd_jax.system.command import keep_compiled_programs
 from rd_jax.system.files import write_whole
-from rd_jax.weights.convert import to_state_dict
+from rd_jax.weights.convert import torch_name
 from rd_jax.weights.teacher import load_teacher
 
 BACKBONE = "resnet10"
@@ -48,7 +50,7 @@ SAVE_EVERY = 500  # steps
 
 
 def crops(image: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Cut-outs [CROP, CROP, 3], mirrored and turned."""
+    """Yield cut-outs [CROP, CROP, 3], mirrored and turned."""
     for _ in range(CROPS):
         y, x = rng.integers(0, CANVAS - CROP + 1, 2)
         cut = np.rot90(image[y : y + CROP, x : x + CROP], int(rng.integers(4)))
@@ -56,7 +58,7 @@ def crops(image: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 def batches(seed: int, first: int) -> Iterator[np.ndarray]:
-    """Batches [BATCH, CROP, CROP, 3], uint8, from batch `first` on, drawn by all processors.
+    """Yield batches [BATCH, CROP, CROP, 3], uint8, from batch `first` on, drawn by all processors.
 
     The crops of a canvas go to batches that follow each other, so that those of one batch differ.
     """
@@ -78,7 +80,7 @@ def batches(seed: int, first: int) -> Iterator[np.ndarray]:
 
 
 def imitation_loss(wanted: Features, got: Features) -> jax.Array:
-    """Cosine distance of each position, and squared error in units of the source's variance."""
+    """Return the cosine distance, plus the squared error in units of the source's variance."""
 
     def squared_error(w: jax.Array, g: jax.Array) -> jax.Array:
         return jnp.mean((w - g) ** 2) / jnp.var(w)
@@ -88,13 +90,16 @@ def imitation_loss(wanted: Features, got: Features) -> jax.Array:
 
 
 class Imitator(nn.Module):
-    """The small network; where the source has other channels, a projection that is thrown away."""
+    """Imitate with the small network.
+
+    Where the source has other channels, a projection follows, which is thrown away.
+    """
 
     channels: Sequence[int]
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Features:
-        """As `Teacher`, in the source's channels."""
+        """Return the features of `Teacher` in the source's channels."""
         features = Teacher(BACKBONE, name="teacher")(images, train)
         return tuple(
             f if f.shape[-1] == c else Conv1x1(c, name=f"projection{i}")(f)
@@ -103,14 +108,24 @@ class Imitator(nn.Module):
 
 
 def start(own: Any, source: Any) -> Any:
-    """The source's values where it has such a layer: half of its blocks are a good start."""
+    """Take the source's values where it has such a layer: half of its blocks are a good start."""
     if not isinstance(own, dict):
         return source if np.shape(source) == np.shape(own) else own
     return {name: start(v, source[name]) if name in source else v for name, v in own.items()}
 
 
+def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
+    """Return torchvision's names and layouts, numpy arrays: the inverse of `convert_teacher`."""
+    return {
+        torch_name(path): np.ascontiguousarray(
+            value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        )
+        for path, value in flatten_dict(variables).items()
+    }
+
+
 def make(source: str, weights: str, path: Path, steps: int, seed: int) -> None:
-    """Distils, and writes the variables under torchvision's names, in float16."""
+    """Distil, and write the variables under torchvision's names, in float16."""
     wide = BACKBONES[source]
     channels = tuple(wide.planes * wide.block.expansion * factor for factor in (1, 2, 4))
     network, source_network = Imitator(channels), Teacher(source)
@@ -166,9 +181,9 @@ def make(source: str, weights: str, path: Path, steps: int, seed: int) -> None:
 
 
 def compare(path: Path, source: str, weights: str, images: Path, size: int) -> list[float]:
-    """The mean cosine similarity of both networks' features at each scale, shallow to deep."""
+    """Return the mean cosine similarity of both networks' features, shallow to deep."""
     files = sorted(p for p in images.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    pixels = load_images(files, size)[0]
+    pixels = np.stack([resized(read_image(path), (size, size)) for path in files])
     variables = load_teacher(source, weights), load_teacher(BACKBONE, str(path))
 
     @jax.jit

@@ -1,0 +1,223 @@
+"""How fast rd_jax is on this machine, beside PyTorch.
+
+python -m benchmarks.speed [--cpu] [--only TEXT] [--budget SECONDS] [--json FILE]
+
+In each row every implementation has a process and so memory of its own, and they take turns.
+PyTorch runs if it is installed (`make install EXTRAS=dev,parity`) and finds the kind of device that
+JAX finds: the authors' structure as it is (eager) and tuned (channels_last; on a GPU bfloat16
+autocast, fused Adam, cudnn.benchmark). One device is used. A row is printed and saved as soon as it
+is there, the most telling ones first; on a GPU those that 8 minutes do not hold are left out. Times
+are medians and, in brackets, the quarter and three-quarter points; memory is the most that the
+device held in a row, on a CPU the most that the process did.
+"""
+
+import argparse
+import importlib.util
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.speed.worker import Job, NoAnswerError, Worker
+from benchmarks.table import print_heading, print_line, write_json
+
+# The module that measures a column, and what its functions take for it.
+COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rd_jax": ("of_jax", {}),
+    "rd_jax bfloat16": ("of_jax", {"dtype": "bfloat16"}),
+    "PyTorch eager": ("of_torch", {"is_tuned": False}),
+    "PyTorch tuned": ("of_torch", {"is_tuned": True}),
+    "PIL alone": ("of_jax", {"by_pil": True}),
+}
+OWN, OWN_BFLOAT16, EAGER, TUNED, PIL = COLUMNS
+BUDGET = 480.0  # seconds, on a GPU
+
+
+class Sizes(NamedTuple):
+    """What is measured, of images of `size` pixels."""
+
+    train_batches: tuple[int, ...]
+    score_batches: tuple[int, ...]
+    repeats: int
+    seconds: float = 0.0  # that a sample takes at least
+    size: int = 256
+    num_maps: int = 160
+    num_files: int = 32
+    epochs: int = 0  # of the whole category
+    num_train: int = 209  # images, as `bottle`
+    num_test: int = 16  # good ones, and of each of four defects
+
+
+GPU = Sizes((16, 64), (1, 16, 64), repeats=10, seconds=0.3, epochs=200)
+CPU = Sizes((4,), (1, 8), repeats=5)
+TINY = Sizes((2,), (2,), 2, 0.0, 32, num_maps=8, num_files=2, epochs=1, num_train=8, num_test=1)
+
+
+class Row(NamedTuple):
+    """One figure by column, each of so many samples; whole runs are a module of their own."""
+
+    name: str
+    function: str
+    arguments: Mapping[str, Any]
+    columns: Sequence[str]
+    repeats: int
+    is_run: bool = False
+
+    def job(self, column: str, kind: str) -> Job:
+        """Return what a column's process does, on this kind of device alone."""
+        if self.is_run:
+            return Job("benchmarks.speed.of_runs", self.function, self.arguments, warm_up=0)
+        module, extra = COLUMNS[column]
+        return Job(f"benchmarks.speed.{module}", self.function, {**self.arguments, **extra}, kind)
+
+
+@dataclass
+class Measured:
+    """What was found of a row, by column."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # and quartiles
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def rows_of(sizes: Sizes, backbone: str, has_torch: bool, has_bfloat16: bool) -> list[Row]:
+    """Return all rows, the most telling ones first."""
+    pytorch = (EAGER, TUNED) if has_torch else ()
+    # Runs score in float32 everywhere; PyTorch, tuned, does not.
+    scorers = (OWN, OWN_BFLOAT16, *pytorch) if has_bfloat16 else (OWN, *pytorch)
+    network = {"backbone": backbone, "size": sizes.size}
+
+    def of_batches(function: str, batches: Sequence[int], columns: Sequence[str]) -> list[Row]:
+        name = function.replace("_", " ")
+        return [
+            Row(f"{name}, batch {n}", function, network | {"batch": n}, columns, sizes.repeats)
+            for n in batches
+        ]
+
+    def of_caches(name: str, function: str, arguments: dict[str, Any]) -> list[Row]:
+        return [
+            Row(f"{name}, {c} cache", function, arguments | {"cache": c}, (OWN,), 1, is_run=True)
+            for c in ("empty", "warm")
+        ]
+
+    maps, files = ({"count": n, "size": sizes.size} for n in (sizes.num_maps, sizes.num_files))
+    category = {key: getattr(sizes, key) for key in ("epochs", "num_train", "num_test")}
+    whole = of_caches(
+        f"whole category, {sizes.epochs} epochs", "whole_category", network | category
+    )
+    return [
+        *of_batches("training_step", sizes.train_batches, (OWN, *pytorch)),
+        *of_batches("scoring", sizes.score_batches, scorers),
+        Row(f"metrics of {sizes.num_maps} maps", "metrics", maps, (OWN,), sizes.repeats),
+        *(whole if sizes.epochs else ()),
+        Row("decoding, one image", "decoding", files, (OWN, PIL), sizes.repeats),
+        *of_caches("cold start to first step", "cold_start", network),
+    ]
+
+
+def measure(row: Row, kind: str, seconds: float, deadline: float | None) -> Measured:
+    """Measure a row; columns take turns, so that a machine that slows down slows all down.
+
+    A column that fails is lost alone.
+    """
+    if deadline is not None and time.monotonic() >= deadline:
+        return Measured(failures=dict.fromkeys(row.columns, "left out, the budget is spent"))
+    found = Measured()
+    samples: dict[str, list[float]] = {column: [] for column in row.columns}
+    with ExitStack() as stack:
+        workers = {column: Worker(row.job(column, kind)) for column in row.columns}
+        for worker in workers.values():
+            stack.callback(worker.close)
+        for i in range(1 + row.repeats):  # at first they prepare
+            for column in list(samples):
+                try:
+                    answer = workers[column].ask(seconds, deadline)
+                except NoAnswerError as error:
+                    found.failures[column] = str(error)
+                    del samples[column]
+                    workers[column].close()  # its memory may be in the way
+                    continue
+                if i:
+                    samples[column].append(answer[0])
+                    found.peak_bytes[column] = answer[1]
+                else:
+                    found.facts[column] = answer
+    found.seconds = {column: quartiles(values) for column, values in samples.items()}
+    return found
+
+
+def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, the quarter and the three-quarter point of at least one sample."""
+    median, low, high = np.quantile(samples, (0.5, 0.25, 0.75)).tolist()
+    return median, low, high
+
+
+def cell(found: Measured, column: str) -> str:
+    """Return milliseconds, their spread and MiB, or why there are none."""
+    if column in found.seconds:
+        median, low, high = (1e3 * seconds for seconds in found.seconds[column])
+        spread = f" ({low:.1f} to {high:.1f})" if low < high else ""
+        size = found.peak_bytes[column] >> 20
+        return f"{median:.1f}{spread}{f', {size} MiB' if size else ''}"
+    return f"NONE: {found.failures[column][:150]}" if column in found.failures else ""
+
+
+def run(options: argparse.Namespace, start: float) -> None:
+    """Ask JAX what there is, then measure row after row."""
+    worker = Worker(Job("benchmarks.speed.of_jax"))
+    try:
+        facts = worker.ask(0)
+    finally:
+        worker.close()
+    on_cpu = facts["platform"] == "cpu"
+    budget = BUDGET if options.budget is None and not on_cpu else options.budget
+    sizes = TINY if options.tiny else CPU if on_cpu else GPU
+    backbone = "resnet10" if options.tiny else options.backbone
+    facts |= {"cpu_cores": os.cpu_count(), "python": platform.python_version()}
+    facts |= {"backbone": backbone, "budget_seconds": budget}
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n")
+    print_heading(["milliseconds", *COLUMNS])
+    saved: dict[str, Any] = facts | {"rows": {}}
+    has_torch = importlib.util.find_spec("torch") is not None
+    for row in rows_of(sizes, backbone, has_torch, has_bfloat16=not on_cpu):
+        if options.only in row.name:
+            deadline = start + budget if budget else None
+            found = measure(row, facts["platform"], sizes.seconds, deadline)
+            print_line([row.name, *(cell(found, column) for column in COLUMNS)])
+            saved["rows"][row.name] = asdict(found)
+            write_json(options.json, saved)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    start = time.monotonic()
+    description, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(description=description, epilog=rest)
+    parser.add_argument("--cpu", action="store_true", help="the CPU, with sizes for a laptop")
+    parser.add_argument("--tiny", action="store_true", help="all rows of a GPU, for tests")
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--budget", type=float, help="seconds; 480 on a GPU, else no limit")
+    parser.add_argument("--json", default="", help="where the figures are written, too")
+    parser.add_argument("--backbone", default="wide_resnet50_2", help="of teacher and student")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
+    visible = "" if options.cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    os.environ |= {"CUDA_VISIBLE_DEVICES": visible, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if options.cpu:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder  # of all that the processes write
+        run(options, start)
+
+
+if __name__ == "__main__":
+    main()
