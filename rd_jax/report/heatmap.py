@@ -10,44 +10,41 @@ _OPACITIES = np.round(0.7 * np.arange(256)).astype(np.uint8)  # from nothing to 
 
 @cache
 def _colours() -> np.ndarray:
-    """[256, 3] uint8, from blue to red, without the nearly black ends."""
-    from matplotlib import colormaps  # here, since it reads the environment: see `settle`
+    """Return [256, 3] uint8, from blue to red, without the nearly black ends."""
+    from matplotlib import colormaps  # here, since it takes a while to import
 
     return np.round(255 * colormaps["turbo"](np.linspace(0.1, 0.92, 256))[:, :3]).astype(np.uint8)
 
 
 def strength(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The map's place on the scale as uint8 of any shape: up to `low` 0, above `high` alone 255."""
+    """Return the map's place on the scale, uint8: 0 up to `low`, 255 only above `high`."""
     anomaly_map = np.asarray(anomaly_map, np.float32)
     between = np.clip(255 * (anomaly_map - low) / (high - low), 0, 254)
     return np.where(anomaly_map > high, 255, between).astype(np.uint8)
 
 
 def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[h, w] -> [*size] float32, bilinear; the maximum is kept, where it lies."""
+    """Return the map [h, w] as [*size] float32, bilinear; its maximum stays, where it lies."""
     anomaly_map = np.asarray(anomaly_map, np.float32)
-    height, width = size
-    resized = np.array(
-        Image.fromarray(anomaly_map).resize((width, height), Image.Resampling.BILINEAR)
-    )
+    (h, w), (height, width) = anomaly_map.shape, size
+    bilinear = Image.fromarray(anomaly_map).resize((width, height), Image.Resampling.BILINEAR)
+    resized = np.array(bilinear)
     row, column = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
-    h, w = anomaly_map.shape
-    resized[(2 * row + 1) * height // (2 * h), (2 * column + 1) * width // (2 * w)] = (
-        anomaly_map.max()
-    )
+    place = (2 * row + 1) * height // (2 * h), (2 * column + 1) * width // (2 * w)
+    resized[place] = anomaly_map.max()
     return resized
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The map [h, w] in colours over the image [H, W, 3] uint8, at the image's resolution.
+    """Return the image [H, W, 3] uint8 under the map [h, w] in colours.
 
-    The more anomalous, the more colour: what is calm shows the image itself.
+    The more anomalous, the more colour: where the map is calm the image itself is seen.
     """
     return coloured(image, strength(resized_map(anomaly_map, image.shape[:2]), low, high))
 
 
 def coloured(image: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """A `strength` uint8 [H, W] in colours over the image [H, W, 3] uint8."""
+    """Return the image [H, W, 3] uint8 under the colours of a `strength` uint8 [H, W]."""
     # Pillow blends in 8 bits: a photograph in floats would take ten times the memory.
     colours, background, opacity = map(
         Image.fromarray, (_colours()[level], image, _OPACITIES[level])

@@ -1,119 +1,116 @@
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from rd_jax.data import Split
-from rd_jax.data.synthetic import DEFECTS, weave
-from rd_jax.method.calibration import Calibration
-from rd_jax.method.counts import counted, no_pixels
-from rd_jax.method.metrics import Scored, sums_and_maxima
 from rd_jax.report.gallery import (
-    chosen,
     examples,
     informative,
     read_evaluation,
     small_map,
-    write_evaluation,
+    thinned,
     wrongness,
 )
-from rd_jax.store.arrays import write_arrays
+from rd_jax.report.heatmap import overlay
+from rd_jax.store.rows import write_arrays
+from tests.report.evaluated import THRESHOLDS, weave_split, write
 
 FILE = "evaluation.npz"
-CALIBRATION = Calibration("holdout", 12, 0.05, 1.5, 0.9, 0.1, 2.1, 1 / 13, 0.001, "float32")
 
 
-def weave_split(count: int, size: int = 32) -> tuple[Split, np.ndarray]:
-    """Every other image of the generated category is defective; its maps are drawn, not learnt."""
-    rng = np.random.default_rng(0)
-    kinds = [None, *DEFECTS]
-    drawn = [weave(rng, size, kinds[i % len(kinds)]) for i in range(count)]
-    images = np.array([image for image, _ in drawn], np.uint8).reshape(-1, size, size, 3)
-    masks = np.array([mask for _, mask in drawn], bool).reshape(-1, size, size)
-    labels = np.array([i % len(kinds) > 0 for i in range(count)], bool)
-    names = [f"{kinds[i % len(kinds)] or 'good'}/{i:03}.png" for i in range(count)]
-    maps = (0.5 * masks + rng.gamma(2, 0.2, masks.shape)).astype(np.float32)
-    return Split("weave", images[:0], [], "", images, names, "", labels, masks), maps
-
-
-def write(
-    path: Path, split: Split, maps: np.ndarray, scores: np.ndarray, calibration: Calibration | None
-) -> None:
-    """`write_evaluation` of maps and scores of all test images."""
-    masks = np.zeros(maps.shape, bool) if split.masks is None else split.masks
-    found = Scored(scores, *sums_and_maxima(maps), counted(no_pixels(), maps, masks))
-    shown = chosen(split, scores, calibration)
-    write_evaluation(path, split, found, shown, [*map(small_map, maps[shown])], calibration)
+def pixels_of(file: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(file)) as image:
+        return np.asarray(image)
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     split, maps = weave_split(10)
     scores = maps.max((1, 2))
-    write(tmp_path / FILE, split, maps, scores, CALIBRATION)
+    read = write(tmp_path / FILE, split, maps, scores, THRESHOLDS)
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    read = read_evaluation(tmp_path / FILE)
-    assert read is not None
-    assert list(read.names) == split.test_names
+    assert tuple(read.names) == split.test_names
     np.testing.assert_array_equal(read.scores, scores)
     np.testing.assert_array_equal(read.labels, split.labels)
-    assert read.calibration == CALIBRATION
-    np.testing.assert_array_equal(read.images, split.test[read.shown])
-    np.testing.assert_array_equal(read.masks, 255 * split.masks[read.shown])
-    expected = np.clip((maps[read.shown] - 0.1) / 2, 0, 1) * 255
-    np.testing.assert_allclose(read.strengths, expected, atol=1.01)
+    np.testing.assert_array_equal(read.size, [32, 32])
+    assert sorted(read.shown) == list(range(10))
+    for k, i in enumerate(read.shown):
+        heatmap = overlay(split.test[i], maps[i], 0.1, 2.1)
+        for file, expected in ((read.images[k], split.test[i]), (read.heatmaps[k], heatmap)):
+            difference = pixels_of(file).astype(int) - expected
+            assert np.abs(difference).mean() < 12  # of JPEG
+        np.testing.assert_array_equal(pixels_of(read.masks[k]), 255 * split.masks[i])
+    np.testing.assert_array_equal(read.map_range, [0.1, 2.1])
     assert read.pro[-1, 0] == pytest.approx(0.3)
 
 
-def test_a_folder_without_an_evaluation_has_none(tmp_path: Path) -> None:
+def test_a_folder_without_an_evaluation_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert read_evaluation(tmp_path / FILE) is None
+    assert not caplog.text
 
 
 def test_an_evaluation_of_another_version_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_arrays(tmp_path / FILE, {"calibration": np.array("null"), "of_tomorrow": np.zeros(1)})
+    write_arrays(tmp_path / FILE, {"names": np.array(["a"]), "of_tomorrow": np.zeros(1)})
     assert read_evaluation(tmp_path / FILE) is None
     assert "evaluation.npz is left out, since it is of another version" in caplog.text
 
 
-def test_without_a_calibration_the_maps_set_the_scale(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.98])
+def test_an_evaluation_that_was_cut_short_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float
+) -> None:
+    split, maps = weave_split(3)
+    write(tmp_path / FILE, split, maps, maps.max((1, 2)), THRESHOLDS)
+    whole = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(whole[: int(share * len(whole))])
+    assert read_evaluation(tmp_path / FILE) is None
+    assert "evaluation.npz is left out, since it cannot be read" in caplog.text
+
+
+def test_without_thresholds_the_maps_set_the_scale(tmp_path: Path) -> None:
     split, maps = weave_split(4)
-    write(tmp_path / FILE, split, maps, maps.max((1, 2)), None)
-    read = read_evaluation(tmp_path / FILE)
-    assert read is not None
-    assert read.calibration is None
+    read = write(tmp_path / FILE, split, maps, maps.max((1, 2)), None)
     np.testing.assert_allclose(read.map_range, [np.median(maps), maps.max()], rtol=1e-4)
-    assert read.strengths.max() == 254  # nothing is above a threshold that there is not
 
 
-def test_large_images_become_thumbnails(tmp_path: Path) -> None:
-    split, maps = weave_split(2, size=224)
-    write(tmp_path / FILE, split, maps, maps.max((1, 2)), CALIBRATION)
-    read = read_evaluation(tmp_path / FILE)
-    assert read is not None
-    assert read.images.shape == (2, 192, 192, 3)
-    assert read.strengths.shape == read.masks.shape == (2, 192, 192)
+@pytest.mark.parametrize(
+    ("shape", "shown"), [((224, 224), (192, 192)), ((100, 400), (48, 192)), ((4, 2400), (1, 192))]
+)
+def test_large_images_become_thumbnails(
+    tmp_path: Path, shape: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    split, _ = weave_split(2)
+    split = replace(
+        split, test=np.zeros((2, *shape, 3), np.uint8), masks=np.ones((2, *shape), bool)
+    )
+    maps = np.random.default_rng(0).random((2, *shape), np.float32)
+    read = write(tmp_path / FILE, split, maps, maps.max((1, 2)), THRESHOLDS)
+    assert tuple(read.size) == small_map(maps[0]).shape == shown
+    for files in (read.images, read.heatmaps, read.masks):
+        assert {pixels_of(file).shape[:2] for file in files} == {shown}
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_without_both_classes_there_are_no_curves(tmp_path: Path, count: int) -> None:
     split, maps = weave_split(count)
-    split = split._replace(masks=None)
-    write(tmp_path / FILE, split, maps, maps.sum((1, 2)), None)
-    read = read_evaluation(tmp_path / FILE)
-    assert read is not None
-    assert len(read.shown) == len(read.images) == count
+    split = replace(split, masks=None)
+    read = write(tmp_path / FILE, split, maps, maps.sum((1, 2)), None)
+    assert len(read.shown) == len(read.images) == len(read.heatmaps) == count
     assert len(read.image_roc) == len(read.pixel_roc) == len(read.pro) == len(read.masks) == 0
 
 
 def test_of_many_images_the_worst_and_some_of_all_scores_are_kept(tmp_path: Path) -> None:
     split, maps = weave_split(200)
     scores = np.random.default_rng(1).normal(1.5, 1, 200).astype(np.float32)
-    write(tmp_path / FILE, split, maps, scores, CALIBRATION)
-    read = read_evaluation(tmp_path / FILE)
-    assert read is not None
+    read = write(tmp_path / FILE, split, maps, scores, THRESHOLDS)
     assert len(set(read.shown)) == len(read.shown) >= 120
-    wrong = wrongness(scores, split.labels, CALIBRATION)
+    wrong = wrongness(scores, split.labels, THRESHOLDS)
     worst_first = np.argsort(-wrong)
     np.testing.assert_array_equal(read.shown[:60], worst_first[:60])
     rest = np.sort(scores[worst_first[60:]])
@@ -146,17 +143,17 @@ def test_nothing_found_gives_no_examples() -> None:
     assert examples(["bad/0"], np.ones(1, bool), np.zeros(1), np.ones(1)).size == 0
 
 
-def test_errors_are_measured_from_the_threshold_of_the_calibration() -> None:
+def test_errors_are_measured_from_the_threshold() -> None:
     scores, labels = np.array([1.0, 2.0, 1.0, 2.0]), np.array([True, True, False, False])
-    np.testing.assert_allclose(wrongness(scores, labels, CALIBRATION), [0.5, -0.5, -0.5, 0.5])
+    np.testing.assert_allclose(wrongness(scores, labels, THRESHOLDS), [0.5, -0.5, -0.5, 0.5])
 
 
 def test_without_a_threshold_errors_are_measured_from_that_of_the_best_f1() -> None:
     scores = np.array([0.1, 0.2, 0.9, 0.3, 0.6, 0.8], np.float32)
     labels = np.array([False, False, False, False, True, True])
-    uncalibrated = CALIBRATION._replace(source="train", image_threshold=None)
-    for calibration in (None, uncalibrated):
-        wrong = wrongness(scores, labels, calibration)
+    without = THRESHOLDS._replace(source="train", image_threshold=None)
+    for thresholds in (None, without):
+        wrong = wrongness(scores, labels, thresholds)
         np.testing.assert_allclose(wrong, [-0.5, -0.4, 0.3, -0.3, 0.0, -0.2], atol=1e-6)
 
 
@@ -165,3 +162,18 @@ def test_a_single_class_is_ordered_by_score(label: bool) -> None:
     scores = np.array([0.1, 0.9, 0.5], np.float32)
     order = informative(wrongness(scores, np.full(3, label), None), scores, 10)
     np.testing.assert_array_equal(order, [0, 2, 1] if label else [1, 2, 0])
+
+
+def test_a_thinned_curve_keeps_its_ends_and_its_area() -> None:
+    x = np.linspace(0, 1, 5000)
+    points = np.stack([x, 1 - (1 - x) ** 8], 1)
+    few = thinned(points, 300)
+    assert 200 < len(few) <= 300
+    np.testing.assert_array_equal(few[[0, -1]], points[[0, -1]])
+    assert np.trapezoid(few[:, 1], few[:, 0]) == pytest.approx(8 / 9, abs=1e-3)
+    np.testing.assert_array_equal(thinned(points[:300], 300), points[:300])
+
+
+def test_a_flat_curve_can_be_thinned() -> None:
+    flat = np.stack([np.linspace(0, 1, 50), np.zeros(50)], 1)
+    np.testing.assert_array_equal(thinned(flat, 5)[[0, -1]], flat[[0, -1]])

@@ -1,6 +1,9 @@
+import base64
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,36 +15,43 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from rd_jax.data.synthetic import DEFECTS
-from rd_jax.report import page
-from rd_jax.report.page import write_page
+from rd_jax.report import figures, page
 from rd_jax.store import checkpoint
-from rd_jax.store.rows import append_row, write_json
-from rd_jax.store.workdir import Training
-from tests.report.gallery_test import CALIBRATION, FILE, weave_split, write
-from tests.report.tables_test import row
+from rd_jax.store.results import read_results
+from rd_jax.store.workdir import JOINT, Workdir
+from tests.report.evaluated import (
+    CHECKSUM,
+    THRESHOLDS,
+    add_evaluation,
+    add_results,
+    keep_thresholds,
+    weave_split,
+    write,
+)
 
 SCRIPT = "</script><script>document.title = 'broken'</script>"
-CATEGORY = '<script>alert(1)<!--_"\\1_and_a_name_that_is_longer_than_a_phone_is_wide'
+CATEGORY = '<script>alert(1)<!--_"_and_a_name_that_is_longer_than_a_phone_is_wide'
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update"
 )
 
 
-def add_results(folder: Path, category: str, value: float | None = 0.9, **facts: object) -> None:
-    """The results that an evaluation leaves."""
-    speed = {"eval_seconds": 1.0, "images_per_second": 3.0, "device": "1 x cpu"}
-    write_json(folder / "results.json", row(category, value, **speed | facts))
+@pytest.fixture(autouse=True)
+def _nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "write_figures", lambda *_: None)
 
 
-def add_training(folder: Path, category: str = "weave") -> None:
-    """What an evaluated training leaves, with drawn maps."""
-    add_results(folder, category)
-    split, maps = weave_split(10)
-    split = split._replace(test_names=[f"{name}{SCRIPT}" for name in split.test_names])
-    write(Training(folder, category).evaluation, split, maps, maps.max((1, 2)), CALIBRATION)
-    for step in (1, 2, 3):
-        append_row(folder / "metrics.jsonl", {"step": step, "loss": 1 / step})
+def add_drawn(workdir: Path, category: str, drawn_run: Path, suffix: str = "") -> None:
+    """Leave what an evaluation does, with the figures of another one."""
+    stem = Workdir(workdir).figure(add_evaluation(workdir, category, suffix))
+    stem.parent.mkdir(exist_ok=True)
+    for path in Workdir(drawn_run).figures.iterdir():
+        shutil.copy(path, stem.with_name(path.name.replace("a.b", stem.name)))
+
+
+def write_page(workdir: Path) -> None:
+    page.write_page(workdir, read_results(workdir))
 
 
 def text_of(workdir: Path) -> str:
@@ -54,8 +64,8 @@ def page_of(workdir: Path) -> str:
     return (workdir / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
-    add_training(tmp_path / "weave")
+def test_a_page_needs_nothing_but_itself(tmp_path: Path, drawn_run: Path) -> None:
+    add_drawn(tmp_path, "weave", drawn_run)
     write_page(tmp_path)
     references = re.findall(r'(?:\bsrc|href|action|data|poster)="([^"]*)"', page_of(tmp_path))
     assert len(references) > 30
@@ -64,20 +74,25 @@ def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert "@import" not in page_of(tmp_path)
     ids = re.findall(r'\bid="([^"]+)"', page_of(tmp_path))
     assert len(ids) == len(set(ids))
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
-        f"weave-{name}.{kind}"
-        for name in ("roc", "pro", "scores", "loss")
-        for kind in ("png", "pdf")
-    }
 
 
-def test_names_of_categories_are_text_and_nothing_else(tmp_path: Path) -> None:
-    for name in (CATEGORY, 'a"><i>x', r"a\d", "metal nut", r"x\g<1>"):
-        add_training(tmp_path / name, name)
+def test_no_script_but_the_page_s_own_may_run(tmp_path: Path) -> None:
+    add_evaluation(tmp_path, "weave")
+    write_page(tmp_path)
+    (script,) = re.findall(r"<script>(.*?)</script>", page_of(tmp_path), re.DOTALL)
+    (allowed,) = re.findall(r"script-src 'sha256-(.*?)'", page_of(tmp_path))
+    assert allowed == base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert page_of(tmp_path).count("script-src") == 1
+
+
+def test_names_of_categories_are_text_and_nothing_else(tmp_path: Path, drawn_run: Path) -> None:
+    names = (CATEGORY, 'a"><i>x', "metal nut", "a.b&amp;", "{{ title }}")
+    for name in names:
+        add_drawn(tmp_path, name, drawn_run)
     write_page(tmp_path)
     page = ElementTree.fromstring(body_of(page_of(tmp_path)))
     headings = [heading.text for heading in page.iter("h2")]
-    assert headings[:5] == sorted((CATEGORY, 'a"><i>x', r"a\d", "metal nut", r"x\g<1>"))
+    assert headings[:5] == sorted(names)
     assert not list(page.iter("i"))
     references = re.findall(r"url\(#([^)]*)\)", page_of(tmp_path))
     assert references
@@ -93,9 +108,8 @@ def body_of(page: str) -> str:
 
 def test_seeds_and_categories_have_rows_and_sections_of_their_own(tmp_path: Path) -> None:
     for seed, value in enumerate([0.5, 0.7]):
-        add_results(tmp_path / "a" / f"seed_{seed}", "a", value, seed=seed, aupro=None)
-        add_results(tmp_path / "b" / f"seed_{seed}", "b", seed=seed, aupro=None)
-    append_row(tmp_path / "b" / "seed_1" / "metrics.jsonl", {"step": 1, "loss": 1.0})
+        add_results(tmp_path, "a", value, seed_folder=seed, aupro=None)
+        add_results(tmp_path, "b", seed_folder=seed, aupro=None)
     assert "mean ± standard deviation over the seeds" in text_of(tmp_path)
     lines = re.findall(r"<tr.*?</tr>", page_of(tmp_path), re.DOTALL)
     cells = [
@@ -112,28 +126,28 @@ def test_seeds_and_categories_have_rows_and_sections_of_their_own(tmp_path: Path
     headings = re.findall(r'<h2 id="([^"]+)">([^<]+)</h2>', page_of(tmp_path))
     assert [anchor for anchor, _ in headings] == targets
     assert [name for _, name in headings] == ["a-seed_0", "a-seed_1", "b-seed_0", "b-seed_1"]
-    assert (tmp_path / "figures" / "b-seed_1-loss.pdf").exists()
 
 
 def test_what_was_configured_and_what_differed_is_said(tmp_path: Path) -> None:
-    config = {"learning_rate": 0.005, "blur_sigma": 2.0}
+    config = {"log_every_steps": 3, "blur_sigma": 2.0}
     for name, seed in (("a", 0), ("b", 1)):
-        add_results(tmp_path / name, name, seed=seed)
+        add_results(tmp_path, name, seed=seed)
         metadata = {"config": config | {"seed": seed}}
         leaf = {"x": np.zeros(1)}
-        with checkpoint.writer(Training(tmp_path / name, name).checkpoints) as save:
+        with checkpoint.writer(Workdir(tmp_path).training(name).checkpoints) as save:
             save(1, leaf, leaf, metadata)
     text = text_of(tmp_path)
     assert "of the last step (not the best on the test set)" in text
-    assert "learning_rate 0.005 blur_sigma 4.0 seed 0, 1 " in text
+    assert "log_every_steps 3 blur_sigma 4.0 seed 0, 1 " in text
     assert re.search(r"jax [\d.]+ ", text)
 
 
 def test_decisions_at_the_threshold_are_counted(tmp_path: Path) -> None:
-    add_results(tmp_path / "weave", "weave")
+    place = add_results(tmp_path, "weave", checkpoint=CHECKSUM)
     split, maps = weave_split(10)
     scores = np.linspace(1.02, 1.92, 10, dtype=np.float32)  # images 0 and 5 are normal
-    write(tmp_path / "weave" / FILE, split, maps, scores, CALIBRATION)
+    write(place.shown, split, maps, scores, THRESHOLDS)
+    keep_thresholds(place)
     text = text_of(tmp_path)
     assert "4 of 8 anomalous images are missed, 1 of 2 normal images are false alarms" in text
     shown = re.findall(r"(\w+/\d+\.png) [\d.]+ \w+ (missed|false alarm)", text)
@@ -144,11 +158,19 @@ def test_decisions_at_the_threshold_are_counted(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_page_opens_on_what_was_found_of_each_kind(tmp_path: Path) -> None:
-    add_results(tmp_path / "weave", "weave")
+def test_thresholds_of_another_checkpoint_are_none(tmp_path: Path) -> None:
+    place = add_results(tmp_path, "weave", checkpoint=CHECKSUM + 1)
     split, maps = weave_split(10)
-    write(tmp_path / "weave" / FILE, split, maps, 1.0 + split.labels, CALIBRATION)
-    append_row(tmp_path / "weave" / "metrics.jsonl", {"step": 1, "loss": 1.0})
+    write(place.shown, split, maps, maps.max((1, 2)), None)
+    keep_thresholds(place)
+    assert "There is no threshold from held-out normal images" in text_of(tmp_path)
+
+
+def test_a_page_opens_on_what_was_found_of_each_kind(tmp_path: Path) -> None:
+    place = add_results(tmp_path, "weave", checkpoint=CHECKSUM)
+    split, maps = weave_split(10)
+    write(place.shown, split, maps, 1.0 + split.labels, THRESHOLDS)
+    keep_thresholds(place)
     write_page(tmp_path)
     before, _, errors = body_of(page_of(tmp_path)).partition("<details>")
     kinds = re.findall(r"<figcaption><b>(\w+)</b>", before)
@@ -162,18 +184,44 @@ def test_a_page_opens_on_what_was_found_of_each_kind(tmp_path: Path) -> None:
 def test_a_folder_without_an_evaluation_says_how_to_get_one(tmp_path: Path) -> None:
     nothing = dict.fromkeys(("num_steps", "last_step", "train_seconds", "images_per_second"))
     nothing |= {"rd4ad_checkpoint": "x.pth", "seed": None}
-    add_results(tmp_path / "a", "a", **nothing)
+    add_results(tmp_path, "a", **nothing)
     text = text_of(tmp_path)
     assert "run once with --mode eval" in text
     assert "authors' checkpoint x.pth" in text
     assert not (tmp_path / "figures").exists()
 
 
+def test_an_evaluation_that_was_cut_short_is_told_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        place = add_evaluation(tmp_path, name)
+    place.shown.write_bytes(place.shown.read_bytes()[:-100])
+    assert text_of(tmp_path).count("run once with --mode eval") == 1
+    assert f"{place.shown} is left out, since it cannot be read" in caplog.text
+
+
+def test_a_joint_training_is_read_once_for_all_its_categories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        add_results(tmp_path, name, joint=True)
+    read = []
+
+    def latest_metadata(folder: Path) -> dict:
+        read.append(folder)
+        return {"config": {"log_every_steps": 3}}
+
+    monkeypatch.setattr(checkpoint, "latest_metadata", latest_metadata)
+    assert "log_every_steps 3" in text_of(tmp_path)
+    assert read == [tmp_path / JOINT / "checkpoints"]
+
+
 @pytest.mark.parametrize(("count", "says"), [(0, "no test images"), (1, "an order by score")])
 def test_without_both_classes_there_is_a_page(tmp_path: Path, count: int, says: str) -> None:
-    add_results(tmp_path / "weave", "weave", None)
+    place = add_results(tmp_path, "weave", None)
     split, maps = weave_split(count)
-    write(tmp_path / "weave" / FILE, split, maps, maps.max((1, 2), initial=0), None)
+    write(place.shown, split, maps, maps.max((1, 2), initial=0), None)
     assert says in text_of(tmp_path)
 
 
@@ -182,18 +230,17 @@ def test_of_too_many_images_a_part_is_shown(
 ) -> None:
     monkeypatch.setattr(page, "_MAX_IMAGES", 8)
     for name in ("a", "b"):
-        add_training(tmp_path / name, name)
+        add_evaluation(tmp_path, name)
     text = text_of(tmp_path)
     assert text.count("Test images, worst errors first: 4 of 10") == 2
     assert text.count("Shown are the worst, and others evenly spaced by score.") == 2
 
 
 def test_names_that_are_no_text_do_not_break_the_page(tmp_path: Path) -> None:
-    add_results(tmp_path / "weave", "weave")
+    place = add_results(tmp_path, "weave")
     split, maps = weave_split(10)
-    names = [f"good/\udcff{i}.png" for i in range(10)]
-    split = split._replace(test_names=names)
-    write(tmp_path / "weave" / FILE, split, maps, maps.max((1, 2)), None)
+    split = replace(split, test_names=tuple(f"good/\udcff{i}.png" for i in range(10)))
+    write(place.shown, split, maps, maps.max((1, 2)), None)
     assert "good/?3.png" in text_of(tmp_path)
 
 
@@ -217,13 +264,15 @@ def test_colours_of_texts_stand_out(theme: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+def browser(
+    tmp_path_factory: pytest.TempPathFactory, drawn_run: Path
+) -> Iterator[webdriver.Chrome]:
     """Chromium, with a page of a category and images whose names are scripts."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("no chromium and chromedriver (Debian: chromium, chromium-driver)")
     workdir = tmp_path_factory.mktemp("shown")
-    add_training(workdir / CATEGORY, CATEGORY)
+    add_drawn(workdir, CATEGORY, drawn_run, SCRIPT)
     write_page(workdir)
     options = webdriver.ChromeOptions()
     options.binary_location = chromium

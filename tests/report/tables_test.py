@@ -5,20 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rd_jax.method.metrics import METRICS
-from rd_jax.report.tables import write_results
+from rd_jax.report import tables
+from rd_jax.store.results import read_results
 from rd_jax.store.rows import append_row, drop_rows_after, write_json
+from tests.report.evaluated import add_results, row
 
 
-def row(category: str, value: float | None, **values: object) -> dict:
-    facts = {
-        "backbone": "resnet18", "teacher_weights": "imagenet", "image_size": 256,
-        "num_epochs": 10, "loss": "per_position", "seed": 0, "num_steps": 131, "last_step": 131,
-        "dataset": "", "rd4ad_checkpoint": "", "bottleneck": "mff_oce", "scales": [1, 2, 3],
-        "image_score": "max", "holdout": 0.0, "num_held_out": 0, "blur_sigma": 4.0,
-        "dtype": "float32", "train_seconds": 2.0,
-    }  # fmt: skip
-    return {"category": category, **dict.fromkeys(METRICS, value), **facts, **values}
+def write_results(workdir: Path) -> str:
+    return tables.write_results(workdir, read_results(workdir))
 
 
 def test_tables_hold_every_category_and_the_mean_of_what_is_defined(tmp_path: Path) -> None:
@@ -44,19 +38,33 @@ def test_tables_hold_every_category_and_the_mean_of_what_is_defined(tmp_path: Pa
     assert table[1]["aupro"] == ""
 
 
-def test_a_bar_in_a_name_is_no_border(tmp_path: Path) -> None:
-    write_json(tmp_path / "a|b" / "results.json", row("a|b", 0.5))
-    assert "| a\\|b | 50.00 |" in write_results(tmp_path)
+@pytest.mark.parametrize(
+    ("category", "cell"),
+    [
+        ("a|b", r"a\|b"),
+        ("<img src=x onerror=alert(1)>", r"\<img src=x onerror=alert(1)>"),
+        ("a&lt;b", r"a\&lt;b"),
+        ("[a](javascript:x) `b` *c*", r"[a]\(javascript:x) \`b\` \*c\*"),
+        ("a\nb\x1b[2J", r"a b\\x1b[2J"),
+        ("metal_nut", "metal_nut"),
+    ],
+)
+def test_the_name_of_a_category_is_text_and_nothing_else(
+    tmp_path: Path, category: str, cell: str
+) -> None:
+    add_results(tmp_path, category, 0.5, num_steps=20)
+    text = write_results(tmp_path)
+    assert f"\n| {cell} | 50.00 | 50.00 |" in text
+    assert f"\n**{cell} is UNFINISHED: step 20 of 131.**\n" in text
 
 
 def test_the_rate_that_thresholds_keep_is_said(tmp_path: Path) -> None:
     for name, rate in {"a": 1 / 22, "b": 0.01, "c": None}.items():
         held_out = {"holdout": 0.1, "num_held_out": 21, "kept_false_positive_rate": rate}
-        write_json(tmp_path / name / "results.json", row(name, 0.5, **held_out))
+        add_results(tmp_path, name, **held_out)
     for seed, rate in enumerate((0.1, 0.02)):
-        path = tmp_path / "d" / f"seed_{seed}" / "results.json"
         held_out = {"holdout": 0.1, "num_held_out": 9, "kept_false_positive_rate": rate}
-        write_json(path, row("d", 0.5, seed=seed, **held_out))
+        add_results(tmp_path, "d", seed_folder=seed, **held_out)
     text = write_results(tmp_path)
     assert "are expected (1% needs 99 images), 10 epochs" in text
     assert "hold-out 0.1 of the training images for the thresholds, above which 10% of new " in text
@@ -66,8 +74,8 @@ def test_seeds_are_summarised_by_mean_and_sample_deviation(tmp_path: Path) -> No
     values = {"a": [0.5, 0.7, 0.9], "b": [0.6, 0.6, 0.9]}
     for name, of_seed in values.items():
         for seed, value in enumerate(of_seed):
-            path = tmp_path / name / f"seed_{seed}" / "results.json"
-            write_json(path, row(name, value, seed=seed, aupro=None, train_seconds=float(seed)))
+            facts = {"aupro": None, "train_seconds": float(seed)}
+            add_results(tmp_path, name, value, seed_folder=seed, **facts)
     text = write_results(tmp_path)
     assert "mean ± standard deviation over the seeds" in text
     assert "last step" in text
@@ -91,7 +99,7 @@ def test_seeds_are_summarised_by_mean_and_sample_deviation(tmp_path: Path) -> No
 def test_one_class_results_list_both_scores_in_the_order_of_the_classes(tmp_path: Path) -> None:
     for k in range(11):
         values = {"dataset": "digits", "image_auroc_sum": 0.9, "image_auroc_max": k / 20}
-        write_json(tmp_path / str(k) / "results.json", row(str(k), 0.9, **values))
+        add_results(tmp_path, str(k), **values)
     text = write_results(tmp_path)
     assert "| normal class | image_auroc | image_auroc_sum | image_auroc_max |" in text
     assert "| 9 | 90.00 | 90.00 | 45.00 |\n| 10 | 90.00 | 90.00 | 50.00 |" in text
@@ -100,13 +108,8 @@ def test_one_class_results_list_both_scores_in_the_order_of_the_classes(tmp_path
 
 
 def test_a_random_teacher_is_said_in_the_table(tmp_path: Path) -> None:
-    write_json(tmp_path / "a" / "results.json", row("a", 0.5, teacher_weights="random"))
+    add_results(tmp_path, "a", teacher_weights="random")
     assert "**The teacher is RANDOM" in write_results(tmp_path)
-
-
-def test_an_unfinished_training_is_said_in_the_table(tmp_path: Path) -> None:
-    write_json(tmp_path / "a" / "results.json", row("a", 0.5, num_steps=20))
-    assert "**a is UNFINISHED: step 20 of 131.**" in write_results(tmp_path)
 
 
 def test_rows_after_a_step_and_half_written_rows_are_dropped(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+import pytest
+
+from rd_jax.method.thresholds import Thresholds
+from rd_jax.report.words import rate_in_words, scale_in_words
+
+THRESHOLDS = Thresholds("holdout", 20, 0.01, 0.5, 0.4, 0.1, 0.5, 1 / 21, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"num_images": 21, "kept_rate": 1 / 22},
+            "4.55% of new normal images are expected above it, the least that 21 held-out images "
+            "can promise (1% needs 99)",
+        ),
+        (
+            {"num_images": 199, "kept_rate": 0.01},
+            "1% of new normal images are expected above it, by 199 held-out images",
+        ),
+        (
+            {"false_positive_rate": 1e-5, "num_images": 999, "kept_rate": 1e-3},
+            "0.1% of new normal images are expected above it, the least that 999 held-out images "
+            "can promise (0.001% needs 99999)",
+        ),
+        (
+            {"false_positive_rate": 0.0, "num_images": 9, "kept_rate": 0.1},
+            "Threshold 0.5: 10% of new normal images are expected above it, "
+            "the least that 9 held-out images can promise (none can promise 0%)",
+        ),
+        ({"kept_rate": None}, "Threshold 0.5, of which nothing is promised"),
+        ({"image_threshold": None}, "No thresholds, as no images were held out"),
+    ],
+)
+def test_the_kept_rate_is_said_and_what_the_asked_one_needs(changes: dict, text: str) -> None:
+    assert text in rate_in_words(THRESHOLDS._replace(**changes))
+
+
+def test_the_ends_of_the_scale_are_said() -> None:
+    without = THRESHOLDS._replace(source="train", image_threshold=None, map_high=0.9)
+    assert "such a pixel alone makes" in scale_in_words(THRESHOLDS)[1]
+    assert "their map's sum" in scale_in_words(THRESHOLDS._replace(image_threshold=900.0))[1]
+    assert "there is no threshold" in scale_in_words(without)[1]
+    assert "pixels of held-out normal images are below" in scale_in_words(THRESHOLDS)[0]
+    assert "pixels of the training images are below" in scale_in_words(without)[0]
+    assert scale_in_words(THRESHOLDS._replace(map_low=0.5 - 1e-6))[0] == "just below its end"
+    assert scale_in_words(None) == ("the median of these maps", "their maximum")
+
+
+def test_the_categories_that_a_threshold_is_for_are_named() -> None:
+    assert rate_in_words(THRESHOLDS, ["cable"]).startswith("Threshold 0.5, that of cable: 4.76%")
+    both = "Threshold 0.5, one threshold for all of cable, pill: 4.76%"
+    assert rate_in_words(THRESHOLDS, ["cable", "pill"]).startswith(both)
