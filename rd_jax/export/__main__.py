@@ -1,8 +1,7 @@
 """Writes a trained scorer as one file that runs without rd_jax.
 
 python -m rd_jax.export --workdir DIR[/CATEGORY] --output FILE.{stablehlo,onnx}
-    [--teacher_weights=FILE] [--false_positive_rate=X] [--blur_sigma=X] [--map_fusion=sum|product]
-    [--image_score=max|sum]
+    [--teacher_weights=FILE] [--false_positive_rate=X]
 
 The file takes uint8 RGB images [B, H, W, 3], any number B of the size trained with, and gives
 map [B, H, W] and score [B] (float32) and, if the training held images out to set a threshold
@@ -13,61 +12,86 @@ FILE.stablehlo.json, and in the ONNX model's metadata.
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rd_jax.config import size_of
-from rd_jax.export.onnx_graph import to_onnx
+from rd_jax.export.onnx import to_onnx, with_metadata
 from rd_jax.export.stablehlo import to_stablehlo
-from rd_jax.method.calibration import Calibration
-from rd_jax.report.promise import NO_THRESHOLD, promise
-from rd_jax.run.build import model_of, scoring_of
-from rd_jax.run.trained import APPLIED, Trained, add_applied, applied, load_trained
-from rd_jax.store.rows import write_json
-from rd_jax.system.console import Parser, log_to_stderr, path
-from rd_jax.system.environment import read_names_as_utf8, require_devices, settle
-from rd_jax.system.errors import EXPECTED, UserError, explained
-from rd_jax.system.files import check_writable, write_whole
+from rd_jax.report.words import NO_THRESHOLD, rate_in_words
+from rd_jax.run.trained import Trained, load_trained
+from rd_jax.system.command import Parser, path, require_devices, run_command
+from rd_jax.system.errors import UserError
+from rd_jax.system.files import check_writable, writing
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("rd_jax.export")  # with python -m, __name__ is no part of the package
 
-OF_SCORES = [name for name in APPLIED if name != "pixel_false_positive_rate"]  # no masks
-FORMATS: dict[str, Callable[..., bytes]] = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
-_WITH_METADATA = (".onnx",)  # what is known besides is kept beside files of other formats
+FORMATS = {".stablehlo": to_stablehlo, ".onnx": to_onnx}
+_OF_THRESHOLDS = ("image_threshold", "pixel_threshold", "map_low", "map_high", "kept_rate")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parses the flags, exports, says what the file takes and gives; returns the exit code."""
-    log_to_stderr()
-    try:
-        settle()
+    """Parse the flags, export, say what the file takes and gives; return the exit code."""
+
+    def body() -> int:
         parser = Parser("python -m rd_jax.export", __doc__)
         add = parser.add_argument
         add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
         add("--output", required=True, type=path, help="the file to write")
         add("--teacher_weights", help="where they are, if not where they were in training")
-        add_applied(parser, OF_SCORES)
+        asked = "of new normal images above the threshold (default: as in training)"
+        add("--false_positive_rate", type=float, help=asked)
         flags = parser.parse_args(argv)
+        _check(flags.output)
         require_devices()
-        print(export(flags.workdir, flags.output, flags.teacher_weights, **applied(flags)))
-    except EXPECTED as error:
-        print(f"error: {explained(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+        rate = flags.false_positive_rate
+        rates = {} if rate is None else {"false_positive_rate": rate}
+        print(export(load_trained(flags.workdir, flags.teacher_weights, **rates), flags.output))
+        return 0
+
+    return run_command(body, lambda _: "interrupted: nothing was written")
 
 
-def export(training: Path, output: Path, teacher_weights: str | None = None, **changes: Any) -> str:
-    """Writes what the one training in this folder learnt to `output`; returns a description.
+def export(trained: Trained, output: Path) -> str:
+    """Write what a training learnt to `output`, whose suffix says how; return a description.
 
-    The suffix of `output` says how. `teacher_weights` and `changes` are as of `load_predictor`.
-    Raises UserError if there is no checkpoint, if the training is finished but not evaluated, if
-    the teacher is not the one trained with, or if `output` cannot be written.
+    Raise UserError if the training is finished but not evaluated, or if `output` cannot be written.
     """
+    thresholds = trained.thresholds
+    if thresholds is None and trained.is_finished:
+        raise UserError(
+            f"{trained.training.folder} has no thresholds: let python -m rd_jax.main --mode eval "
+            "score normal images"
+        )
+    if thresholds is None:
+        steps = trained.step, trained.last_step
+        logger.warning("UNFINISHED training: exported is step %d of %d", *steps)
+    threshold = thresholds and thresholds.image_threshold
+    known = _known(trained)
+    content = FORMATS[output.suffix](
+        trained.model,
+        trained.teacher_variables,
+        trained.student_variables,
+        size=trained.size,
+        scoring=trained.scoring,
+        threshold=threshold,
+    )
+    if output.suffix == ".onnx":
+        _write_together({output: with_metadata(content, known)})
+    else:
+        facts = json.dumps(known, indent=2, allow_nan=False) + "\n"
+        _write_together({output.with_name(f"{output.name}.json"): facts.encode(), output: content})
+    verdict = rate_in_words(thresholds, trained.categories) if thresholds else NO_THRESHOLD
+    verdict = verdict if threshold is None else f"anomalous [B] ({verdict})"
+    size = "{}, {}".format(*trained.size)
+    return f"{output}: images uint8 [B, {size}, 3] -> map [B, {size}], score [B], {verdict}"
+
+
+def _check(output: Path) -> None:
+    """Raise UserError if `output` cannot be written."""
     if output.suffix not in FORMATS:
         raise UserError(f"--output {output}: its suffix must be one of {', '.join(FORMATS)}")
     if not output.parent.is_dir():
@@ -75,45 +99,30 @@ def export(training: Path, output: Path, teacher_weights: str | None = None, **c
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
     check_writable(output.parent)
-    trained = load_trained(training, teacher_weights, **changes)
-    verdict, calibration, size = NO_THRESHOLD, None, size_of(trained.config)
-    if trained.is_finished and trained.config.holdout:
-        calibration = trained.calibration("float32")
-        says = promise(calibration, trained.categories)
-        verdict = f"anomalous [B] ({says})"
-    elif not trained.is_finished:
-        step, last_step = trained.checkpoint.step, trained.checkpoint.metadata["last_step"]
-        logger.warning("UNFINISHED training: exported is step %d of %d", step, last_step)
-    variables = trained.teacher.variables, trained.checkpoint.student_variables
-    options: dict[str, Any] = dict(size=size, resize=trained.config.resize)
-    options |= scoring_of(trained.config)
-    options["threshold"] = calibration and calibration.image_threshold
-    known = what_is_known(trained, calibration)
-    if output.suffix in _WITH_METADATA:
-        options["known"] = {name: json.dumps(value) for name, value in known.items()}
-    else:
-        write_json(output.with_name(f"{output.name}.json"), known)
-    to_file = FORMATS[output.suffix]
-    write_whole(output, to_file(model_of(trained.config), *variables, **options))
-    height, width = size
-    images, maps = f"uint8 [B, {height}, {width}, 3]", f"[B, {height}, {width}]"
-    return f"{output}: images {images} -> map {maps}, score [B], {verdict}"
 
 
-def what_is_known(trained: Trained, calibration: Calibration | None) -> dict[str, Any]:
-    """What whoever uses an exported file has to know, as JSON-compatible values."""
-    height, width = size_of(trained.config)
-    of_thresholds = ("image_threshold", "pixel_threshold", "map_low", "map_high", "kept_rate")
+def _known(trained: Trained) -> dict[str, Any]:
+    """Return what whoever uses an exported file has to know, as JSON-compatible values."""
+    height, width = trained.size
     return {
-        "categories": list(trained.categories) or [trained.training.category],
+        "categories": list(trained.categories),
         "height": height,
         "width": width,
-        "resize": trained.config.resize,
-        "image_score": trained.config.image_score,
-        **{name: calibration and getattr(calibration, name) for name in of_thresholds},
+        "resize": trained.resize,
+        "image_score": trained.scoring.reduction,
+        **{name: getattr(trained.thresholds, name, None) for name in _OF_THRESHOLDS},
     }
 
 
+def _write_together(files: Mapping[Path, bytes]) -> None:
+    """Write all of these files into their one folder, or none: the old ones stay until all are."""
+    folder = next(iter(files)).parent
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".rd_jax-", dir=folder) as new:
+        for path, content in files.items():
+            Path(new, path.name).write_bytes(content)
+        for path in files:
+            os.replace(Path(new, path.name), path)
+
+
 if __name__ == "__main__":
-    read_names_as_utf8()
     sys.exit(main(sys.argv[1:]))

@@ -1,14 +1,12 @@
 """What predictions leave on disk: rows in two tables; for each image a heatmap, a map, a mask."""
 
 import csv
-import hashlib
+import errno
 import io
 import json
 import os
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,27 +15,37 @@ import numpy as np
 from PIL import Image
 
 from rd_jax.data.decode import jpeg, png, read_image
-from rd_jax.data.mvtec import NORMAL, PARTS
-from rd_jax.method.calibration import Calibration
+from rd_jax.method.score import Fusion
+from rd_jax.method.thresholds import Thresholds
 from rd_jax.predict.predictor import Prediction, Unreadable, attempt
 from rd_jax.report.heatmap import overlay, resized_map
+from rd_jax.store.lock import held
 from rd_jax.store.rows import Row, write_json
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import check_writable, write_whole, writing
 
-FOLDERS = ("heatmaps", "maps", "masks")
-COLUMNS = ("file", "score", "threshold", "verdict", "heatmap", "map", "mask", "error")
+# No map has values above: distances are at most 2, at three scales. 65535 in maps of 16 bits.
+_LIMITS = {"sum": 6.0, "product": 8.0}
+KINDS = ("heatmap", "map", "mask")
+FOLDERS = tuple(f"{kind}s" for kind in KINDS)
+COLUMNS = ("file", "score", "threshold", "verdict", *KINDS, "error")
+_OF_DATA = ("train", "test", "ground_truth")  # folders of a category
+# What a file system answers to a name that it does not take, or has something else under.
+_OF_THE_NAME = {
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+}
 
 
 class Outputs(NamedTuple):
     """What to write, and where."""
 
     folder: Path
-    calibration: Calibration
+    thresholds: Thresholds
     heatmaps: int  # pixels of the longer side, at most; 0: none
     heatmap_format: str  # "png" or "jpg"
     maps: str | None  # "npy", "png16" or None
-    map_limit: float  # no map has values above; 65535 in maps of 16 bits
+    fusion: Fusion  # of the maps
     masks: bool
 
     @property
@@ -45,34 +53,44 @@ class Outputs(NamedTuple):
         """Whether something is written that the image itself is needed for."""
         return self.heatmaps > 0 or self.masks
 
+    def path(self, kind: str, name: str) -> str:
+        """Return where in the folder the heatmap, map or mask of this image is written."""
+        map_suffix = "png" if self.maps == "png16" else "npy"
+        suffix = {"heatmap": self.heatmap_format, "map": map_suffix, "mask": "png"}[kind]
+        return f"{kind}s/{name}.{suffix}"
+
 
 def check_output(folder: Path) -> None:
-    """Raises UserError if it cannot be written to, or if heatmaps in it would be taken for data."""
+    """Raise UserError if it cannot be written to, or if heatmaps in it would be taken for data."""
     real = Path(os.path.realpath(folder))
-    trained_on = f"train/{NORMAL}"  # in every category of data
-    around = [part.parent for part in (real, *real.parents) if part.name in PARTS]
-    beside = [found.parents[1] for found in real.glob(f"*/{trained_on}")]
-    for category in [*around, *(folder for folder in beside if folder.name not in FOLDERS)]:
-        if not (category / trained_on).is_dir():
-            continue
-        raise UserError(
-            f"--output {folder}: what is written there would be taken for data, as those of "
-            f"{category}; choose another"
-        )
+    around = [part.parent for part in (real, *real.parents) if part.name in _OF_DATA]
+    for category in (*around, *real.glob("*")):
+        if category.name not in FOLDERS and (category / _OF_DATA[0] / "good").is_dir():
+            raise UserError(
+                f"--output {folder}: what is written there would be taken for data, as those of "
+                f"{category}; choose another"
+            )
     for name in ("", *FOLDERS):
         check_writable(folder / name)
 
 
 @contextmanager
-def tables(folder: Path) -> Iterator[Callable[[Row], None]]:
-    """Begins predictions.csv and predictions.jsonl anew; yields what appends a row to both.
+def tables(outputs: Outputs, names: Iterable[str]) -> Iterator[Callable[[Row], None]]:
+    """Begin predictions.csv and predictions.jsonl anew; yield what appends a row to both.
 
-    An appended row is with the operating system, not in a buffer of this process. Raises UserError
-    if the disk is full, and leaves whole rows.
+    What an earlier run wrote for its images, or may have for these names, is removed. An appended
+    row is with the operating system, not in a buffer of this process. Raise UserError if another
+    process writes to the folder, or if the disk is full, which leaves whole rows.
     """
+    folder = outputs.folder
     with ExitStack() as opened:
+        if not opened.enter_context(held(folder / ".predictions.lock")):
+            raise UserError(
+                f"--output {folder}: another process writes predictions there; wait for it to end, "
+                "or choose another folder"
+            )
+        _remove_earlier(outputs, names)
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             csv_file, jsonl_file = (
                 opened.enter_context(open(folder / f"predictions.{suffix}", "wb", buffering=0))
                 for suffix in ("csv", "jsonl")
@@ -83,30 +101,41 @@ def tables(folder: Path) -> Iterator[Callable[[Row], None]]:
             _append(jsonl_file, json.dumps(row, allow_nan=False).encode() + b"\n")
 
         _append(csv_file, _csv_line(COLUMNS))
+        if outputs.maps == "png16":  # how to get their values back
+            scale = {"value": "pixel * scale", "scale": _LIMITS[outputs.fusion] / 65535}
+            write_json(folder / "maps" / "scale.json", scale)
         yield append
 
 
-def write_scale(outputs: Outputs) -> None:
-    """Says beside maps of 16 bits how to get their values back."""
-    if outputs.maps == "png16":
-        scale = {"value": "pixel * scale", "scale": outputs.map_limit / 65535}
-        write_json(outputs.folder / "maps" / "scale.json", scale)
+def _remove_earlier(outputs: Outputs, names: Iterable[str]) -> None:
+    """Remove what the rows of an earlier run name, and what has the names that are written now.
+
+    Nothing but files in FOLDERS is removed, whatever the rows say.
+    """
+    found = [outputs.path(kind, name) for name in names for kind in KINDS] + ["maps/scale.json"]
+    with suppress(OSError, ValueError, AttributeError):  # there are no rows, or half a one
+        for line in (outputs.folder / "predictions.jsonl").read_text("utf-8").splitlines():
+            found += map(str, filter(None, map(json.loads(line).get, KINDS)))
+    for path in map(Path, found):
+        if str(path).split("/")[0] in FOLDERS and ".." not in path.parts:
+            with suppress(OSError):  # it is not there, or a folder
+                (outputs.folder / path).unlink()
 
 
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:
-    """Writes what was asked for of one image, named after `name`; returns its row.
+    """Write what was asked for of one image, named after `name`; return its row.
 
-    Where the file system does not take a name, it is shortened. Paths in the row are relative to
-    the outputs' folder. A mask has the size of the image, and a heatmap, unless it is to be
-    smaller; for them the image is read again, if the result does not have it. Raises UserError if
-    something cannot be written.
+    Paths in the row are relative to the outputs' folder. A mask has the size of the image, and a
+    heatmap, unless it is to be smaller; for them the image is read again, if the result does not
+    have it. What keeps an output from being written is the row's error if it lies in its name.
+    Raise UserError for other reasons, such as a full disk.
     """
-    row = dict.fromkeys(COLUMNS) | {"file": str(result.path)}
+    row = dict.fromkeys(COLUMNS) | {"file": _as_text(result.path)}
     if isinstance(result, Unreadable):
         return row | {"error": result.reason}
-    calibration, threshold = outputs.calibration, outputs.calibration.image_threshold
-    row |= {"score": result.score, "threshold": threshold}
+    threshold = outputs.thresholds.image_threshold
     is_anomalous = threshold is not None and result.score > threshold
+    row |= {"score": result.score, "threshold": threshold}
     if threshold is not None:
         row["verdict"] = "anomalous" if is_anomalous else "normal"
     image = result.image
@@ -115,59 +144,55 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
         if isinstance(read, Unreadable):
             return row | {"error": read.reason}
         image = read
-
-    def write(column: str, suffix: str, content: bytes) -> None:
-        row[column] = path = f"{column}s/{name}.{suffix}"
+    for kind, content in _contents(outputs, result.anomaly_map, image, is_anomalous):
+        path = outputs.path(kind, name)
         try:
+            if os.path.lexists(outputs.folder / path):
+                raise UserError(
+                    f"{path} is there: the name of another image is the same on this disk"
+                )
             write_whole(outputs.folder / path, content)
+            row[kind] = path
         except UserError as error:
-            # The name may be too long, refused, or a folder's; what else is wrong is wrong again.
-            row[column] = path = f"{column}s/{_short(name)}.{suffix}"
-            try:
-                write_whole(outputs.folder / path, content)
-            except UserError:
-                raise error from error.__cause__
-
-    anomaly_map = result.anomaly_map
-    if image is not None and outputs.heatmaps:
-        shown = _at_most(image, outputs.heatmaps)
-        heatmap = overlay(shown, anomaly_map, calibration.map_low, calibration.map_high)
-        encode = png if outputs.heatmap_format == "png" else jpeg
-        write("heatmap", outputs.heatmap_format, encode(heatmap))
-    if outputs.maps == "npy":
-        file = io.BytesIO()
-        np.save(file, anomaly_map)
-        write("map", "npy", file.getvalue())
-    elif outputs.maps == "png16":
-        pixels = np.round(np.clip(anomaly_map, 0, outputs.map_limit) * 65535 / outputs.map_limit)
-        write("map", "png", png(pixels.astype(np.uint16)))
-    if image is not None and outputs.masks:
-        mask = resized_map(anomaly_map, image.shape[:2]) > calibration.pixel_threshold
-        mask &= is_anomalous  # what is normal has no anomalous pixel
-        write("mask", "png", png(np.uint8(255) * mask))
+            if getattr(error.__cause__, "errno", errno.EEXIST) not in _OF_THE_NAME:
+                raise
+            row["error"] = str(error)
     return row
 
 
+def _as_text(path: Path) -> str:
+    """Return a path in a form that no spreadsheet takes for a formula."""
+    return f"./{path}" if str(path).startswith(tuple("=+-@\t\r")) else str(path)
+
+
+def _contents(
+    outputs: Outputs, anomaly_map: np.ndarray, image: np.ndarray | None, is_anomalous: bool
+) -> Iterator[tuple[str, bytes]]:
+    """Yield which kind of output each file is, and what is in it."""
+    thresholds = outputs.thresholds
+    if image is not None and outputs.heatmaps:
+        shown = _at_most(image, outputs.heatmaps)
+        heatmap = overlay(shown, anomaly_map, thresholds.map_low, thresholds.map_high)
+        encode = png if outputs.heatmap_format == "png" else jpeg
+        yield "heatmap", encode(heatmap)
+    if outputs.maps == "npy":
+        file = io.BytesIO()
+        np.save(file, anomaly_map)
+        yield "map", file.getvalue()
+    elif outputs.maps == "png16":
+        pixels = np.clip(anomaly_map / _LIMITS[outputs.fusion], 0, 1) * 65535
+        yield "map", png(np.round(pixels).astype(np.uint16))
+    if image is not None and outputs.masks:
+        mask = resized_map(anomaly_map, image.shape[:2]) > thresholds.pixel_threshold
+        mask &= is_anomalous  # what is normal has no anomalous pixel
+        yield "mask", png(np.uint8(255) * mask)
+
+
 def _at_most(image: np.ndarray, longer_side: int) -> np.ndarray:
-    """The image [h, w, 3], smaller if it is larger than that."""
+    """Return the image [h, w, 3], smaller if it is larger than that."""
     small = Image.fromarray(image)
     small.thumbnail((longer_side, longer_side), Image.Resampling.BILINEAR)
     return np.asarray(small)
-
-
-def distinct(names: Iterable[str]) -> Iterator[str]:
-    """The names, shortened where one is an earlier one's to a file system that ignores case."""
-    seen = set()
-    for name in names:
-        key = unicodedata.normalize("NFD", name.casefold())
-        yield _short(name) if key in seen else name
-        seen.add(key)
-
-
-def _short(name: str) -> str:
-    """The start of the file's name and a hash of its whole path, of what any file system takes."""
-    start = re.sub(r"[^\w.-]+", "_", os.path.basename(name), flags=re.ASCII)[:100]
-    return f"{start}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 def _csv_line(values: Any) -> bytes:
@@ -177,7 +202,7 @@ def _csv_line(values: Any) -> bytes:
 
 
 def _append(file: FileIO, content: bytes) -> None:
-    """Appends all of it, or nothing."""
+    """Append all of it, or nothing."""
     start = file.tell()
     with writing(Path(str(file.name))):
         try:

@@ -1,37 +1,37 @@
 """Scores and anomaly maps of arrays and of image files, by what a training left."""
 
+import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from rd_jax.config import Config, size_of
-from rd_jax.data.decode import Notes, placed, read_image, warn_of_dark_images
-from rd_jax.method.calibration import Calibration
-from rd_jax.method.size import Region, cropped
-from rd_jax.run.build import scorer_of
-from rd_jax.run.scoring import Scorer, on_devices, score_images
+from rd_jax.data.decode import Notes, Region, placed, reading, warn_of_images
+from rd_jax.method.score import Scoring, make_scorer
+from rd_jax.method.thresholds import Thresholds
+from rd_jax.run.scoring import Score, bound, score_images
 from rd_jax.run.trained import load_trained
-from rd_jax.system.environment import num_processors
+from rd_jax.system.command import num_processors
+from rd_jax.system.errors import UserError
 
 A = TypeVar("A")
 B = TypeVar("B")
-_BATCHES_AHEAD = 2  # decoded while one is scored
 _MOST_HELD = 2**24  # bytes of an image that is held until its outputs are written, not read again
 
 
 class Predictor(NamedTuple):
     """A trained category, ready to score."""
 
-    config: Config
-    scorer: Scorer
-    variables: tuple[Any, Any]  # the teacher's and the student's
-    calibration: Calibration
-    categories: tuple[str, ...] = ()  # of one training for all: those that the threshold is for
+    score: Score  # of uint8 images [B, H, W, 3]: maps [B, H, W] and scores [B]
+    thresholds: Thresholds
+    size: tuple[int, int]  # of these images
+    resize: str  # how pictures are brought to this size: "stretch" or "fit"
+    scoring: Scoring
+    categories: tuple[str, ...] = ()  # those that the threshold is for
 
 
 class Prediction(NamedTuple):
@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
     path: Path
     score: float
     is_anomalous: bool | None  # None without a threshold
-    anomaly_map: np.ndarray  # [H, W] float32, of the config's image_size; by resize="fit" less
+    anomaly_map: np.ndarray  # [h, w] float32: the predictor's size, or the picture's part of it
     image: np.ndarray | None = None  # [h, w, 3] uint8, as decoded, if it was to be held
 
 
@@ -52,53 +52,60 @@ class Unreadable(NamedTuple):
 
 
 def load_predictor(
-    workdir: str | Path, teacher_weights: str | None = None, **changes: Any
+    workdir: str | Path, teacher_weights: str | None = None, **rates: float
 ) -> Predictor:
-    """What the one training in this folder, of a run, a category or a seed, learnt.
+    """Load the one training in the folder of a run, a category or a seed, onto all devices.
 
-    Of one for all categories, the folder of one gives its thresholds, that of the run one for all.
-    It is on all local devices. `teacher_weights`, as of `load_teacher`, says where the teacher's
-    weights are by now, if not where they were. `changes` are of fields of the config that say how
-    to decide: map_fusion, blur_sigma, image_score, false_positive_rate, pixel_false_positive_rate.
-    Raises UserError if there is no checkpoint, or several trainings, if the training is not
-    finished and evaluated, if the teacher is not the one trained with, or for a change that is not
-    allowed.
+    For the arguments see `load_trained`: `rates` are false_positive_rate and
+    pixel_false_positive_rate, if other than in training. Raise UserError if there is no checkpoint,
+    or several trainings, if the training is not finished and evaluated, if the teacher is not the
+    one trained with, or for a rate that is not allowed.
     """
-    trained = load_trained(workdir, teacher_weights, **changes)
-    config = trained.config
-    config.dtype = trained.scoring_dtype()
-    variables = on_devices(trained.teacher.variables, trained.checkpoint.student_variables)
-    calibration = trained.calibration(config.dtype)
-    return Predictor(config, scorer_of(config), variables, calibration, trained.categories)
+    trained = load_trained(workdir, teacher_weights, **rates)
+    if trained.thresholds is None:
+        remedy = "let python -m rd_jax.main --mode eval score normal images"
+        if not trained.is_finished:
+            remedy = "finish the training with the command that began it"
+        raise UserError(
+            f"{trained.training.folder} has no thresholds, after step {trained.step} of "
+            f"{trained.last_step}: {remedy}"
+        )
+    scorer = make_scorer(trained.model, **dataclasses.asdict(trained.scoring))
+    score = bound(scorer, trained.teacher_variables, trained.student_variables)
+    how = trained.size, trained.resize, trained.scoring
+    return Predictor(score, trained.thresholds, *how, trained.categories)
 
 
 def score_arrays(
-    predictor: Predictor,
-    images: np.ndarray,
-    batch_size: int = 16,
-    regions: np.ndarray | None = None,
+    predictor: Predictor, images: np.ndarray, batch_size: int = 16
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Maps [N, H, W], scores [N], and which are anomalous [N] bool, of uint8 RGB [N, H, W, 3].
+    """Return maps [N, H, W], scores [N], and which are anomalous [N] bool, of N images.
 
-    With `regions` [N, 4] (top, left, height, width), where in the images the pictures lie, nothing
-    outside counts. H and W are the image_size of the predictor's config. The last one is None if
-    the training held no images out to set a threshold with. Raises UserError if a score is not
-    finite.
+    Images are uint8 RGB [N, H, W, 3] of the predictor's size. The last one is None if the training
+    held no images out to set a threshold with. Raise UserError for other images, or if a score is
+    not finite.
     """
-    return _score(predictor, images, _enough(len(images), batch_size), regions)
+    images = np.asarray(images)
+    expected = (*predictor.size, 3)
+    if images.dtype != np.uint8 or images.shape[1:] != expected:
+        shape, sides = (", ".join(map(str, x)) for x in (images.shape, expected))
+        raise UserError(
+            f"images are {images.dtype} [{shape}]: must be uint8 RGB [N, {sides}]; score_files "
+            "takes image files of any size"
+        )
+    return _score(predictor, images, _enough(len(images), batch_size))
 
 
 def _enough(num_images: int, batch_size: int) -> int:
-    """A smaller batch size if that takes all images; a power of two, as each one is compiled."""
+    """Return a smaller batch size if it takes all images: a power of two, as each is compiled."""
     return min(batch_size, 1 << (max(num_images, 1) - 1).bit_length())
 
 
 def _score(
-    predictor: Predictor, images: np.ndarray, batch_size: int, regions: np.ndarray | None
+    predictor: Predictor, images: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    parts = (predictor.scorer, *predictor.variables, images, batch_size)
-    maps, scores = score_images(*parts, regions)
-    threshold = predictor.calibration.image_threshold
+    maps, scores = score_images(predictor.score, images, batch_size)
+    threshold = predictor.thresholds.image_threshold
     return maps, scores, None if threshold is None else scores > threshold
 
 
@@ -108,73 +115,97 @@ def score_files(
     batch_size: int = 16,
     hold_images: bool = False,
 ) -> Iterator[Prediction | Unreadable]:
-    """Scores image files on all local devices; yields one result for each, in order.
+    """Score image files on all local devices; yield one result for each, in order.
 
-    Files are decoded as for training, in parallel and a few batches ahead, and what was yielded
-    is not held: any number of files takes the memory of a few batches. With `hold_images` a result
-    has the decoded image, unless that is very large. Raises UserError if a score is not finite.
+    Files are decoded as for training, in parallel. Any number of files takes the memory of a few
+    batches. The results of a batch come before the next batch is complete: with `batch_size` 1, a
+    result comes before the next path is asked for. With `hold_images` a result has the decoded
+    image, unless that is very large. Raise UserError if a score is not finite.
 
         predictor = load_predictor("runs/bottle")
         for result in score_files(predictor, sorted(Path("photos").glob("*.png"))):
             print(result.path, getattr(result, "score", "unreadable"))
     """
-    notes: Notes = {}
-    num_images, size, resize = 0, size_of(predictor.config), predictor.config.resize
+    notes, num_images = Notes(), 0
 
     def read(path: Path) -> _Decoded:
-        image = read_image(path, notes)
-        is_held = hold_images and 3 * image.width * image.height <= _MOST_HELD
-        return _Decoded(*placed(image, size, resize), np.asarray(image) if is_held else None)
+        with reading(path, notes) as image:
+            is_held = hold_images and 3 * image.width * image.height <= _MOST_HELD
+            held = np.asarray(image.convert("RGB")) if is_held else None
+            return _Decoded(path, *placed(image, predictor.size, predictor.resize), held)
 
-    def decode(path: str | Path) -> tuple[Path, _Decoded | Unreadable]:
-        return Path(path), attempt(read, Path(path))
-
-    def scored(batch: list[_Decoded]) -> Iterator[tuple[float, bool | None, np.ndarray]]:
-        if batch:
-            images, regions = np.stack([d.pixels for d in batch]), [d.region for d in batch]
-            where = np.array(regions, np.int32) if resize == "fit" else None
-            maps, scores, anomalous = _score(predictor, images, batch_size, where)
-            verdicts = repeat(None) if anomalous is None else anomalous.tolist()
-            yield from zip(scores.tolist(), verdicts, map(cropped, maps, regions), strict=False)
-
-    decoded = _in_parallel(decode, paths, _BATCHES_AHEAD * batch_size)
+    decoded = _in_parallel(lambda path: attempt(read, Path(path)), paths, batch_size)
     while batch := list(islice(decoded, batch_size)):
         if not num_images:
             batch_size = _enough(len(batch), batch_size)
         num_images += len(batch)
-        results = scored([found for _, found in batch if not isinstance(found, Unreadable)])
-        for path, found in batch:
-            if isinstance(found, Unreadable):
-                yield found
-            else:
-                yield Prediction(path, *next(results), found.image)
-    warn_of_dark_images(notes, num_images)
+        whole = [result for result in batch if isinstance(result, _Decoded)]
+        scored = _predictions(predictor, whole, batch_size)
+        yield from (next(scored) if isinstance(x, _Decoded) else x for x in batch)
+    warn_of_images(notes, num_images)
 
 
 class _Decoded(NamedTuple):
     """An image file, ready to score."""
 
-    pixels: np.ndarray  # [H, W, 3] uint8, of the config's image_size
+    path: Path
+    pixels: np.ndarray  # [H, W, 3] uint8, of the predictor's size
     region: Region  # where in it the picture lies
     image: np.ndarray | None  # [h, w, 3] uint8, the picture itself, if it is held
 
 
+def _predictions(
+    predictor: Predictor, batch: Sequence[_Decoded], batch_size: int
+) -> Iterator[Prediction]:
+    if not batch:
+        return
+    images = np.stack([decoded.pixels for decoded in batch])
+    maps, scores, anomalous = _score(predictor, images, batch_size)
+    verdicts = [None] * len(batch) if anomalous is None else anomalous.tolist()
+    for decoded, score, verdict, shown in zip(batch, scores.tolist(), verdicts, maps, strict=True):
+        anomaly_map = folded(shown, decoded.region)
+        yield Prediction(decoded.path, score, verdict, anomaly_map, decoded.image)
+
+
+def folded(anomaly_map: np.ndarray, region: Region) -> np.ndarray:
+    """Return the picture's part [h, w] of the map [H, W] of an image filled by mirroring.
+
+    What the mirrored margins show is folded back to where it is mirrored from, so that the map's
+    maximum stays what it was: the score that the verdict depends on.
+    """
+    top, left, height, width = region
+    if (height, width) == anomaly_map.shape:
+        return anomaly_map
+    rows, columns = (
+        np.pad(np.arange(inner), (before, outer - before - inner), "symmetric")
+        for inner, before, outer in zip(
+            (height, width), (top, left), anomaly_map.shape, strict=True
+        )
+    )
+    picture = np.full((height, width), -np.inf, np.float32)
+    np.maximum.at(picture, np.ix_(rows, columns), anomaly_map)
+    return picture
+
+
 def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
-    """`read` of a file, or why it cannot be read."""
+    """Return `read` of a file, or why it cannot be read."""
     try:
         return read(path)
     except Exception as error:  # decoders raise all kinds of errors for broken files
         return Unreadable(path, " ".join(str(error).split()) or type(error).__name__)
 
 
-def _in_parallel(function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
-    """`function` of each item, in order, in threads, at most `ahead` items early."""
+def _in_parallel(function: Callable[[A], B], items: Iterable[A], at_once: int) -> Iterator[B]:
+    """Yield `function` of each item, in order, computed in threads for `at_once` items at a time.
+
+    The next item is asked for after a result was taken.
+    """
     pool = ThreadPoolExecutor(num_processors())
     submitted = (pool.submit(function, item) for item in items)
     try:
-        pending = deque(islice(submitted, ahead))
+        pending = deque(islice(submitted, at_once))
         while pending:
-            pending.extend(islice(submitted, 1))
             yield pending.popleft().result()
+            pending.extend(islice(submitted, 1))
     finally:
         pool.shutdown(cancel_futures=True)

@@ -3,7 +3,6 @@ import errno
 import json
 import os
 import resource
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,28 +11,21 @@ import pytest
 from PIL import Image
 
 from rd_jax.data.decode import read_image
-from rd_jax.method.calibration import with_threshold
+from rd_jax.method.thresholds import with_threshold
 from rd_jax.predict import outputs as outputs_module
-from rd_jax.predict.outputs import (
-    COLUMNS,
-    Outputs,
-    distinct,
-    tables,
-    write_images,
-    write_scale,
-)
+from rd_jax.predict.outputs import COLUMNS, Outputs, tables, write_images
 from rd_jax.predict.predictor import Prediction, Unreadable
 from rd_jax.report.heatmap import overlay, resized_map
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import write_whole, writing
+from rd_jax.system.files import writing
 from tests.reference_weights import draw_images
-from tests.trained import CALIBRATION, SIZE
+from tests.trained import SIZE, THRESHOLDS
 
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Outputs:
-    written = dict(heatmaps=10**6, heatmap_format="png", maps=None, map_limit=6.0, masks=False)
-    return Outputs(tmp_path / "out", CALIBRATION, **written)
+    written = dict(heatmaps=10**6, heatmap_format="png", maps=None, fusion="sum", masks=False)
+    return Outputs(tmp_path / "out", THRESHOLDS, **written)
 
 
 @pytest.fixture
@@ -79,23 +71,82 @@ def test_heatmaps_are_left_out_or_smaller_or_jpeg(
     assert row["score"] == prediction.score
 
 
-def test_a_row_is_on_disk_when_it_was_appended(tmp_path: Path) -> None:
+def test_a_row_is_on_disk_when_it_was_appended(outputs: Outputs) -> None:
     empty = dict.fromkeys(COLUMNS)
     names = ["a.png", 'comma, "quotes".png', "zwölf.png", os.fsdecode(b"\xff.png")]
-    with tables(tmp_path / "new" / "out") as append:
+    with tables(outputs, names) as append:
         for i, name in enumerate(names):
             append(empty | {"file": name, "score": i / 3})
-            rows = read_tables(tmp_path / "new" / "out")
+            rows = read_tables(outputs.folder)
             assert [row["file"] for row in rows] == names[: i + 1]
             assert rows[i]["score"] == i / 3
-    with tables(tmp_path / "new" / "out"):
-        assert read_tables(tmp_path / "new" / "out") == []
+    with tables(outputs, names):
+        assert read_tables(outputs.folder) == []
 
 
-def test_a_table_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "predictions.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*: Is a directory"), tables(tmp_path):
+def test_a_table_that_cannot_be_written_is_an_error(outputs: Outputs) -> None:
+    (outputs.folder / "predictions.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write .*: Is a directory"), tables(outputs, []):
         pass
+
+
+def test_two_processes_do_not_write_into_one_folder(outputs: Outputs) -> None:
+    """Issue of two commands with one --output, whose rows ended up in one table."""
+    row = dict.fromkeys(COLUMNS) | {"file": "a.png"}
+    with tables(outputs, []) as append:
+        append(row)
+        before = (outputs.folder / "predictions.csv").read_bytes()
+        with pytest.raises(UserError, match="another process writes") as error, tables(outputs, []):
+            pass
+        assert "\n" not in str(error.value)
+        assert (outputs.folder / "predictions.csv").read_bytes() == before
+        append(row)
+    assert len(read_tables(outputs.folder)) == 2
+    with tables(outputs, []):
+        assert read_tables(outputs.folder) == []
+
+
+def test_what_an_earlier_run_wrote_is_removed_and_nothing_else(
+    outputs: Outputs, prediction: Prediction
+) -> None:
+    folder = outputs.folder
+    outputs = outputs._replace(maps="png16", masks=True)
+    with tables(outputs, ["x/a.jpg"]) as append:
+        append(write_images(outputs, prediction, "x/a.jpg"))
+    others = [folder / "heatmaps/x/mine.png", folder / "maps/notes.txt", folder / "mine.png"]
+    of_a_killed_run, outside = folder / "masks/b.jpg.png", folder.parent / "outside.png"
+    for path in (*others, of_a_killed_run, outside):
+        path.touch()
+    lines = [
+        {"heatmap": "../outside.png", "map": str(outside), "mask": "masks/../../outside.png"},
+        {"heatmap": "mine.png", "map": 3, "mask": "masks"},
+        {"heatmap": ".", "map": "", "mask": None},
+        ["no row"],
+    ]
+    with (folder / "predictions.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines) + '{"half": ')
+    with tables(outputs._replace(maps="npy"), ["b.jpg"]):
+        pass
+    left = [path for path in folder.rglob("*") if path.is_file()]
+    tables_and_lock = [folder / f"predictions.{suffix}" for suffix in ("csv", "jsonl")]
+    assert {*left} - {folder / ".predictions.lock"} == {*others, *tables_and_lock}
+    assert outside.exists()
+
+
+def test_a_path_that_a_spreadsheet_would_compute_stays_a_path(
+    outputs: Outputs, prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(prediction.path.parent)
+    path = Path("=cmd|'C calc'!A0.jpg")
+    prediction.path.rename(path)
+    row = write_images(outputs, prediction._replace(path=path), path.name)
+    with tables(outputs, []) as append:
+        append(row)
+    (row,) = read_tables(outputs.folder)
+    assert row["file"] == f"./{path}"
+    assert Path(row["file"]).is_file()
+    for start in "=+-@\t\r":
+        assert write_images(outputs, Unreadable(Path(f"{start}1"), ""), "1")["file"][0] == "."
 
 
 def test_an_overlay_has_the_resolution_of_the_image(
@@ -105,7 +156,7 @@ def test_an_overlay_has_the_resolution_of_the_image(
     assert row["heatmap"] == "heatmaps/x/photo.jpg.png"
     written, image = read(outputs.folder / row["heatmap"]), read(prediction.path)
     assert written.shape == (50, 90, 3)
-    expected = overlay(image, prediction.anomaly_map, CALIBRATION.map_low, CALIBRATION.map_high)
+    expected = overlay(image, prediction.anomaly_map, THRESHOLDS.map_low, THRESHOLDS.map_high)
     np.testing.assert_array_equal(written, expected)
     assert [path.name for path in outputs.folder.iterdir()] == ["heatmaps"]
 
@@ -128,13 +179,16 @@ def test_maps_give_their_values_back(outputs: Outputs, prediction: Prediction) -
     assert written.dtype == np.float32
     np.testing.assert_array_equal(written, prediction.anomaly_map)
     outputs = outputs._replace(maps="png16")
-    row = write_images(outputs, prediction, "photo.jpg")
-    write_scale(outputs)
+    with tables(outputs, ["photo.jpg"]):
+        row = write_images(outputs, prediction, "photo.jpg")
     assert row["map"] == "maps/photo.jpg.png"
     pixels = read(outputs.folder / row["map"])
     assert pixels.dtype == np.uint16
     scale = json.loads((outputs.folder / "maps" / "scale.json").read_text())["scale"]
     np.testing.assert_allclose(pixels * scale, prediction.anomaly_map, atol=6 / 65535)
+    highest = prediction._replace(anomaly_map=np.full((2, 2), 8, np.float32))
+    row = write_images(outputs._replace(fusion="product"), highest, "highest.jpg")
+    assert (read(outputs.folder / row["map"]) == 65535).all()
 
 
 @pytest.mark.parametrize("size", [(90, 50), (20, 300), (7, 9), (1, 1)])
@@ -145,8 +199,8 @@ def test_mask_heatmap_and_verdict_are_one(
     """At any size, an image's mask is empty exactly where it is normal, as is full colour."""
     Image.fromarray(np.full((size[1], size[0], 3), 128, np.uint8)).save(prediction.path)
     threshold = prediction.score - margin
-    calibration = with_threshold(CALIBRATION, threshold, is_maximum=True)
-    outputs = outputs._replace(calibration=calibration._replace(pixel_threshold=0.8 * threshold))
+    thresholds = with_threshold(THRESHOLDS, threshold, is_maximum=True)
+    outputs = outputs._replace(thresholds=thresholds._replace(pixel_threshold=0.8 * threshold))
     row = write_images(outputs._replace(masks=True), prediction, "photo.jpg")
     assert row["verdict"] == ("anomalous" if margin > 0 else "normal")
     mask, heatmap = read(outputs.folder / row["mask"]), read(outputs.folder / row["heatmap"])
@@ -170,7 +224,7 @@ def test_a_mask_shows_the_pixels_above_their_threshold(
     row = write_images(outputs._replace(masks=True), prediction, "photo.jpg")
     assert row["mask"] == "masks/photo.jpg.png"
     written = read(outputs.folder / row["mask"])
-    expected = resized_map(prediction.anomaly_map, (50, 90)) > CALIBRATION.pixel_threshold
+    expected = resized_map(prediction.anomaly_map, (50, 90)) > THRESHOLDS.pixel_threshold
     assert 0 < expected.mean() < 1
     np.testing.assert_array_equal(written, 255 * expected)
 
@@ -181,9 +235,9 @@ def test_a_mask_shows_the_pixels_above_their_threshold(
 def test_only_scores_above_the_threshold_are_anomalous(
     outputs: Outputs, prediction: Prediction, threshold: float | None, verdict: str | None
 ) -> None:
-    calibration = CALIBRATION._replace(image_threshold=threshold)
+    thresholds = THRESHOLDS._replace(image_threshold=threshold)
     result = prediction._replace(score=0.5)
-    row = write_images(outputs._replace(calibration=calibration), result, "photo.jpg")
+    row = write_images(outputs._replace(thresholds=thresholds), result, "photo.jpg")
     assert (row["score"], row["threshold"], row["verdict"]) == (0.5, threshold, verdict)
     assert row["error"] is None
 
@@ -207,76 +261,57 @@ def test_a_link_where_an_output_belongs_is_replaced_not_followed(
     before = prediction.path.read_bytes()
     (outputs.folder / "heatmaps").mkdir(parents=True)
     os.symlink(prediction.path, outputs.folder / "heatmaps" / "photo.jpg.png")
-    write_images(outputs, prediction, "photo.jpg")
+    with tables(outputs, ["photo.jpg"]):
+        row = write_images(outputs, prediction, "photo.jpg")
     assert prediction.path.read_bytes() == before
+    assert row["error"] is None
     assert not (outputs.folder / "heatmaps" / "photo.jpg.png").is_symlink()
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "x" * 248 + ".png",
-        "ü" * 125 + ".png",
-        "x" * 255,
-        "deep/" * 900 + "1.png",
-        os.fsdecode(b"\xff" * 255),
-    ],
+    ["x" * 248 + ".png", "ü" * 125 + ".png", "deep/" * 900 + "1.png", os.fsdecode(b"\xff" * 255)],
     ids=lambda name: name[:6],
 )
-def test_a_name_that_is_too_long_is_shortened(
+def test_a_name_that_the_file_system_does_not_take_is_the_rows_error(
     outputs: Outputs, prediction: Prediction, name: str
 ) -> None:
-    outputs = outputs._replace(maps="npy", masks=True)
-    other = write_images(outputs, prediction, name[:100] + "y" + name[101:])
-    row = write_images(outputs, prediction, name)
-    paths = [r[column] for r in (row, other) for column in ("heatmap", "map", "mask")]
-    assert len(set(paths)) == 6
-    assert all((outputs.folder / path).is_file() for path in paths)
-    assert [read(outputs.folder / row[c]).shape for c in ("heatmap", "mask")] == [
-        (50, 90, 3),
-        (50, 90),
-    ]
-    np.testing.assert_array_equal(np.load(outputs.folder / row["map"]), prediction.anomaly_map)
-    if name.isascii():
-        start = name.split("/")[-1][:100]
-        assert row["heatmap"].startswith(f"heatmaps/{start}-")
-    assert write_images(outputs, prediction, name) == row
+    row = write_images(outputs._replace(maps="npy", masks=True), prediction, name)
+    assert (row["heatmap"], row["map"], row["mask"]) == (None, None, None)
+    assert "File name too long" in row["error"]
+    assert row["score"] == prediction.score
+    assert row["verdict"] == "anomalous"
 
 
-def test_a_name_that_the_file_system_refuses_is_replaced(
+def test_what_else_a_name_can_fail_at_is_the_rows_error(
     outputs: Outputs, prediction: Prediction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def on_vfat(path: Path, content: bytes) -> None:
-        if set(path.name) & set('?*:"<>|') or not path.name.isprintable():
+    (outputs.folder / "heatmaps/folder.png").mkdir(parents=True)
+    (outputs.folder / "heatmaps/file").touch()
+    for name in ("folder", "file/1.png"):
+        assert "error" in write_images(outputs, prediction, name)
+        assert write_images(outputs, prediction, name)["heatmap"] is None
+    with monkeypatch.context() as patch:
+
+        def on_vfat(path: Path, _: bytes) -> None:
             with writing(path):
                 raise OSError(errno.EINVAL, "Invalid argument")
-        write_whole(path, content)
 
-    monkeypatch.setattr(outputs_module, "write_whole", on_vfat)
-    names = ["a/10:30?.png", "a/10:31?.png", "a/\udcff.png", "a/plain.png"]
-    paths = [write_images(outputs, prediction, name)["heatmap"] for name in names]
-    assert len(set(paths)) == 4
-    assert all((outputs.folder / path).is_file() for path in paths)
-    assert paths[0].startswith("heatmaps/10_30_.png-")
-    assert paths[3] == "heatmaps/a/plain.png.png"
+        patch.setattr(outputs_module, "write_whole", on_vfat)
+        row = write_images(outputs, prediction, "10:30?.png")
+    assert row["error"].endswith("10:30?.png.png: Invalid argument")
 
 
-@pytest.mark.parametrize("names", [("x", "x.png/1.jpg"), ("x.png/1.jpg", "x")])
-def test_a_name_that_is_also_a_folders_is_replaced(
-    outputs: Outputs, prediction: Prediction, names: tuple[str, str]
+def test_of_two_names_that_are_one_to_the_file_system_the_second_is_an_error(
+    outputs: Outputs, prediction: Prediction
 ) -> None:
-    first, second = (write_images(outputs, prediction, name)["heatmap"] for name in names)
-    assert first == f"heatmaps/{names[0]}.png"
-    assert (outputs.folder / first).is_file()
-    assert (outputs.folder / second).is_file()
-
-
-def test_names_are_distinct_where_case_and_composition_are_ignored() -> None:
-    names = ["a/1.png", "A/1.PNG", "a/2.png", "\u00fc.png", "u\u0308.png", "Ü.png"]
-    given = list(distinct(names))
-    assert [given[i] for i in (0, 2, 3)] == [names[i] for i in (0, 2, 3)]
-    alike = [unicodedata.normalize("NFC", name).casefold() for name in given]
-    assert len(set(alike)) == len(names)
+    first = write_images(outputs, prediction, "a/1.png")
+    before = (outputs.folder / first["heatmap"]).read_bytes()
+    other = prediction._replace(anomaly_map=prediction.anomaly_map / 2)
+    second = write_images(outputs, other, "a/../a/1.png")
+    assert second["heatmap"] is None
+    assert "another image" in second["error"]
+    assert (outputs.folder / first["heatmap"]).read_bytes() == before
 
 
 @pytest.fixture
@@ -288,17 +323,17 @@ def limit_files_to() -> Iterator[Callable[[int], None]]:
 
 
 def test_a_full_disk_leaves_whole_rows(
-    tmp_path: Path, limit_files_to: Callable[[int], None]
+    outputs: Outputs, limit_files_to: Callable[[int], None]
 ) -> None:
     row = dict.fromkeys(COLUMNS) | {"file": "x" * 100}
-    with tables(tmp_path) as append:
+    with tables(outputs, []) as append:
         append(row)
         limit_files_to(300)
         with pytest.raises(UserError, match=r"cannot write .*predictions.jsonl: File too large"):
             append(row)
-    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    lines = (outputs.folder / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [row]
-    assert (tmp_path / "predictions.csv").read_text().count("\n") == 3
+    assert (outputs.folder / "predictions.csv").read_text().count("\n") == 3
 
 
 def test_a_full_disk_leaves_no_half_image(

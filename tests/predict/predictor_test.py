@@ -1,40 +1,32 @@
 import itertools
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
+from rd_jax import make_scorer
 from rd_jax.data.decode import decode_image
-from rd_jax.data.formats import FORMAT_NAMES
+from rd_jax.data.headers import FORMAT_NAMES
 from rd_jax.predict import predictor as predictor_module
 from rd_jax.predict.predictor import (
     Prediction,
     Predictor,
     Unreadable,
+    folded,
     load_predictor,
+    score_arrays,
     score_files,
 )
-from rd_jax.run.build import scorer_of
-from rd_jax.run.trained import find_training
-from rd_jax.store.distances import NormalDistances, write_distances
+from rd_jax.run.trained import load_trained
 from rd_jax.system.errors import UserError
 from tests.reference_weights import draw_images
-from tests.trained import SIZE, draw_distances, save_training
-
-
-@pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_training(tmp_path_factory.mktemp("run") / "weave")
-
-
-@pytest.fixture(scope="module")
-def predictor(training: Path) -> Predictor:
-    return load_predictor(training)
+from tests.trained import SIZE, draw_maps, save_training
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +41,13 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.mark.parametrize("batch_size", [1, 5, 16])
 def test_results_equal_the_scorers_on_the_same_decoded_images(
-    predictor: Predictor, paths: list[Path], batch_size: int
+    training: Path, predictor: Predictor, paths: list[Path], batch_size: int
 ) -> None:
     results = list(score_files(predictor, paths, batch_size))
-    images = np.stack([decode_image(path, SIZE)[0] for path in paths])
-    scorer = scorer_of(predictor.config)
-    maps, scores = scorer(*predictor.variables, images)
+    images = np.stack([decode_image(path, (SIZE, SIZE))[0] for path in paths])
+    trained = load_trained(training)
+    scorer = make_scorer(trained.model)
+    maps, scores = scorer(trained.teacher_variables, trained.student_variables, images)
     assert [result.path for result in results] == paths
     np.testing.assert_allclose([result.score for result in results], scores, atol=1e-5)
     np.testing.assert_allclose([result.anomaly_map for result in results], maps, atol=1e-5)
@@ -67,12 +60,12 @@ def test_no_more_images_are_computed_than_the_devices_take_at_once(
     """There are four devices; of a power of two, each compiles once."""
     seen = []
 
-    def scorer(*arguments: Any) -> Any:
-        seen.append(arguments[-1].shape[0])
-        return predictor.scorer(*arguments)
+    def score(images: Any) -> Any:
+        seen.append(images.shape[0])
+        return predictor.score(images)
 
     expected = list(score_files(predictor, paths, 16))[:num_images]
-    results = list(score_files(predictor._replace(scorer=scorer), paths[:num_images], 16))
+    results = list(score_files(predictor._replace(score=score), paths[:num_images], 16))
     assert seen == [computed]
     np.testing.assert_allclose(
         [result.score for result in results], [result.score for result in expected], atol=1e-5
@@ -127,7 +120,7 @@ def test_images_of_few_bits_in_16_are_warned_of_once(
     )
 
 
-def test_images_without_end_take_the_memory_of_four_batches(
+def test_images_without_end_take_the_memory_of_a_few_batches(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, alive, most = threading.Lock(), 0, 0
@@ -138,13 +131,17 @@ def test_images_without_end_take_the_memory_of_four_batches(
             alive += change
             most = max(most, alive)
 
+    @contextmanager
+    def no_file(*_: object) -> Iterator[Image.Image]:
+        yield Image.new("RGB", (1, 1))
+
     def decode(_: Image.Image, size: tuple[int, int], __: str) -> tuple[np.ndarray, tuple]:
         image = np.zeros((*size, 3), np.uint8)
         count(1)
         weakref.finalize(image, count, -1)
         return image, (0, 0, *size)
 
-    monkeypatch.setattr(predictor_module, "read_image", lambda *_: Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(predictor_module, "reading", no_file)
     monkeypatch.setattr(predictor_module, "placed", decode)
     results = score_files(predictor, (Path(f"{i}.png") for i in itertools.count()), batch_size=8)
     names = [result.path.stem for result in itertools.islice(results, 200)]
@@ -154,105 +151,124 @@ def test_images_without_end_take_the_memory_of_four_batches(
 
 
 def test_a_training_that_diverged_scores_nothing(predictor: Predictor, paths: list[Path]) -> None:
-    broken = predictor._replace(scorer=lambda *_: (np.zeros((8, SIZE, SIZE)), np.full(8, np.nan)))
+    broken = predictor._replace(score=lambda _: (np.zeros((8, SIZE, SIZE)), np.full(8, np.nan)))
     with pytest.raises(UserError, match="diverged"):
         list(score_files(broken, paths, 8))
 
 
-def maps_of(distances: tuple[np.ndarray, ...], sigma: float) -> np.ndarray:
-    """Upsampled by PyTorch, summed, blurred by SciPy."""
-    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    total = sum(
-        torch.nn.functional.interpolate(
-            torch.from_numpy(d)[:, None], size=SIZE, mode="bilinear", align_corners=True
-        ).numpy()[:, 0]
-        for d in distances
-    )
-    return np.stack([gaussian_filter(m, sigma, mode="reflect", truncate=4) for m in total])
-
-
-@pytest.mark.parametrize("image_score", ["max", "sum"])
-@pytest.mark.parametrize("sigma", [4.0, 1.5])
-def test_thresholds_for_any_rate_blur_and_score_come_from_what_was_kept(
-    training: Path, image_score: str, sigma: float
+def test_a_result_comes_before_the_next_path_is_asked_for(
+    predictor: Predictor, paths: list[Path]
 ) -> None:
-    changes = dict(image_score=image_score, blur_sigma=sigma)
-    changes |= dict(false_positive_rate=0.2, pixel_false_positive_rate=0.05)
-    calibration = load_predictor(training, **changes).calibration
-    maps = maps_of(draw_distances(0), sigma)
-    maxima, sums = np.sort(maps.max((1, 2))), np.sort(maps.sum((1, 2)))
+    asked: list[Path] = []
+
+    def arriving() -> Iterator[Path]:
+        for path in paths:
+            asked.append(path)
+            yield path
+
+    for count, result in enumerate(score_files(predictor, arriving(), batch_size=1), 1):
+        assert asked == paths[:count]
+        assert result.path == paths[count - 1]
+    assert count == len(paths)
+
+
+def test_arrays_are_scored_as_files_are(predictor: Predictor, paths: list[Path]) -> None:
+    images = np.stack([decode_image(path, (SIZE, SIZE))[0] for path in paths])
+    maps, scores, anomalous = score_arrays(predictor, images)
+    expected = list(score_files(predictor, paths))
+    np.testing.assert_allclose(scores, [result.score for result in expected], atol=1e-5)
+    np.testing.assert_allclose(maps, [result.anomaly_map for result in expected], atol=1e-5)
+    threshold = predictor.thresholds.image_threshold
+    assert anomalous is not None
+    np.testing.assert_array_equal(anomalous, scores > threshold)
+    maps, scores, _ = score_arrays(predictor, images[:0])
+    assert (maps.shape, scores.shape) == ((0, SIZE, SIZE), (0,))
+    without = predictor._replace(thresholds=predictor.thresholds._replace(image_threshold=None))
+    assert score_arrays(without, images)[2] is None
+
+
+IMAGES = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        IMAGES / np.float32(255),
+        IMAGES.astype(bool),
+        IMAGES.astype(np.uint16),
+        IMAGES[..., :1],
+        IMAGES[..., 0],
+        IMAGES[..., [0, 1, 2, 2]],
+        IMAGES[:, :16],
+        IMAGES[0],
+        np.moveaxis(IMAGES, -1, 1),
+        np.uint8(3),
+        [],
+    ],
+    ids=lambda images: f"{np.asarray(images).dtype}-{np.shape(images)}",
+)
+def test_arrays_that_are_no_images_are_refused_in_one_line(
+    predictor: Predictor, images: Any
+) -> None:
+    with pytest.raises(UserError, match=r"must be uint8 RGB \[N, 32, 32, 3\]") as error:
+        score_arrays(predictor, images)
+    found = np.asarray(images)
+    assert f"images are {found.dtype} [{', '.join(map(str, found.shape))}]" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(90, 30), (20, 80), (50, 50), (1, 900)])
+def test_by_fit_a_map_is_the_pictures_and_has_the_score_as_its_maximum(
+    predictor: Predictor, tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    pixels = draw_images(1, 900)[0][: shape[0], : shape[1]]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    predictor = predictor._replace(resize="fit")
+    (result,) = score_files(predictor, [tmp_path / "a.png"])
+    whole = decode_image(tmp_path / "a.png", (SIZE, SIZE), "fit")[0]
+    (expected,), scores, _ = score_arrays(predictor, whole[None])
+    assert isinstance(result, Prediction)
+    assert result.score == pytest.approx(scores[0], abs=1e-5)
+    assert result.score == pytest.approx(result.anomaly_map.max(), abs=1e-5)
+    scale = SIZE / max(shape)
+    assert result.anomaly_map.shape == tuple(max(1, round(scale * side)) for side in shape)
+    height, width = result.anomaly_map.shape
+    top, left = (SIZE - height) // 2, (SIZE - width) // 2
+    inside = expected[top : top + height, left : left + width]
+    assert (result.anomaly_map >= inside - 1e-5).all()
+
+
+def test_what_margins_show_is_folded_back_to_where_they_are_mirrored_from() -> None:
+    picture = np.array([[1, 2], [3, 4]], np.float32)
+    mirrored = np.pad(picture, ((1, 1), (3, 0)), "symmetric")
+    np.testing.assert_array_equal(folded(mirrored, (1, 3, 2, 2)), picture)
+    mirrored[0, 2] = 9  # left of the first pixel, above the first row
+    np.testing.assert_array_equal(folded(mirrored, (1, 3, 2, 2)), [[9, 2], [3, 4]])
+    np.testing.assert_array_equal(folded(picture, (0, 0, 2, 2)), picture)
+
+
+def test_rates_change_the_thresholds_and_nothing_else_can_be_changed(
+    training: Path, predictor: Predictor
+) -> None:
+    rates = dict(false_positive_rate=0.2, pixel_false_positive_rate=0.05)
+    thresholds = load_predictor(training, **rates).thresholds
     # 0.2 * 21 is 4 and a bit: the next image is the fourth above or lower, so 3 are above.
-    expected = {"max": maxima, "sum": sums}[image_score][-4]
-    assert calibration.image_threshold == pytest.approx(expected, rel=1e-5)
-    assert calibration.map_high == pytest.approx(maxima[-4], rel=1e-5)
-    assert calibration.kept_rate == 4 / 21
-    pixels = np.sort(maps.ravel())
-    above = pixels[-int(0.05 * pixels.size) - 1]
-    assert calibration.pixel_threshold == pytest.approx(min(above, maxima[-4]), rel=1e-5)
-    assert calibration.map_low == pytest.approx(np.quantile(pixels, 0.99), rel=1e-5)
+    maps = draw_maps(0)
+    expected = np.sort(maps.max((1, 2)))[-4]
+    assert thresholds.image_threshold == pytest.approx(expected, rel=1e-3)
+    assert thresholds.kept_rate == 4 / 21
+    assert thresholds.image_threshold < predictor.thresholds.image_threshold
+    pixel = np.quantile(maps, 0.95)
+    assert thresholds.pixel_threshold == pytest.approx(min(pixel, expected), rel=1e-2)
+    for name, value in (("scales", (1,)), ("blur_sigma", 2.0), ("image_score", "sum")):
+        with pytest.raises(UserError, match=name):
+            load_predictor(training, **{name: value})
 
 
-def test_each_arithmetic_has_thresholds_of_its_own(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    both = save_training(tmp_path / "a", dtype="bfloat16", dtypes=("float32", "bfloat16"))
-    predictor = load_predictor(both)
-    assert (predictor.config.dtype, predictor.calibration.dtype) == ("bfloat16", "bfloat16")
-    expected = maps_of(draw_distances(1), 4).max()
-    assert predictor.calibration.image_threshold == pytest.approx(expected, rel=1e-5)
-    assert "no thresholds" not in caplog.text
-    # Trained where bfloat16 was not what it computed in: there are thresholds of float32 alone.
-    predictor = load_predictor(save_training(tmp_path / "b", dtype="bfloat16"))
-    assert (predictor.config.dtype, predictor.calibration.dtype) == ("float32", "float32")
-    assert "scoring in float32, since there are no thresholds for bfloat16" in caplog.text
-
-
-def test_distances_of_another_checkpoint_or_damaged_ones_are_not_used(
-    training: Path, tmp_path: Path
-) -> None:
-    for i, damage in enumerate(["other", "cut", "absent"]):
-        folder = save_training(tmp_path / damage, holdout=None)
-        path = folder / "distances.npz"
-        if damage == "other":
-            write_distances(path, NormalDistances(True, 1, {"float32": draw_distances(0)}))
-        elif damage == "cut":
-            path.write_bytes((training / "distances.npz").read_bytes()[: 2000 * i])
-        with pytest.raises(UserError, match=r"no scores of normal images, .* --mode eval"):
-            load_predictor(folder)
-
-
-def test_what_training_alone_can_change_is_an_error(training: Path) -> None:
-    with pytest.raises(UserError, match="scales: after training only false_positive_rate, "):
-        load_predictor(training, scales=(1,))
-    with pytest.raises(UserError, match=r"config.false_positive_rate=1.5: must be a number in"):
-        load_predictor(training, false_positive_rate=1.5)
-
-
-def test_the_one_training_is_found_from_any_folder_above(training: Path, tmp_path: Path) -> None:
-    assert find_training(training).folder == training
-    assert find_training(training.parent).folder == training
-    seed = save_training(tmp_path / "run" / "cloth" / "seed_1")
-    for folder in (seed, seed.parent, seed.parent.parent):
-        assert find_training(folder).folder == seed
-    (tmp_path / "run" / "killed" / "checkpoints").mkdir(parents=True)
-    assert find_training(tmp_path / "run").folder == seed
-    save_training(tmp_path / "run" / "weave")
-    with pytest.raises(UserError, match="several trainings: add one of cloth/seed_1, weave to --w"):
-        find_training(tmp_path / "run")
-
-
-@pytest.mark.parametrize("folder", ["", "absent"])
-def test_a_folder_without_a_training_is_an_error(tmp_path: Path, folder: str) -> None:
-    with pytest.raises(UserError, match="no checkpoint in "):
-        find_training(tmp_path / folder)
-
-
-def test_an_unfinished_training_or_another_teacher_is_an_error(tmp_path: Path) -> None:
+def test_a_training_without_thresholds_is_an_error(tmp_path: Path) -> None:
     unfinished = save_training(tmp_path / "a", None, last_step=53)
     with pytest.raises(UserError, match="no thresholds, after step 7 of 53: finish the training"):
         load_predictor(unfinished)
-    other = save_training(tmp_path / "b", teacher_sha256="0" * 64)
-    with pytest.raises(UserError, match="was trained with the teacher weights random"):
-        load_predictor(other)
-    with pytest.raises(UserError, match=r"w\.npz is not a file"):
-        load_predictor(other, "w.npz")
+    finished = save_training(tmp_path / "b", None)
+    with pytest.raises(UserError, match="after step 7 of 7: let python -m"):
+        load_predictor(finished)
