@@ -1,6 +1,6 @@
 """Reverse Distillation (Deng and Li, CVPR 2022) in JAX, as pure functions."""
 
-from rd_jax.export.onnx_graph import to_onnx
+from rd_jax.export.onnx import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.method import models
 from rd_jax.method.loss import (
@@ -10,7 +10,7 @@ from rd_jax.method.loss import (
 )
 from rd_jax.method.metrics import aupro, auroc
 from rd_jax.method.models import Model, normalize
-from rd_jax.method.score import anomaly_map, image_score, make_scorer
+from rd_jax.method.score import Scoring, anomaly_map, image_score, make_scorer
 from rd_jax.method.train import TrainState, create_train_state, make_train_step
 from rd_jax.predict.predictor import load_predictor, score_arrays, score_files
 from rd_jax.run.trained import restore
@@ -19,6 +19,7 @@ from rd_jax.weights.teacher import load_teacher
 
 __all__ = [
     "Model",
+    "Scoring",
     "TrainState",
     "anomaly_map",
     "aupro",

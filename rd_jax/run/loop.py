@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -10,68 +11,75 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rd_jax.data import Joined
 from rd_jax.data.order import batch_indices
 from rd_jax.method.train import AXIS, Metrics, TrainState
-from rd_jax.system import hosts
 
 _MOST_BYTES = 2**28  # of the images of a dispatch
 TrainSteps = Callable[..., tuple[TrainState, Metrics]]
 
 
 def placement() -> tuple[NamedSharding, NamedSharding]:
-    """On all local devices, and split over them."""
+    """Return the shardings "on all local devices" and "split over them"."""
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def steps_per_dispatch(batch_size: int, size: tuple[int, int]) -> int:
-    """How many steps pay on this platform: see `make_parallel_train_steps`.
+    """Return how many steps pay on this platform: see `make_parallel_train_steps`.
 
-    Not more than whose images [batch_size, *size, 3] take `_MOST_BYTES`.
+    The images [batch_size, *size, 3] of so many steps take at most `_MOST_BYTES`.
     """
     if jax.default_backend() == "cpu":
         return 1
     return max(1, min(16, _MOST_BYTES // (3 * batch_size * math.prod(size))))
 
 
-def training(
+@dataclass(frozen=True)
+class Batches:
+    """The images of each step, as a function of the seed and the step."""
+
+    images: np.ndarray | Joined  # [N, H, W, 3] uint8
+    chosen: np.ndarray  # which of the N are trained on
+    batch_size: int  # over all devices of all processes
+    seed: int
+
+    def of_steps(self, step: int, num_steps: int, max_steps: int) -> np.ndarray:
+        """Return uint8 [local devices, max_steps, B / devices, H, W, 3] from `step` on.
+
+        Only the first `num_steps` entries are valid. Each process makes its own share.
+        """
+        share = self.batch_size // jax.process_count()
+        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        batches = np.zeros((max_steps, share, *self.images.shape[1:]), np.uint8)
+        for i in range(num_steps):
+            order = batch_indices(self.seed, step + i, len(self.chosen), self.batch_size)
+            batches[i] = self.images[self.chosen[order[own]]]
+        per_device = (jax.local_device_count(), -1, *self.images.shape[1:])
+        return batches.reshape(max_steps, *per_device).swapaxes(0, 1)
+
+
+def dispatches(
     train_steps: TrainSteps,
     max_steps: int,
     teacher_variables: object,
-    images: np.ndarray | Joined,
+    batches: Batches,
     state: TrainState,
-    *,
-    last_step: int,
-    batch_size: int,
-    seed: int,
-    pause_at: Collection[int] = (),
-    chosen: np.ndarray | None = None,
+    pauses: Collection[int],
 ) -> Iterator[tuple[TrainState, int, Metrics]]:
-    """Trains to the last step; after each dispatch yields state, steps done and metrics.
+    """Train to the last of the `pauses`; after each dispatch yield state, steps done, metrics.
 
-    `images` is uint8 [N, H, W, 3], of which those in `chosen` (default: all) are trained on;
-    `train_steps` is `make_parallel_train_steps` with `max_steps` for all devices. Of several
-    processes, each sends its own part of every batch to its own devices. A dispatch never runs
-    past a step in `pause_at`. The yielded state is valid until the iteration goes on. While one
+    `train_steps` is `make_parallel_train_steps` with `max_steps` for all devices. A dispatch never
+    runs past a step in `pauses`. The yielded state is valid until the iteration goes on. While one
     dispatch computes, the next one's images are gathered and copied, and no more: metrics are
     arrays that may still be computed.
     """
-    chosen = np.arange(len(images)) if chosen is None else chosen
     replicated, split = placement()
     teacher_variables, state = jax.device_put((teacher_variables, state), replicated)
-    pauses = sorted({*pause_at, last_step})
-    own = hosts.share(batch_size)
     step, metrics = int(state.step), None
-    while step < last_step:
-        num_steps = min(max_steps, next(p for p in pauses if p > step) - step)
-        batches = np.zeros((max_steps, own.stop - own.start, *images.shape[1:]), np.uint8)
-        for i in range(num_steps):
-            order = batch_indices(seed, step + i, len(chosen), batch_size)
-            batches[i] = images[chosen[order[own]]]
-        per_device = (jax.local_device_count(), -1, *images.shape[1:])
-        batches = batches.reshape(max_steps, *per_device).swapaxes(0, 1)
-        before = metrics
-        state, metrics = train_steps(
-            state, teacher_variables, jax.device_put(batches, split), np.int32(num_steps)
-        )
-        jax.block_until_ready(before)
-        step += num_steps
-        yield state, step, metrics
+    for pause in sorted(pause for pause in pauses if pause > step):
+        while step < pause:
+            num_steps = min(max_steps, pause - step)
+            images = jax.device_put(batches.of_steps(step, num_steps, max_steps), split)
+            before = metrics
+            state, metrics = train_steps(state, teacher_variables, images, np.int32(num_steps))
+            jax.block_until_ready(before)
+            step += num_steps
+            yield state, step, metrics

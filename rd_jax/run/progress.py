@@ -15,17 +15,20 @@ import numpy as np
 from tqdm import tqdm
 
 from rd_jax.method.train import Metrics, TrainState
-from rd_jax.run.task import Task
+from rd_jax.run.plan import Plan
 from rd_jax.store.rows import Row, append_row
 from rd_jax.system import hosts
 
 logger = logging.getLogger(__name__)
 
+Timing = Mapping[str, float | None]  # train_seconds, images_per_second
+NO_TIME: Timing = {"train_seconds": 0.0, "images_per_second": None}
+
 
 class Clock:
-    """Seconds and speed of one training, over all its resumptions."""
+    """Measure seconds and speed of one training, over all its resumptions."""
 
-    def __init__(self, timing: Mapping[str, float | None]):
+    def __init__(self, timing: Timing):
         self._away = 0.0
         self._start = self._now() - (timing["train_seconds"] or 0.0)
         self._images_per_second = timing["images_per_second"]
@@ -35,20 +38,20 @@ class Clock:
         return time.perf_counter() - self._away
 
     def first_dispatch(self, state: TrainState, step: int) -> None:
-        """Waits for the first dispatch, so that the speed is that after compilation."""
+        """Wait for the first dispatch, so that the speed is that after compilation."""
         if self._warm is None:
             jax.block_until_ready(state.step)
             self._warm = (step, self._now())
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """What happens inside does not count."""
+        """Leave what happens inside out of the time."""
         before = time.perf_counter()
         yield
         self._away += time.perf_counter() - before
 
-    def timing(self, step: int, batch_size: int) -> dict[str, float | None]:
-        """What the results say; the device has nothing left to do."""
+    def timing(self, step: int, batch_size: int) -> Timing:
+        """Return what the results say; the device has nothing left to do."""
         now = self._now()
         if self._warm is not None and step > self._warm[0]:
             self._images_per_second = (step - self._warm[0]) * batch_size / (now - self._warm[1])
@@ -57,9 +60,10 @@ class Clock:
 
 @contextmanager
 def row_writer(metrics: Path, events: Path | None = None) -> Iterator[Callable[[Row], None]]:
-    """A function that appends a row with its "step" to a file of rows, as the first process.
+    """Yield a function that appends a row with its "step" to a file of rows.
 
-    With `events`, its numbers also go as TensorBoard event files into that folder.
+    With `events`, its numbers also go as TensorBoard event files into that folder. Only the first
+    process writes.
     """
     if not hosts.is_first():
         yield lambda _: None
@@ -79,27 +83,26 @@ def row_writer(metrics: Path, events: Path | None = None) -> Iterator[Callable[[
             yield write
 
 
-class Diverged(Exception):  # noqa: N818
-    """A loss that is not finite: its step, and the last loss that was finite, if any."""
+class DivergedError(Exception):
+    """A loss is not finite: its step, and the last loss that was finite, if any."""
 
 
 def followed(
     dispatches: Iterable[tuple[TrainState, int, Metrics]],
-    task: Task,
+    plan: Plan,
     first_step: int,
     pause_at: Collection[int],
     log: Callable[[Mapping[str, Any]], None],
     should_stop: Callable[[], bool],
 ) -> Iterator[tuple[TrainState, int, bool]]:
-    """Passes on a training's states and steps, and whether it should stop; shows its progress.
+    """Pass on a training's states and steps, and whether it should stop; show its progress.
 
-    A bar on a terminal, log lines elsewhere; a row for `log` with the mean loss since the row
-    before, at the first dispatch after every `log_every_steps`. Losses are read one dispatch
-    late, when they are there anyway, so that nothing waits for the device; but at once at a step
-    in `pause_at`, or to stop at, where the caller uses the state. Raises Diverged if a loss is
-    not finite.
+    A terminal shows a bar, a file gets log lines. `log` gets a row with the mean loss at the first
+    dispatch after every `log_every_steps`. Losses are read one dispatch late, when they are there
+    anyway, so that nothing waits for the device; but at once where the caller uses the state: at
+    a step in `pause_at`, or to stop. Raise DivergedError if a loss is not finite.
     """
-    last_step, batch_size = task.last_step, task.config.batch_size
+    last_step, batch_size = plan.last_step, plan.config.batch_size
     on_terminal = sys.stderr.isatty()
     losses: list[float] = []
     since, last_read = time.perf_counter(), first_step
@@ -110,11 +113,11 @@ def followed(
         for loss in map(float, np.asarray(metrics["loss"])[: step - last_read]):
             last_read += 1
             if not math.isfinite(loss):
-                raise Diverged(last_read, last_finite)
+                raise DivergedError(last_read, last_finite)
             last_finite = loss
             losses.append(loss)
             bar.update()
-        if len(losses) < task.config.log_every_steps and step < last_step:
+        if len(losses) < plan.config.log_every_steps and step < last_step:
             return
         now = time.perf_counter()
         speed, loss = len(losses) * batch_size / (now - since), float(np.mean(losses))
@@ -123,14 +126,14 @@ def followed(
         if not on_terminal:
             logger.info(
                 "%s: step %d of %d, loss %.4f, %.1f images/s, %.0f s left",
-                *(task.name, step, last_step, loss, speed, (last_step - step) * batch_size / speed),
+                *(plan.name, step, last_step, loss, speed, (last_step - step) * batch_size / speed),
             )
         losses.clear()
         since = now
 
     pending: tuple[int, Metrics] | None = None
     with tqdm(
-        total=last_step, initial=first_step, desc=task.name, unit="step", disable=not on_terminal
+        total=last_step, initial=first_step, desc=plan.name, unit="step", disable=not on_terminal
     ) as bar:
         for state, step, metrics in dispatches:
             if pending:

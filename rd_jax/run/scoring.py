@@ -1,192 +1,121 @@
-"""Scoring any number of images on all devices."""
+"""Scoring any number of images on all local devices, in float32."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rd_jax.data import Split
-from rd_jax.method.counts import counted, no_pixels
-from rd_jax.method.metrics import Scored, sums_and_maxima
+from rd_jax.method.metrics import PixelCounts, Scored, counted, no_pixels, sums_and_maxima
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.run.loop import placement
-from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 
-Program = Callable[..., tuple[jax.Array, ...]]  # of both variables, images, ...
+Score = Callable[[Any], tuple[jax.Array, jax.Array]]  # uint8 [B, H, W, 3] -> maps, scores
 
 _MOST_BYTES = 2**28  # of maps that are held until the figures are known
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """The two halves of `make_scorer`; what is between them is kept of normal images."""
+def bound(scorer: Callable[..., Any], teacher_variables: Any, student_variables: Any) -> Score:
+    """Return `make_scorer`'s function of images alone.
 
-    distances: Program  # [B, h, w] of each scale
-    maps: Callable[..., tuple[jax.Array, jax.Array]]  # of these and regions: maps, scores
-
-    def __call__(
-        self, teacher_variables: Any, student_variables: Any, images: Any, *regions: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        """With regions, int [B, 4], maps are 0 outside, where no picture is: see `make_maps`."""
-        return self.maps(self.distances(teacher_variables, student_variables, images), *regions)
-
-
-def compiled_distances(
-    distances: Any,
-    teacher_variables: Any,
-    student_variables: Any,
-    batch_size: int,
-    size: tuple[int, int],
-) -> Program:
-    """`Scorer.distances` for `in_batches` with `batch_size` images [*size, 3], compiled.
-
-    Of the variables {'params', 'batch_stats'} only the shapes count.
+    The variables lie on all local devices, the student's in inference form. They stay arguments of
+    the compiled program: constants would take minutes to compile.
     """
-    replicated, split = placement()
-    variables = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        (teacher_variables, jax.eval_shape(fold_batch_norm, student_variables)),
-    )
-    shape = (_divisible(batch_size), *size, 3)
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)
-    return distances.lower(*variables, images).compile()
-
-
-def _divisible(batch_size: int) -> int:
-    """The size of the batches that the devices compute, at least `batch_size`."""
-    num_devices = jax.local_device_count()
-    return -(-batch_size // num_devices) * num_devices
-
-
-def on_devices(teacher_variables: Any, student_variables: Any) -> tuple[Any, Any]:
-    """Both on all local devices, the student's in inference form, as `in_batches` needs them."""
     replicated, _ = placement()
-    return jax.device_put((teacher_variables, fold_batch_norm(student_variables)), replicated)
+    variables = jax.device_put((teacher_variables, fold_batch_norm(student_variables)), replicated)
+    return partial(scorer, *variables)
+
+
+class Batch(NamedTuple):
+    """Some scored images: their places among those asked for, maps [B, H, W], scores [B]."""
+
+    places: np.ndarray
+    maps: np.ndarray
+    scores: np.ndarray
 
 
 def batches(
-    program: Program,
-    teacher_variables: Any,
-    student_variables: Any,
-    images: np.ndarray,
-    batch_size: int,
-    chosen: np.ndarray | None = None,
-    regions: np.ndarray | None = None,
-) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """What `program` gives of uint8 images [N, H, W, 3], or those in `chosen`, on all devices.
+    score: Score, images: np.ndarray, batch_size: int, chosen: np.ndarray | None = None
+) -> Iterator[Batch]:
+    """Score uint8 images [N, H, W, 3], or those in `chosen`, batch by batch.
 
-    Of their `regions` [N, 4], too, if there are any. Yields places in `chosen` and outputs, batch
-    by batch. What the devices compute has one size, a multiple of their number: batches are padded,
-    and the padding's results are dropped. Of several processes, each computes a share, and all get
-    all. Raises UserError for what is not finite.
+    What the devices compute has one size, a multiple of their number: batches are padded, and the
+    padding's results are dropped. Raise UserError for a score that is not finite.
     """
-    variables, (_, split) = on_devices(teacher_variables, student_variables), placement()
+    _, split = placement()
     chosen = np.arange(len(images)) if chosen is None else chosen
-    per_process = -(-len(chosen) // jax.process_count())
-    own = chosen[hosts.share(len(chosen))]
+    num_devices = jax.local_device_count()
+    padded_size = -(-batch_size // num_devices) * num_devices
 
-    def fetch(start: int, outputs: tuple[jax.Array, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
-        in_share = start + np.arange(batch_size)
-        places = (per_process * np.arange(jax.process_count())[:, None] + in_share).ravel()
-        there = (np.tile(in_share, jax.process_count()) < per_process) & (places < len(chosen))
-        of_all = [
-            hosts.gathered(np.asarray(x)[:batch_size], jax.process_count() * batch_size)[there]
-            for x in outputs
-        ]
-        if not all(np.isfinite(array).all() for array in of_all):
+    def fetched(start: int, outputs: tuple[jax.Array, jax.Array]) -> Batch:
+        count = min(batch_size, len(chosen) - start)
+        maps, scores = (np.asarray(output)[:count] for output in outputs)
+        if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
             raise UserError("scores are not finite: the training diverged; train anew elsewhere")
-        return places[there], of_all
+        return Batch(start + np.arange(count), maps, scores)
 
-    waiting: deque[tuple[int, tuple[jax.Array, ...]]] = deque()
-    for start in range(0, max(per_process, 1), batch_size):  # of none, too, the shapes are known
-        now = own[start : start + batch_size]
-        seen = [array[now] for array in (images, regions) if array is not None]
-        rows = _divisible(batch_size) - len(now)
-        padded = [np.pad(x, [(0, rows), *[(0, 0)] * (x.ndim - 1)]) for x in seen]
-        waiting.append((start, program(*variables, *jax.device_put(padded, split))))
+    waiting: deque[tuple[int, tuple[jax.Array, jax.Array]]] = deque()
+    for start in range(0, len(chosen), batch_size):
+        batch = images[chosen[start : start + batch_size]]
+        padded = np.pad(batch, [(0, padded_size - len(batch)), (0, 0), (0, 0), (0, 0)])
+        waiting.append((start, score(jax.device_put(padded, split))))
         if len(waiting) > 1:  # while one batch computes, the next one is sent
-            yield fetch(*waiting.popleft())
+            yield fetched(*waiting.popleft())
     for start, outputs in waiting:
-        yield fetch(start, outputs)
-
-
-def in_batches(
-    program: Program,
-    teacher_variables: Any,
-    student_variables: Any,
-    images: np.ndarray,
-    batch_size: int,
-    chosen: np.ndarray | None = None,
-    regions: np.ndarray | None = None,
-) -> tuple[np.ndarray, ...]:
-    """All that `batches` yields, in the order of `chosen`."""
-    count = len(images if chosen is None else chosen)
-    found: list[np.ndarray] = []
-    for places, outputs in batches(
-        program, teacher_variables, student_variables, images, batch_size, chosen, regions
-    ):
-        found = found or [np.empty((count, *x.shape[1:]), x.dtype) for x in outputs]
-        for array, output in zip(found, outputs, strict=True):
-            array[places] = output
-    return tuple(found)
+        yield fetched(start, outputs)
 
 
 def score_images(
-    scorer: Program,
-    teacher_variables: Any,
-    student_variables: Any,
-    images: np.ndarray,
-    batch_size: int,
-    regions: np.ndarray | None = None,
+    score: Score, images: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3]: see `batches`."""
-    variables = teacher_variables, student_variables
-    maps, scores = in_batches(scorer, *variables, images, batch_size, None, regions)
+    """Return maps [N, H, W] and scores [N] of uint8 images [N, H, W, 3]: see `batches`."""
+    maps, scores = np.empty(images.shape[:3], np.float32), np.empty(len(images), np.float32)
+    for batch in batches(score, images, batch_size):
+        maps[batch.places], scores[batch.places] = batch.maps, batch.scores
     return maps, scores
 
 
-def score_split(
-    scorer: Program,
-    teacher_variables: Any,
-    student_variables: Any,
-    split: Split,
-    batch_size: int,
-) -> tuple[Scored, Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray]], list[np.ndarray]]]:
-    """What metrics need of the test images, and a function that gives what is made of their maps.
+def score_normal(
+    score: Score, images: np.ndarray, batch_size: int, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, PixelCounts]:
+    """Return scores [N], maxima of maps [N] and the pixels of all maps of the chosen images."""
+    scores, maxima, pixels = np.empty(len(chosen)), np.empty(len(chosen)), no_pixels()
+    for batch in batches(score, images, batch_size, chosen):
+        scores[batch.places], maxima[batch.places] = batch.scores, batch.maps.max((1, 2))
+        pixels = counted(pixels, batch.maps, np.zeros(batch.maps.shape, bool))
+    return scores, maxima, pixels
 
-    It takes which images, and what to make of the map [H, W] of each. Maps are not held beyond
-    `_MOST_BYTES`: they are then computed again. Of several processes all call both functions.
+
+MapsOf = Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray]], list[np.ndarray]]
+
+
+def score_split(score: Score, split: Split, batch_size: int) -> tuple[Scored, MapsOf]:
+    """Return what metrics need of the test images, and a function that makes more of their maps.
+
+    The function takes which images, and what to make of the map [H, W] of each. Maps are not held
+    beyond `_MOST_BYTES`: they are then computed again.
     """
-    variables, where = (teacher_variables, student_variables), split.test_regions
     count, height, width, _ = split.test.shape
     is_held = 4 * count * height * width <= _MOST_BYTES
     held = np.empty((count if is_held else 0, height, width), np.float32)
     scores, sums, maxima = (np.empty(count, np.float32) for _ in range(3))
     pixels = no_pixels()
-    for places, (maps, of_images) in batches(
-        scorer, *variables, split.test, batch_size, None, where
-    ):
+    for places, maps, of_images in batches(score, split.test, batch_size):
         scores[places] = of_images
         sums[places], maxima[places] = sums_and_maxima(maps)
         masks = np.zeros(maps.shape, bool) if split.masks is None else split.masks[places]
-        pixels = counted(pixels, maps, masks, None if where is None else where[places])
+        pixels = counted(pixels, maps, masks)
         if is_held:
             held[places] = maps
 
-    def made_of_maps(
-        chosen: np.ndarray, make: Callable[[np.ndarray], np.ndarray]
-    ) -> list[np.ndarray]:
+    def maps_of(chosen: np.ndarray, make: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
         if is_held:
             return [make(held[i]) for i in chosen]
-        made: dict[int, np.ndarray] = {}
-        again = batches(scorer, *variables, split.test, batch_size, chosen, where)
-        for places, (maps, _) in again:
-            made |= {place: make(of) for place, of in zip(places.tolist(), maps, strict=True)}
-        return [made[place] for place in range(len(chosen))]
+        again = batches(score, split.test, batch_size, chosen)
+        return [make(of_image) for batch in again for of_image in batch.maps]
 
-    return Scored(scores, sums, maxima, pixels), made_of_maps
+    return Scored(scores, sums, maxima, pixels), maps_of

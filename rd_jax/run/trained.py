@@ -1,101 +1,83 @@
-"""What was trained, for evaluation, prediction and export: found, read and checked."""
+"""What was trained, for prediction, export and research code: found, read and checked once."""
 
-import argparse
-import logging
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from rd_jax.config import FIELDS, Config, Depends, from_dict, override
-from rd_jax.method.calibration import Calibration
+from rd_jax.config import RATES, Config, as_dict, changed, from_dict
 from rd_jax.method.models import Model
-from rd_jax.run.build import compute_dtype, model_of
-from rd_jax.run.thresholds import calibration_of, common_dtypes, kept_distances, pooled
+from rd_jax.method.score import Scoring
+from rd_jax.method.thresholds import Thresholds, pooled, thresholds_of
+from rd_jax.run.plan import model_of, scoring_of, size_of, teacher_of
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
-from rd_jax.store.distances import NormalDistances
-from rd_jax.store.workdir import JOINT, Training, part_of, trainings_at
+from rd_jax.store.thresholds import StoredThresholds, read_thresholds
+from rd_jax.store.workdir import Training, find_training
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import as_on_disk, composed, user_path
-from rd_jax.weights.teacher import LoadedTeacher, teacher_of
-
-logger = logging.getLogger(__name__)
+from rd_jax.system.files import user_path
+from rd_jax.weights.teacher import LoadedTeacher
 
 
-# What can be changed after training, in evaluation, prediction and export.
-APPLIED = [name for name, field in FIELDS.items() if field.depends & Depends.APPLIED]
+@dataclass(frozen=True)
+class Trained:
+    """A student as it was last evaluated: with its thresholds and, once loaded, its teacher."""
 
-
-class Trained(NamedTuple):
-    """The latest checkpoint of a training, with the teacher that it was trained with."""
-
-    config: Config
     training: Training
+    categories: tuple[str, ...]  # those that the thresholds are for
+    config: Config  # of the training, with what the last evaluation changed
     checkpoint: Checkpoint
-    teacher: LoadedTeacher
-    kept: dict[Training, NormalDistances]  # of each category that a threshold is for
+    thresholds: Thresholds | None  # None before the training is finished and evaluated
+    teacher_variables: Any = None
 
     @property
-    def categories(self) -> tuple[str, ...]:
-        """Which ones a threshold is for, of a training for all categories."""
-        return tuple(t.category for t in self.kept) if self.config.joint else ()
+    def model(self) -> Model:
+        """The networks, in float32."""
+        return model_of(self.config)
+
+    @property
+    def scoring(self) -> Scoring:
+        """How distances become maps and scores."""
+        return scoring_of(self.config)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of images in pixels."""
+        return size_of(self.config)
+
+    @property
+    def resize(self) -> str:
+        """How pictures get that size."""
+        return self.config.resize
+
+    @property
+    def student_variables(self) -> dict[str, Any]:
+        """The student's variables, numpy arrays."""
+        return self.checkpoint.student_variables
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint."""
+        return self.checkpoint.step
+
+    @property
+    def last_step(self) -> int:
+        """The last step of the training."""
+        return self.checkpoint.metadata["last_step"]
 
     @property
     def is_finished(self) -> bool:
-        """Whether this is the last step's."""
-        return self.checkpoint.step == self.checkpoint.metadata["last_step"]
-
-    def calibration(self, dtype: str) -> Calibration:
-        """Thresholds of scores in `dtype`. Raises UserError if nothing was scored for them."""
-        folder, step = self.training.folder, self.checkpoint.step
-        if not self.is_finished:
-            raise UserError(
-                f"{folder} has no thresholds, after step {step} of "
-                f"{self.checkpoint.metadata['last_step']}: finish the training with the command "
-                "that began it"
-            )
-        for training, distances in self.kept.items():
-            if dtype not in distances.by_dtype:
-                raise UserError(
-                    f"{training.folder} has no scores of normal images, which thresholds come "
-                    "from: let python -m rd_jax.main --mode eval score them"
-                )
-        return calibration_of(self.config, pooled(list(self.kept.values())), dtype)
-
-    def scoring_dtype(self) -> str:
-        """The config's, if there are thresholds for it, else float32, whose hold everywhere."""
-        own = compute_dtype(self.config).name
-        dtypes = common_dtypes(list(self.kept.values()))
-        if dtypes and own not in dtypes:
-            logger.warning(
-                "scoring in float32, since there are no thresholds for %s: python -m rd_jax.main "
-                "--mode eval makes them on this device",
-                own,
-            )
-            return "float32"
-        return own
-
-
-def add_applied(parser: argparse.ArgumentParser, names: Iterable[str] = APPLIED) -> None:
-    """Flags of the same names."""
-    for name in names:
-        field = FIELDS[name]
-        parser.add_argument(f"--{name}", type=type(field.default), help=field.help)
-
-
-def applied(flags: argparse.Namespace) -> dict[str, Any]:
-    """Those that were given, for `load_trained`."""
-    return {name: x for name in APPLIED if (x := getattr(flags, name, None)) is not None}
+        """Whether the student is that of the last step."""
+        return self.step == self.last_step
 
 
 def config_of(metadata: Mapping[str, Any]) -> Config:
-    """The config that the checkpoint was trained with; its teacher is the one that was used."""
+    """Return the config of a checkpoint; its teacher is the one that was used."""
     return from_dict(metadata["config"] | {"teacher_weights": metadata["teacher_weights"]})
 
 
 def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path) -> None:
-    """Raises UserError if the checkpoint in `folder` was trained with another teacher."""
+    """Raise UserError if the checkpoint in `folder` was trained with another teacher."""
     if teacher.sha256 != saved["teacher_sha256"]:
         raise UserError(
             f"the checkpoint in {folder} was trained with the teacher weights "
@@ -104,91 +86,91 @@ def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path
         )
 
 
-def hashes_of(metadata: Mapping[str, Any], category: str) -> dict[str, str]:
-    """The SHA-256 of the training images of each category that the checkpoint was trained on."""
-    saved = metadata.get("train_sha256", "")
-    return dict(saved) if isinstance(saved, Mapping) else {category: saved}
-
-
-def parts_of(training: Training, metadata: Mapping[str, Any]) -> list[Training]:
-    """Where what is a category's own is kept: of a training for all, of each of them."""
-    if training.category != JOINT:
-        return [training]
-    return [part_of(training, name) for name in hashes_of(metadata, JOINT)]
-
-
-def find_training(workdir: Path) -> Training:
-    """The one training in `workdir`, itself or a category's or seed's; one for all categories.
-
-    Raises UserError if there is none, or several.
-    """
-    found = [t for t in trainings_at(workdir) if checkpoint.steps(t.checkpoints)]
-    if not found:
-        raise UserError(f"no checkpoint in {workdir}: set --workdir to the folder of a training")
-    if len(found) > 1:
-        names = ", ".join(os.path.relpath(training.folder, workdir) for training in found)
-        raise UserError(f"{workdir} holds several trainings: add one of {names} to --workdir")
-    return found[0]
-
-
 def load_trained(
-    workdir: str | Path, teacher_weights: str | None = None, **changes: Any
+    workdir: str | Path, teacher_weights: str | None = None, **rates: float
 ) -> Trained:
-    """What the one training in this folder, of a run, a category or a seed, learnt.
+    """Load the one training in the folder of a run, a category or a seed.
 
-    Of one for all categories, the folder of one gives its thresholds, others one for all of them.
-    `teacher_weights`, as of `load_teacher`, says where the teacher's weights are by now, if not
-    where they were; `changes` are of the config's fields in APPLIED. Raises UserError if there is
-    no checkpoint or several trainings, if the teacher is not the one trained with, or for a change
-    that is not allowed.
+    For a training for all categories, the folder of a category gives its thresholds, other folders
+    give thresholds for all of them. `teacher_weights`, as of `load_teacher`, says where the
+    teacher's weights are by now, if not where they were. `rates` are false_positive_rate and
+    pixel_false_positive_rate; what else says how to score is as in the last evaluation. Raise
+    UserError if there is no checkpoint, or several trainings, if the teacher is not the one
+    trained with, or for a rate that is not allowed.
     """
-    training, loaded = _load_latest(user_path(workdir))
-    config = config_of(loaded.metadata)
-    config.teacher_weights = teacher_weights or config.teacher_weights
-    for name in changes:
-        if name not in APPLIED:
-            raise UserError(f"{name}: after training only {', '.join(APPLIED)} can be changed")
-    override(config, changes)
+    for name in rates:
+        if name not in RATES:
+            raise UserError(
+                f"{name}: prediction and export can change {' and '.join(RATES)}; change others "
+                "with python -m rd_jax.main --mode eval"
+            )
+    student = _found(user_path(workdir), rates)
+    where = {"teacher_weights": teacher_weights} if teacher_weights else {}
+    config = changed(student.config, where)
     teacher = teacher_of(config)
-    check_teacher(teacher, loaded.metadata, training.folder)
-    return Trained(config, training, loaded, teacher, _kept(config, training, loaded))
-
-
-def _load_latest(folder: Path) -> tuple[Training, Checkpoint]:
-    """The one training in this folder, and its latest checkpoint."""
-    training = find_training(folder)
-    loaded = checkpoint.load_latest(training.checkpoints)
-    names, own = hashes_of(loaded.metadata, JOINT), composed(training.category)
-    if training.trained_in and own != JOINT and own not in names:
-        raise UserError(
-            f"{training.trained_in} was trained on {', '.join(names)}, not on {own}: set --workdir "
-            "to the folder of one of them, or of all"
-        )
-    return training, loaded
-
-
-def _kept(
-    config: Config, training: Training, loaded: Checkpoint
-) -> dict[Training, NormalDistances]:
-    parts = parts_of(training, loaded.metadata)
-    return {part: kept_distances(config, loaded, part) for part in parts}
+    check_teacher(teacher, student.checkpoint.metadata, student.training.folder)
+    return replace(student, config=config, teacher_variables=teacher.variables)
 
 
 def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
-    """Model, student's variables and what else the latest checkpoint knows.
+    """Return model, student's variables and what else the latest checkpoint knows.
 
     The variables {'params', 'batch_stats'} are float32 numpy arrays, ready for `make_scorer` of
     the model, on any number of devices. The rest is a dict: "config" (all fields, among them
-    image_size, blur_sigma and teacher_weights), "calibration" (of float32; None before the
-    training is evaluated), "last_step" and so on. Of several seeds, `category` names one:
-    "bottle/seed_1"; of one training for all categories, "all-categories" has one calibration for
-    all. Raises UserError if `workdir` has no checkpoint of `category`, or a damaged
-    one.
+    image_size, blur_sigma and teacher_weights), "thresholds" (None before the training is
+    evaluated), "step", "last_step" and so on. With several seeds, `category` names one:
+    "bottle/seed_1"; with one training for all categories, "all-categories" has thresholds for
+    all. Raise UserError if `workdir` has no checkpoint of `category`, or a damaged one.
     """
-    training, loaded = _load_latest(as_on_disk(user_path(workdir) / category))
-    config, calibration = config_of(loaded.metadata), None
-    distances = pooled(list(_kept(config, training, loaded).values()))
-    if "float32" in distances.by_dtype:
-        calibration = calibration_of(config, distances, "float32")._asdict()
-    known = {"config": config.to_dict(), "step": loaded.step, "calibration": calibration}
-    return model_of(config), loaded.student_variables, loaded.metadata | known
+    student = _found(user_path(workdir) / category, {})
+    known = {
+        "config": as_dict(student.config),
+        "step": student.step,
+        "thresholds": student.thresholds and student.thresholds._asdict(),
+    }
+    return student.model, student.student_variables, student.checkpoint.metadata | known
+
+
+def _found(folder: Path, rates: Mapping[str, float]) -> Trained:
+    """Find and read the one training in this folder, without its teacher."""
+    training, category = find_training(folder)
+    loaded = checkpoint.load_latest(training.checkpoints)
+    names = tuple(loaded.metadata["train_sha256"])
+    if category and category not in names:
+        raise UserError(
+            f"{training.folder} was trained on {', '.join(names)}, not on {category}: set "
+            "--workdir to the folder of one of them, or of all"
+        )
+    categories = (category,) if category else names
+    stored = _stored(training, categories, loaded)
+    scored_with = stored[0].config if stored else {}
+    known = {**as_dict(config_of(loaded.metadata)), **scored_with, **rates}
+    config = changed(from_dict(known), {})
+    return Trained(training, categories, config, loaded, _thresholds(stored, config, bool(rates)))
+
+
+def _stored(
+    training: Training, categories: tuple[str, ...], loaded: Checkpoint
+) -> list[StoredThresholds]:
+    """Return what was scored for each category, or nothing if one was not evaluated."""
+    places = [training.evaluation(category).thresholds for category in categories]
+    found = [read_thresholds(place, loaded.checksum) for place in places]
+    stored = [each for each in found if each is not None]
+    if len(stored) < len(found):
+        return []
+    if any(each.config != stored[0].config for each in stored):
+        raise UserError(
+            f"the categories of {training.folder} were evaluated differently: set --workdir to "
+            "the folder of one of them, or evaluate all alike with --mode eval"
+        )
+    return stored
+
+
+def _thresholds(
+    stored: list[StoredThresholds], config: Config, has_other_rates: bool
+) -> Thresholds | None:
+    """Return what is kept, or thresholds of other rates, or those for all categories."""
+    if len(stored) == 1 and not has_other_rates:
+        return stored[0].thresholds
+    rates = config.false_positive_rate, config.pixel_false_positive_rate
+    return thresholds_of(pooled([each.normal for each in stored]), *rates) if stored else None

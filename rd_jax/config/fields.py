@@ -1,0 +1,177 @@
+"""The fields of a config: default, help, what depends on each one, what is allowed."""
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from rd_jax.config.rules import (
+    BOOLEAN,
+    FRACTION,
+    NAME,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SCALES,
+    SEED,
+    SEEDS,
+    SIZE,
+    TEXT,
+    Rule,
+    integer,
+    one_of,
+)
+from rd_jax.method.loss import LOSSES
+from rd_jax.method.models import BACKBONES
+from rd_jax.method.models.bottleneck import Kind
+from rd_jax.method.models.model import Direction
+from rd_jax.method.score import Fusion, Reduction
+
+
+class Depends(Flag):
+    """What depends on a field; of `data_dir` and `teacher_weights`, contents are compared."""
+
+    NOTHING = 0
+    STEPS = auto()  # the steps of a training: resuming it takes the same value
+    CHECKPOINT = auto()  # what a checkpoint is: evaluating it takes the same value
+    SCORES = auto()  # scores and thresholds: only equal values are averaged over seeds
+    RATES = auto()  # thresholds alone: prediction and export can take another value
+
+
+_STEPS, _SCORES = Depends.STEPS, Depends.SCORES
+_FIXED = Depends.STEPS | Depends.CHECKPOINT
+_RATE = Depends.SCORES | Depends.RATES
+
+
+class Field(NamedTuple):
+    """What a config says of one of its fields."""
+
+    default: Any
+    help: str
+    depends: Depends
+    rule: Rule
+
+
+def _field(default: Any, rule: Rule, help: str, depends: Depends = Depends.NOTHING) -> Any:  # noqa: A002
+    field = Field(default, help, depends, rule)
+    return dataclasses.field(default=default, metadata={"field": field})
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """What a run is told. Defaults are the paper's values where it names them."""
+
+    data_dir: str = _field(
+        "data/mvtec",
+        NAME,
+        "folder of categories in MVTec AD layout, or `synthetic`; of TFDS data sets for `dataset`",
+    )
+    category: str = _field(
+        "", TEXT, "one, or several between commas; empty: all that `data_dir` holds"
+    )
+    joint: bool = _field(False, BOOLEAN, "one training for all these categories together", _FIXED)
+    dataset: str = _field("", TEXT, "`digits` or a set of TFDS, for novelty detection", _FIXED)
+    normal_class: int = _field(-1, integer(-1), "of `dataset`; -1: each class in turn")
+    image_size: int | tuple[int, int] = _field(
+        256, SIZE, "pixels: of a square, or height,width", _STEPS | _SCORES
+    )
+    resize: Literal["stretch", "fit"] = _field(
+        "stretch",
+        one_of(("stretch", "fit")),
+        "to `image_size`; `fit`: keep the aspect ratio and mirror the image into the rest",
+        _STEPS | _SCORES,
+    )
+    backbone: str = _field(
+        "wide_resnet50_2", one_of(BACKBONES), "of teacher and student", _FIXED | _SCORES
+    )
+    teacher_weights: str = _field(
+        "imagenet",
+        NAME,
+        "`imagenet`, `embedded` (of `resnet10`, in the package), `random` or a "
+        "`.safetensors`, `.npz` or `.pth` file with torchvision's names",
+    )
+    normalize: bool = _field(
+        True, BOOLEAN, "by ImageNet's mean and deviation, else to [0, 1]", _FIXED | _SCORES
+    )
+    direction: Direction = _field(
+        "reverse",
+        one_of(get_args(Direction)),
+        "the paper's; `forward`: a student like the teacher, which sees the image (STFPM)",
+        _FIXED | _SCORES,
+    )
+    bottleneck: Kind = _field(
+        "mff_oce",
+        one_of(get_args(Kind)),
+        "`oce` leaves the fusion of the scales out; `pre` is the teacher's fourth stage, frozen",
+        _FIXED | _SCORES,
+    )
+    scales: tuple[int, ...] = _field(
+        (1, 2, 3), SCALES, "strides 4, 8, 16, in the loss and the map", _STEPS | _SCORES
+    )
+    loss: str = _field(
+        "per_position",
+        one_of(LOSSES),
+        "the paper's; `flattened`: the authors' code's; `mixed`: the mean of the two",
+        _FIXED,
+    )
+    batch_size: int = _field(16, integer(1), "over all devices, a multiple of their number", _STEPS)
+    num_epochs: int = _field(200, integer(1), "how often each image is used", _FIXED)
+    learning_rate: float = _field(0.005, POSITIVE, "of Adam, constant", _FIXED)
+    adam_b1: float = _field(0.5, FRACTION, "Adam's average of gradients", _FIXED)
+    adam_b2: float = _field(0.999, FRACTION, "Adam's average of squared gradients", _FIXED)
+    ema: float = _field(
+        0.0,
+        FRACTION,
+        "share that an average of weights and BatchNorm statistics keeps at each step; it is what "
+        "is evaluated; 0: none",
+        _FIXED,
+    )
+    seed: int = _field(0, SEED, "of initial values, hold-out and order of images", _FIXED)
+    seeds: tuple[int, ...] = _field(
+        (), SEEDS, "one training for each, reported as mean and deviation; e.g. `0,1,2`"
+    )
+    holdout: float = _field(
+        0.0, FRACTION, "fraction of the training images held out for thresholds", _FIXED
+    )
+    false_positive_rate: float = _field(
+        0.01, FRACTION, "of new normal images above the threshold, kept if `holdout` can", _RATE
+    )
+    pixel_false_positive_rate: float = _field(
+        0.001, FRACTION, "of held-out images' pixels above the threshold of masks", _RATE
+    )
+    rd4ad_checkpoint: str = _field(
+        "", TEXT, "a `.pth` file of the authors' code, for `--mode eval`", _FIXED
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = _field(
+        "auto",
+        one_of(("auto", "bfloat16", "float32")),
+        "of training; `auto`: float32 on CPU, else bfloat16; scores are always float32",
+    )
+    blur_sigma: float = _field(4.0, NOT_NEGATIVE, "pixels; 0: no blur", _SCORES)
+    map_fusion: Fusion = _field("sum", one_of(get_args(Fusion)), "of the scales' maps", _SCORES)
+    image_score: Reduction = _field("max", one_of(get_args(Reduction)), "of the map", _SCORES)
+    log_every_steps: int = _field(20, integer(1), "a row in `metrics.jsonl`")
+    eval_every_epochs: int = _field(0, integer(0), "0: after the last step alone")
+    checkpoint_every_epochs: int = _field(20, integer(0), "0: after the last step alone")
+    keep_optimizer: bool = _field(
+        False,
+        BOOLEAN,
+        "of a finished training: the optimiser's state, with which it can go on for more "
+        "`num_epochs`, and the checkpoint before the last",
+    )
+    tensorboard: bool = _field(False, BOOLEAN, "event files (`pip install tensorboardX`)")
+
+
+def _typed_for_flags() -> None:
+    """Give the fields the types that `config_flags` parses by: it knows no Literal and no union."""
+    hints = get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        if get_origin(hints[field.name]) is Literal:
+            field.type = str
+    Config.__dataclass_fields__["image_size"].type = object
+
+
+_typed_for_flags()
+FIELDS: dict[str, Field] = {f.name: f.metadata["field"] for f in dataclasses.fields(Config)}
+RATES = tuple(name for name, field in FIELDS.items() if field.depends & Depends.RATES)
+EVALUATED_ALIKE = tuple(name for name, field in FIELDS.items() if field.depends & Depends.SCORES)
+RECORDED = (*(name for name, field in FIELDS.items() if field.depends), "teacher_weights")

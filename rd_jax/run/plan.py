@@ -1,0 +1,143 @@
+"""What a config means: the source, the networks, the optimiser, the scoring, the trainings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rd_jax.config import Config
+from rd_jax.data import Category, Joined, Split
+from rd_jax.data.order import holdout_indices, steps_until
+from rd_jax.data.sources import Source
+from rd_jax.method.models import Model
+from rd_jax.method.score import Scoring, height_and_width
+from rd_jax.store.workdir import JOINT, Evaluation, Training, Workdir
+from rd_jax.weights.teacher import LoadedTeacher, find_teacher
+
+
+def source_of(config: Config) -> Source:
+    """Return where images come from and what they become."""
+    return Source(config.data_dir, config.dataset, size_of(config), config.resize)
+
+
+def chosen_name(config: Config) -> str:
+    """Return the category or class that the config names, categories with commas, "" for all."""
+    if config.dataset:
+        return "" if config.normal_class < 0 else str(config.normal_class)
+    return config.category
+
+
+def size_of(config: Config) -> tuple[int, int]:
+    """Return height and width of images in pixels."""
+    return height_and_width(config.image_size)
+
+
+def compute_dtype(config: Config) -> jnp.dtype:
+    """Return the dtype that training computes in; "auto" is float32 on CPU, else bfloat16."""
+    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(auto if config.dtype == "auto" else config.dtype)
+
+
+def model_of(config: Config) -> Model:
+    """Return the networks. They compute in float32: scores are the same on every device."""
+    return Model(
+        backbone=config.backbone,
+        bottleneck=config.bottleneck,
+        scales=tuple(config.scales),
+        normalize=config.normalize,
+        direction=config.direction,
+    )
+
+
+def trained_model_of(config: Config) -> Model:
+    """Return the networks as training computes them."""
+    return replace(model_of(config), dtype=compute_dtype(config))
+
+
+def teacher_of(config: Config) -> LoadedTeacher:
+    """Load the teacher, with the stages that the bottleneck needs."""
+    return find_teacher(config.backbone, config.teacher_weights, config.bottleneck == "pre")
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformation:
+    """Return Adam with the config's rate and betas; the paper's have no schedule."""
+    return optax.adam(config.learning_rate, config.adam_b1, config.adam_b2)
+
+
+def scoring_of(config: Config) -> Scoring:
+    """Return how distances become maps and scores."""
+    return Scoring(config.blur_sigma, config.image_score, config.map_fusion)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One training: a seed, N categories to train on and to be evaluated on, and its place."""
+
+    config: Config
+    categories: tuple[Category, ...]
+    place: Training
+    trained_on: np.ndarray  # which images of all categories in a row are not held out
+
+    @property
+    def name(self) -> str:
+        """The name that progress is shown under."""
+        name, seed = self.place.name, self.place.seed
+        return name if seed is None else f"{name}, seed {seed}"
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """The places of the evaluations, one for each category."""
+        return [self.place.evaluation(category.name) for category in self.categories]
+
+    @property
+    def places(self) -> list[Training | Evaluation]:
+        """All that is written to."""
+        return [self.place, *self.evaluations]
+
+    @property
+    def last_step(self) -> int:
+        """The number of steps."""
+        return self.steps_until(self.config.num_epochs)
+
+    def steps_every(self, epochs: int) -> set[int]:
+        """Return the steps before the last at which every so many epochs end; 0 epochs: none."""
+        multiples = range(epochs, self.config.num_epochs, epochs) if epochs else ()
+        return {self.steps_until(epoch) for epoch in multiples} - {self.last_step}
+
+    def steps_until(self, epoch: int) -> int:
+        """Return the steps after which each image was used `epoch` times, if not held out."""
+        return steps_until(epoch, len(self.trained_on), self.config.batch_size)
+
+
+def planned(config: Config, workdir: Workdir, categories: Sequence[Category]) -> list[Plan]:
+    """Return the trainings of a run: one for each category, or one for all, and each seed.
+
+    Raise UserError if the hold-out leaves nothing to train on, or holds nothing.
+    """
+    groups = [tuple(categories)] if config.joint else [(category,) for category in categories]
+    return [
+        _plan(replace(config, seed=config.seed if seed is None else seed), workdir, group, seed)
+        for group in groups
+        for seed in (config.seeds or (None,))
+    ]
+
+
+def _plan(
+    config: Config, workdir: Workdir, categories: tuple[Category, ...], seed: int | None
+) -> Plan:
+    place = workdir.training(JOINT if config.joint else categories[0].name, seed)
+    counts = [category.num_train for category in categories]
+    starts = np.cumsum([0, *counts])
+    trained_on = [
+        start + holdout_indices(config.seed, config.holdout, count)[0]
+        for start, count in zip(starts, counts, strict=False)
+    ]
+    return Plan(config, categories, place, np.concatenate(trained_on))
+
+
+def joined_images(splits: Sequence[Split]) -> np.ndarray | Joined:
+    """Return the training images of several categories in a row."""
+    return splits[0].train if len(splits) == 1 else Joined([split.train for split in splits])

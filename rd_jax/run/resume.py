@@ -1,0 +1,183 @@
+"""What a workdir holds already: compared with a plan, gone on with or moved aside."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from rd_jax.config import Config, Depends, as_dict, differing
+from rd_jax.data import Split
+from rd_jax.data.order import batch_indices
+from rd_jax.method.train import TrainState, create_train_state
+from rd_jax.run.plan import Plan, compute_dtype, optimizer_of, trained_model_of
+from rd_jax.run.progress import NO_TIME, Timing
+from rd_jax.run.trained import check_teacher
+from rd_jax.store import checkpoint
+from rd_jax.store.checkpoint import Checkpoint, DamagedCheckpointError
+from rd_jax.store.lock import all_locked
+from rd_jax.store.workdir import JOINT, Training, Workdir, moved_aside, set_aside
+from rd_jax.system import hosts
+from rd_jax.system.errors import UserError
+from rd_jax.weights.teacher import LoadedTeacher
+
+logger = logging.getLogger(__name__)
+
+
+def _touched(plans: Sequence[Plan], run: Workdir) -> list[str]:
+    """Return the names of all that restarting moves aside; a joint training goes as a whole."""
+    names = [
+        name for plan in plans for name in (*(c.name for c in plan.categories), plan.place.name)
+    ]
+    for joint in (training for training in run.trainings() if training.name == JOINT):
+        metadata = checkpoint.latest_metadata(joint.checkpoints) or {"train_sha256": {}}
+        names += [*metadata["train_sha256"], JOINT]
+    return list(dict.fromkeys(names))
+
+
+def set_all_aside(plans: Sequence[Plan], run: Workdir) -> None:
+    """Move aside what is there of these trainings. Raise UserError if a process works on them."""
+    if not hosts.is_first():
+        return
+    names = _touched(plans, run)
+    with all_locked(run.folder, names):
+        for name, path in set_aside(run.folder, names).items():
+            logger.warning("%s: starting anew; what was there is kept in %s", name, path)
+
+
+def check_layout(plans: Sequence[Plan], run: Workdir, restart: bool) -> None:
+    """Raise UserError if the workdir holds trainings of another kind, and they are to stay.
+
+    One training for all categories and trainings of single ones exclude each other in a workdir,
+    as do trainings of one seed and of several in a category.
+    """
+    moved = _touched(plans, run) if restart else []
+    is_joint, is_seeded = plans[0].place.name == JOINT, plans[0].place.seed is not None
+    for there in (training for training in run.trainings() if training.name not in moved):
+        if there.name == JOINT and not is_joint:
+            raise UserError(
+                f"{there.folder} holds one training for all categories: set --config.joint=True, "
+                "choose another --workdir, or start anew with --restart"
+            )
+        if there.name != JOINT and is_joint:
+            raise UserError(
+                f"{there.folder} is of a training of this category alone: choose another "
+                "--workdir, or set --config.joint=False"
+            )
+        if is_seeded != (there.seed is not None) and there.name in {p.place.name for p in plans}:
+            held, remedy = (
+                ("a training of one seed, without config.seeds", "")
+                if is_seeded
+                else ("trainings of several seeds", "set --config.seeds, or ")
+            )
+            folder = run.training(there.name).folder
+            raise UserError(f"{folder} holds {held}: {remedy}choose another --workdir")
+
+
+def check_same_training(plan: Plan, teacher: LoadedTeacher, run: Workdir) -> None:
+    """Compare a plan with what is there of this name, of whatever seed.
+
+    Raise UserError if going on would mix two trainings, or average over what differs in more
+    than the seed. More epochs are no other training: no step depends on their number.
+    """
+    for training in run.trainings():
+        saved = checkpoint.latest_metadata(training.checkpoints)
+        if training.name == plan.place.name and saved:
+            check_teacher(teacher, saved, training.folder)
+            if problem := _difference(plan, training, saved):
+                raise UserError(
+                    f"{training.folder} was trained with {problem}; choose another --workdir, or "
+                    "start anew with --restart"
+                )
+            if training == plan.place:
+                _check_can_go_on(plan, saved)
+
+
+def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str | None:
+    config = plan.config
+    goes_on = training == plan.place or training.seed in config.seeds
+    changes = [
+        f"{name} ({before!r}, now {now!r})"
+        for name, before, now in differing(saved["config"], as_dict(config), Depends.STEPS)
+        if not (name == "seed" and training.seed is not None)
+        and not (name == "num_epochs" and now > before and goes_on)
+    ]
+    before, now = saved["dtype"], compute_dtype(config).name
+    if now != before and (config.seeds or not _is_done(saved, config)):
+        where = jax.default_backend()
+        changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
+    if changes:
+        return f"another config: {', '.join(changes)}"
+    hashes = {category.name: category.load().train_sha256 for category in plan.categories}
+    return _other_images(hashes, saved["train_sha256"])
+
+
+def _check_can_go_on(plan: Plan, saved: Mapping[str, Any]) -> None:
+    if not saved["can_go_on"] and not _is_done(saved, plan.config):
+        raise UserError(
+            f"{plan.place.folder} is finished after {saved['config']['num_epochs']} epochs and "
+            "did not keep the optimiser's state, which more need: start anew with --restart, "
+            "next time with --config.keep_optimizer=True"
+        )
+
+
+def _is_done(saved: Mapping[str, Any], config: Config) -> bool:
+    """Return whether the training of a checkpoint's metadata has all of the config's epochs."""
+    is_finished = saved["step"] == saved["last_step"]
+    return is_finished and saved["config"]["num_epochs"] == config.num_epochs
+
+
+def _other_images(now: Mapping[str, str], before: Mapping[str, str]) -> str | None:
+    """Say how the images trained on before, by category, differ."""
+    if now.keys() != before.keys():
+        return f"the categories {', '.join(before)}, not with {', '.join(now)}"
+    others = ", ".join(name for name in now if now[name] != before[name])
+    return f"other training images of {others} than are there now" if others else None
+
+
+def begin(plan: Plan) -> Checkpoint | tuple[TrainState, Timing]:
+    """Return the checkpoint of a finished training, else the state to go on from and its timing.
+
+    The state is that of the latest good checkpoint, or a new one. Damaged checkpoints are moved
+    out of the way. Raise UserError for what cannot be read, or is the state of another optimiser.
+    """
+    config, folder = plan.config, plan.place.checkpoints
+
+    def first() -> TrainState:
+        model, optimizer = trained_model_of(config), optimizer_of(config)
+        return create_train_state(model, optimizer, jax.random.key(config.seed), config.ema)
+
+    for step in checkpoint.steps(folder):
+        try:
+            saved = checkpoint.load(folder, step)
+            if step == plan.last_step:
+                return saved
+            state = first()
+            rest = checkpoint.load_rest(folder, step, jax.device_get(state.rest))
+            state = state.gone_on_with(saved.student_variables, rest, state.step + step)
+            return state, saved.metadata["timing"]
+        except DamagedCheckpointError as error:
+            if hosts.is_first():
+                kept = moved_aside(folder / str(step), plan.place.damaged)
+                logger.warning("%s; it is kept in %s", error, kept)
+    return first(), NO_TIME
+
+
+def divergence(plan: Plan, splits: Sequence[Split], step: int, last_finite: float | None) -> str:
+    """Return all that helps to find out why the loss of a step is not finite."""
+    config, trained_on = plan.config, plan.trained_on
+    order = batch_indices(config.seed, step - 1, len(trained_on), config.batch_size)
+    of = [
+        f"{split.name}/{name}" if len(splits) > 1 else name
+        for split in splits
+        for name in split.train_names
+    ]
+    names = ", ".join(of[i] for i in sorted(set(trained_on[order])))
+    before = "there was none" if last_finite is None else f"{last_finite:.6g}"
+    saved = checkpoint.steps(plan.place.checkpoints)
+    last_good = f"at step {saved[0]} in {plan.place.folder}" if saved else "there is none"
+    return (
+        f"{plan.name}: the loss is not finite at step {step}: lower "
+        "--config.learning_rate, or try --config.dtype=float32 (last finite loss: "
+        f"{before}; last good checkpoint: {last_good}; images of this step: {names})"
+    )
