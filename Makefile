@@ -27,7 +27,7 @@ novelty: $(ANY)
 	$(VENV)/bin/python -m rd_jax.main --config configs/one_class.py:digits --config.backbone=resnet10 --config.teacher_weights=embedded --workdir runs/novelty
 
 test: $(ANY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 docs: $(ANY)
 	$(VENV)/bin/python -c 'from rd_jax.config import markdown; print(markdown(), end="")' > docs/config.md

@@ -1,16 +1,18 @@
 """The command line as a user meets it: within this process, or in one of its own."""
 
 import io
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 from rd_jax import main
@@ -23,6 +25,7 @@ SMALL = (
     "--config.backbone=tiny", "--config.teacher_weights=random", "--config.image_size=32",
     "--config.batch_size=4", "--config.num_epochs=2", "--config.log_every_steps=2",
 )  # fmt: skip
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Done(NamedTuple):
@@ -33,9 +36,32 @@ class Done(NamedTuple):
     stderr: str
 
 
+def training(data_dir: Path, workdir: Path, *more: str) -> tuple[str, ...]:
+    """The arguments that train what `data_dir` holds, with the tiny backbone."""
+    where = (f"--config.data_dir={data_dir}", "--workdir", str(workdir))
+    return ("--config", "mvtec", *where, *SMALL, *more)
+
+
+def evaluation(workdir: Path, *more: str) -> tuple[str, ...]:
+    """The arguments that evaluate what was trained."""
+    return ("--config", "mvtec", "--mode", "eval", "--workdir", str(workdir), *more)
+
+
 def run(*arguments: str) -> Done:
     """`python -m rd_jax.main` in this process, on its devices."""
     return captured(main.main, ["rd_jax.main", *arguments])
+
+
+def succeeded(*arguments: str) -> Done:
+    """`run`, which must end well."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """The results of an evaluation, or of a category over its seeds."""
+    return json.loads((folder / "results.json").read_text())
 
 
 def captured(command: Callable[[list[str]], int], arguments: Sequence[str]) -> Done:
@@ -50,7 +76,7 @@ def captured(command: Callable[[list[str]], int], arguments: Sequence[str]) -> D
 def _put_back() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in (None, "rd_jax", "absl", "asyncio")]
     levels, handlers = [logger.level for logger in loggers], loggers[0].handlers[:]
-    on_sigterm, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    on_signals, hook = [signal.getsignal(number) for number in SIGNALS], sys.unraisablehook
     try:
         with warnings.catch_warnings(), mock.patch.dict(os.environ):
             yield
@@ -58,19 +84,42 @@ def _put_back() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         loggers[0].handlers[:] = handlers
-        signal.signal(signal.SIGTERM, on_sigterm)
+        for number, handler in zip(SIGNALS, on_signals, strict=True):
+            signal.signal(number, handler)
         sys.unraisablehook = hook
 
 
-def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """`python -m rd_jax.main` in a process of its own."""
-    command = [sys.executable, "-W", "error", "-m", "tests.tiny_main", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
-    )
+class Process:
+    """`python -m rd_jax.main` in a process of its own, whose errors can be followed in a file."""
+
+    def __init__(self, log: Path, *arguments: str, **environment: str):
+        self.log = log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "error", "-m", "tests.tiny_main", *arguments],
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def wait_for(self, text: str) -> None:
+        """Return when the process has said this; fail if it ended before."""
+        while text not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+
+    def done(self, timeout: float = 240) -> Done:
+        """Wait for the end; a process that does not come to it is killed."""
+        try:
+            text, _ = self.process.communicate(timeout=timeout)
+        finally:
+            self.process.kill()
+        return Done(self.process.returncode, text, self.log.read_text())
 
 
-def assert_one_line(done: Done | subprocess.CompletedProcess, message: str) -> None:
+def assert_one_line(done: Done, message: str) -> None:
     """The command ended with one error line of a user's mistake."""
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -1,22 +1,25 @@
-"""Four simulated devices, a private cache, no network, and a backbone that compiles fast."""
+"""Four simulated devices, one cache for all workers, no network, and runs that are trained once."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import pytest
+from filelock import FileLock
 
 import tests.tiny
-from rd_jax import report
 from rd_jax.config import Config, get_config
+from rd_jax.data.synthetic import write_category
 from rd_jax.method.models import cpu
-from rd_jax.run import build
-from rd_jax.system.compilation import keep_compiled_programs
+from rd_jax.report import figures
 
 NUM_DEVICES = 4
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
+jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_NUM_CPU_DEVICES"] = str(NUM_DEVICES)  # of the processes that tests start
 # Tiny networks compile five times as fast without, and run in no time anyway.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of the processes that tests start
@@ -27,22 +30,28 @@ if jax.__version_info__ < (0, 11):  # a later XLA ends the process at a flag tha
 if "RD_JAX_TESTS_CACHE" not in os.environ:  # pytest's workers find their parent's here
     _CACHE = tempfile.TemporaryDirectory(prefix="rd_jax_tests_")
     os.environ["RD_JAX_TESTS_CACHE"] = _CACHE.name
-os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = os.environ["RD_JAX_TESTS_CACHE"]
+SESSION = Path(os.environ["RD_JAX_TESTS_CACHE"])
+os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"] = str(SESSION)
 os.environ["HF_HUB_OFFLINE"] = "1"
-keep_compiled_programs()  # for other tests of this session, and processes that they start
+# What one worker, or a process that a test starts, has compiled, others only load. The keys are
+# those of JAX, so that a changed program is another one; nothing outlives the session.
+jax.config.update("jax_compilation_cache_dir", str(SESSION / "compiled"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(SESSION / "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # The authors' own networks on real images, computed as a user's are.
 OPTIMISED = ("rd4ad_test.py",)
 
-# Rooms in which other things than the arithmetic are the point, so that XLA's own convolutions will
-# do: they are traced and compiled in half the time of those for a CPU.
-QUICK = (
-    *("run", "predict", "report", "store", "system", "docs_test.py", "bad_input_test.py"),
-    *("train_test.py", "direction_test.py", "shapes_test.py", "embedded_teacher_test.py"),
+# Where the convolutions for a CPU are computed with. Elsewhere XLA's own stand for them, which are
+# traced and compiled in a quarter of the time.
+OWN_CONVOLUTIONS = (
+    *("convolution_test.py", "models_test.py", "batch_norm_test.py", "score_test.py"),
+    *("weights", "golden_test.py", "precision_test.py", "speed_test.py", "wheel_test.py"),
 )
 
-# Where the report has its figures; to draw them takes as long as a training here.
-DRAWN = ("report", "environment_test.py", "golden_test.py")
+# Where figures are drawn, which takes as long as a training here.
+DRAWN = ("report", "environment_test.py")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -57,20 +66,48 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes many minutes: run with --slow"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _short_cuts(request: pytest.FixtureRequest) -> Iterator[None]:
-    name, room = request.path.name, request.path.relative_to(Path(__file__).parent).parts[0]
-    jax.config.update("jax_disable_most_optimizations", name not in OPTIMISED)
+def _place(path: Path) -> tuple[str, str]:
+    """The room of a test module, and its name."""
+    return path.relative_to(Path(__file__).parent).parts[0], path.name
+
+
+def _arithmetic(path: Path) -> tuple[bool, bool]:
+    """Whether a module computes without XLA's optimisations, and with XLA's own convolutions."""
+    names = {*_place(path)}
+    return not names & {*OPTIMISED}, not names & {*OWN_CONVOLUTIONS}
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Forget what was traced where other programs follow, and with it the memory that it takes."""
+    if nextitem is None:
+        return
+    here, there = ((_place(i.path)[0], *_arithmetic(i.path)) for i in (item, nextitem))
+    if here != there:
+        jax.clear_caches()
+
+
+@contextmanager
+def _short_cuts(xlas_convolutions: bool = True, figures_too: bool = False) -> Iterator[None]:
+    """Leave out what is not the point, here and in processes that are started inside."""
     with pytest.MonkeyPatch.context() as patch:
-        if {room, name} & {*QUICK} and name != "golden_test.py":
+        if xlas_convolutions:
             patch.setattr(cpu, "_is_on_cpu", lambda: False)
             patch.setenv(tests.tiny.XLA_CONVOLUTIONS, "true")
-        if not {room, name} & {*DRAWN}:
-            patch.setattr(report, "figures", tests.tiny.NONE_DRAWN, raising=False)
+        if figures_too:
+            patch.setattr(figures, "write_figures", tests.tiny.WRITE_FIGURES)
+            patch.delenv(tests.tiny.NO_FIGURES, raising=False)
+        else:
+            patch.setattr(figures, "write_figures", tests.tiny.no_figures)
             patch.setenv(tests.tiny.NO_FIGURES, "true")
         yield
-    build._make_distances.cache_clear()
-    jax.clear_caches()  # and their memory
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _arithmetic_and_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    is_quick, has_xlas_convolutions = _arithmetic(request.path)
+    jax.config.update("jax_disable_most_optimizations", is_quick)
+    with _short_cuts(has_xlas_convolutions, bool({*_place(request.path)} & {*DRAWN})):
+        yield
 
 
 @pytest.fixture
@@ -88,6 +125,33 @@ def config() -> Config:
         log_every_steps=1,
         checkpoint_every_epochs=0,
     )
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of the session that `make` fills, in whichever worker comes first.
+
+    Nobody writes into it afterwards: tests change copies.
+    """
+    folder, done = SESSION / name, SESSION / f"{name}.done"
+    with FileLock(f"{folder}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            with _short_cuts(figures_too=True):  # before those of the first module
+                make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Two generated categories of 12 training images and 10 test images each."""
+
+    def write(folder: Path) -> None:
+        for seed, name in ((1, "cloth"), (0, "weave")):
+            write_category(folder, num_train=12, num_test=2, size=64, seed=seed)
+            (folder / "weave").rename(folder / name)
+
+    return made_once("data", write)
 
 
 def shared(path: str, what: str) -> Path:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from rd_jax import config, main
-from rd_jax.data import splits
+from rd_jax.config import Config
+from rd_jax.data import sources
 from rd_jax.data.synthetic import write_category
 from rd_jax.export import __main__ as export
 from rd_jax.method.models import BACKBONES
 from rd_jax.predict import __main__ as predict
+from rd_jax.run import eval_mode, training
 from rd_jax.weights import teacher
 from tests.command import ROOT, captured
 from tests.reference_weights import draw_images
@@ -67,14 +68,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "load_teacher",
         lambda backbone, _, layer4: load_teacher(backbone, "random", layer4),
     )
-    get_config = config.get_config
+    get_config, find_categories = config.get_config, sources.find_categories
 
-    def quick_config(**fields: object) -> ConfigDict:
+    def quick_config(**fields: object) -> Config:
         return get_config(**fields | QUICK)
 
     monkeypatch.setattr(config, "get_config", quick_config)
-    chosen = splits._names
-    monkeypatch.setattr(splits, "_names", lambda config: chosen(config)[:2])  # of ten classes
+    for module in (training, eval_mode):  # of ten classes
+        monkeypatch.setattr(module, "find_categories", lambda *given: find_categories(*given)[:2])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

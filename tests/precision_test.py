@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import precision
+from benchmarks.recipe import precision
 from rd_jax.data.synthetic import write_category
 from rd_jax.weights.convert import to_state_dict
 from rd_jax.weights.teacher import load_teacher
@@ -23,7 +23,7 @@ def test_all_trainings_on_a_machine_with_few_packages(tmp_path: Path) -> None:
     write_category(tmp_path, num_train=8, num_test=2, size=32)
     np.savez(weights, **to_state_dict(load_teacher("resnet10", "random")))
     done = command(
-        *("benchmarks.precision", f"--data={tmp_path}", f"--weights={weights}"),
+        *("benchmarks.recipe.precision", f"--data={tmp_path}", f"--weights={weights}"),
         *("--categories", "weave", "--backbone=resnet10", "--image_size=32", "--epochs=1"),
         f"--json={path}",
         JAX_PLATFORMS="cpu",

@@ -1,45 +1,36 @@
-"""`rd_jax.main` with the tiny backbones, and with SIGKILL where KILL_AT says.
+"""`rd_jax.main` with the tiny backbones, and with a mishap at a line of its log.
 
-KILL_AT=evaluation/CATEGORY kills the process between the evaluation and the results of a category,
-KILL_AT=training in the first training that has a checkpoint before its last step. WAIT_FOR=FILE
-lets trainings begin once the file is there.
+AT=TEXT names the line. There the process waits until the file WAIT_FOR is there, and then sends
+itself SIGNAL; each where it is given.
 """
 
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import tests.tiny  # noqa: F401
 from rd_jax import main
-from rd_jax.report import gallery
-from rd_jax.run import training
-from rd_jax.run.task import Task
-from rd_jax.store import checkpoint
+from rd_jax.system import command
 
-KILL_AT = os.environ.get("KILL_AT", "")
-_, _, KILLED_CATEGORY = KILL_AT.partition("evaluation/")
-write_evaluation, followed = gallery.write_evaluation, training.followed
+command._check_xla_flags = lambda _: None  # which takes a process; those of the suite are known
 
 
-def write_or_die(path: Path, *arguments: Any) -> None:
-    if path.parent.name == KILLED_CATEGORY:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write_evaluation(path, *arguments)
+class Mishap(logging.Handler):
+    """What befalls the process, once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.environ["AT"] in record.getMessage():
+            logging.getLogger("rd_jax").removeHandler(self)
+            deadline = time.monotonic() + 200  # in case that the test was killed
+            while not os.path.exists(os.environ.get("WAIT_FOR", "/")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            if "SIGNAL" in os.environ:
+                os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
 
 
-def followed_or_die(dispatches: Any, task: Task, *arguments: Any) -> Iterator[Any]:
-    while not os.path.exists(os.environ.get("WAIT_FOR", "/")):
-        time.sleep(0.05)
-    for state, step, stops in followed(dispatches, task, *arguments):
-        yield state, step, stops
-        while KILL_AT == "training" and step == task.last_step - 1:
-            if checkpoint.steps(task.training.checkpoints):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-gallery.write_evaluation, training.followed = write_or_die, followed_or_die
+if "AT" in os.environ:
+    logging.getLogger("rd_jax").addHandler(Mishap())
 sys.exit(main.main(sys.argv))

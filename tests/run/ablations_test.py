@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ablations
-from rd_jax import convert_teacher, load_teacher, make_train_step
+from benchmarks.recipe import ablations
+from rd_jax import convert_teacher, load_teacher
 from rd_jax.config import Config
 from rd_jax.data.synthetic import write_category
-from rd_jax.method.loss import LOSSES
 from rd_jax.method.models import Bottleneck, Teacher
 from rd_jax.method.models.bottleneck import join_variables
-from rd_jax.run.build import model_of, optimizer_of, scorer_of
+from rd_jax.run.evaluation import bound_scorer
+from rd_jax.run.plan import teacher_of
+from rd_jax.run.scoring import score_images
 from rd_jax.system.errors import UserError
 from rd_jax.weights.hub import IMAGENET
 from tests.reference_weights import draw_images, draw_state_dict
-from tests.trained import first_state
+from tests.trained import first_state, train_step_of
 
 
 def num_parameters(tree: dict) -> int:
@@ -36,17 +37,16 @@ def test_the_pretrained_bottleneck_is_frozen_and_all_else_is_trained(
     assert num_parameters(before.params) == num_parameters(full.params["student"])
     teacher = load_teacher("tiny", "random", layer4=True)
     images = draw_images(4, 32)
-    after, _ = jax.jit(
-        make_train_step(model_of(config), optimizer_of(config), LOSSES[config.loss])
-    )(before, teacher, images)
+    after, _ = train_step_of(config)(before, teacher, images)
     assert jax.tree.structure(after) == jax.tree.structure(before)
     for name in ("params", "batch_stats"):
         changed = jax.tree.map(np.array_equal, getattr(before, name), getattr(after, name))
         assert not any(jax.tree.leaves(changed))
-    scores = scorer_of(config)(teacher, after.student_variables, images)[1]
-    stage = teacher["params"]["layer4_0"]
+    loaded, student = teacher_of(config), after.student_variables
+    scores = score_images(bound_scorer(config, loaded, student), images, 4)[1]
+    stage = loaded.variables["params"]["layer4_0"]
     stage["conv1"] = {"kernel": -stage["conv1"]["kernel"]}
-    other = scorer_of(config)(teacher, after.student_variables, images)[1]
+    other = score_images(bound_scorer(config, loaded, student), images, 4)[1]
     assert np.abs(scores - other).min() > 0
 
 

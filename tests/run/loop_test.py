@@ -5,14 +5,15 @@ import numpy as np
 import optax
 import pytest
 
-from rd_jax import create_train_state, load_teacher
+from rd_jax import Model, create_train_state, load_teacher
 from rd_jax.config import Config
 from rd_jax.data.order import steps_until
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.train import TrainState, make_parallel_train_steps
-from rd_jax.run.build import model_of
-from rd_jax.run.loop import steps_per_dispatch, training
+from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
+from rd_jax.run.plan import trained_model_of
 from tests.reference_weights import draw_images
+from tests.run.hosts_worker import wide
 from tests.trained import largest_difference
 
 # Adam would turn the rounding of a gradient near zero into a whole step of either sign.
@@ -22,13 +23,10 @@ SGD = optax.sgd(0.005)
 def run_steps(config: Config, images: np.ndarray, devices: list) -> list[TrainState]:
     """The states after each step on images [steps, B, H, W, 3], split over devices."""
 
-    def in_dtype(x):
-        return np.asarray(x, config.dtype if np.asarray(x).dtype == np.float32 else None)
-
-    model = model_of(config)
+    model = Model(config.backbone, dtype=np.float64)
     optimizer = optax.adam(config.learning_rate, 0.5, 0.999)
-    teacher = jax.tree.map(in_dtype, load_teacher(config.backbone, "random"))
-    state = jax.tree.map(in_dtype, create_train_state(model, optimizer, jax.random.key(0)))
+    teacher = wide(load_teacher(config.backbone, "random"))
+    state = wide(create_train_state(model, optimizer, jax.random.key(0)))
     step = make_parallel_train_steps(model, optimizer, LOSSES[config.loss], 1, devices)
     states = []
     for batch in images:
@@ -39,7 +37,6 @@ def run_steps(config: Config, images: np.ndarray, devices: list) -> list[TrainSt
 
 
 def test_adam_on_several_devices_equals_one_device(config: Config) -> None:
-    config.dtype = "float64"  # in float32 Adam magnifies the rounding
     images = draw_images(5 * 16, 32).reshape(5, 16, 32, 32, 3)
     with jax.enable_x64(True):
         one = run_steps(config, images, jax.devices()[:1])
@@ -57,19 +54,15 @@ def train_all(
     optimizer: optax.GradientTransformation = SGD,
 ) -> tuple[TrainState, list[int], list[float]]:
     """The last state, the steps after each dispatch and all losses of a whole training."""
-    model = model_of(config)
+    model = trained_model_of(config)
     steps_of = make_parallel_train_steps(model, optimizer, LOSSES[config.loss], max_steps)
     teacher = load_teacher("tiny", "random")
-    state = create_train_state(model, optimizer, jax.random.key(0))
+    first = create_train_state(model, optimizer, jax.random.key(0))
     images, steps, losses = draw_images(num_images, 32), [0], []
-    dispatches = training(
-        *(steps_of, max_steps, teacher, images, state),
-        last_step=steps_until(config.num_epochs, num_images, config.batch_size),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        pause_at=pause_at,
-    )
-    for state, step, metrics in dispatches:  # noqa: B007
+    batches = Batches(images, np.arange(num_images), config.batch_size, config.seed)
+    last_step = steps_until(config.num_epochs, num_images, config.batch_size)
+    pauses = (*pause_at, last_step)
+    for state, step, metrics in dispatches(steps_of, max_steps, teacher, batches, first, pauses):  # noqa: B007
         losses += [float(loss) for loss in metrics["loss"][: step - steps[-1]]]
         steps.append(step)
     return jax.device_get(state), steps, losses

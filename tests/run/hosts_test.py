@@ -1,0 +1,121 @@
+"""Several processes as one give what one gives, and end together."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rd_jax.store import checkpoint
+from tests.command import METRICS, ROOT, Process, assert_one_line, results, training
+from tests.run.conftest import HOLDOUT, LAST_STEP
+from tests.run.hosts_worker import trained as trained_here
+
+TWO_DEVICES = {"JAX_NUM_CPU_DEVICES": "2"}
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return listening.getsockname()[1]
+
+
+def two(folder: Path, *arguments: str, **environment: str) -> list[Process]:
+    """The command in two processes of two devices; what befalls the second is in `environment`."""
+    where = (f"--coordinator_address=localhost:{free_port()}", "--num_processes=2")
+    return [
+        Process(
+            folder / f"{i}.log",
+            *arguments,
+            *where,
+            f"--process_id={i}",
+            **TWO_DEVICES | (environment if i else {}),
+        )
+        for i in range(2)
+    ]
+
+
+def test_two_processes_of_two_devices_train_as_one_of_four(data_dir: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+    command = [sys.executable, "-m", "tests.run.hosts_worker"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i), "2", port, str(data_dir), str(tmp_path)],
+            cwd=ROOT,
+            env=os.environ | TWO_DEVICES,
+        )
+        for i in range(2)
+    ]
+    with jax.enable_x64(True):
+        one = trained_here(data_dir, tmp_path / "one")
+    assert [process.wait(240) for process in processes] == [0, 0]
+    two = np.load(tmp_path / "params.npz")
+    assert set(two) == set(one)
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, atol=1e-5)
+    (step,) = checkpoint.steps(tmp_path / "checkpoints")
+    saved = checkpoint.load(tmp_path / "checkpoints", step).student_variables["params"]
+    for a, b in zip(jax.tree.leaves(saved), map(np.asarray, one.values()), strict=True):
+        assert a.size == b.size
+
+
+def test_a_signal_to_one_saves_and_stops_both_and_the_same_command_goes_on(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    flags = training(data_dir, workdir, *HOLDOUT, "--config.category=weave")
+    flags += ("--config.log_every_steps=1", "--config.num_epochs=20")
+    stopped = [
+        process.done()
+        for process in two(tmp_path, *flags, AT="weave: step 1 of 30", SIGNAL="SIGTERM")
+    ]
+    assert [done.returncode for done in stopped] == [130, 130], stopped
+    (step,) = checkpoint.steps(workdir / "weave" / "checkpoints")
+    assert 1 <= step < 30
+    for done in stopped:
+        assert f"interrupted: weave is saved at step {step} of 30" in done.stderr
+    (first, second) = (process.done() for process in two(tmp_path, *flags))
+    assert (first.returncode, second.returncode) == (0, 0), (first, second)
+    assert f"steps {step} to 30" in first.stderr
+    assert "| weave | " in first.stdout
+    assert "| weave | " not in second.stdout
+    assert (workdir / "report.html").exists()
+    row = results(workdir / "weave")
+    assert row["device"].startswith("4 x")
+    assert all(row[name] is not None for name in METRICS)
+
+
+def test_processes_with_different_commands_are_refused(data_dir: Path, tmp_path: Path) -> None:
+    flags = training(data_dir, tmp_path / "work", "--config.category=weave")
+    where = (f"--coordinator_address=localhost:{free_port()}", "--num_processes=2")
+    started = [
+        Process(
+            tmp_path / f"{i}.log",
+            *(*flags, *where, f"--process_id={i}", f"--config.adam_b1=0.{i + 5}"),
+            **TWO_DEVICES,
+        )
+        for i in range(2)
+    ]
+    for process in started:
+        assert_one_line(process.done(), "config")
+    assert not (tmp_path / "work" / "weave" / "checkpoints").exists()
+
+
+def test_when_one_dies_the_other_ends_and_the_checkpoint_is_whole(
+    data_dir: Path, trained: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(trained, tmp_path / "work")
+    shutil.rmtree(workdir / "weave" / "checkpoints" / str(LAST_STEP))
+    flags = training(data_dir, workdir, *HOLDOUT, "--config.category=weave")
+    first, second = two(tmp_path, *flags, AT="weave: 12 images", SIGNAL="SIGKILL")
+    second.done()
+    died = time.monotonic()
+    done = first.done()
+    assert time.monotonic() - died < 60
+    assert done.returncode != 0
+    assert checkpoint.steps(workdir / "weave" / "checkpoints") == [2]
