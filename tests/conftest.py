@@ -46,7 +46,7 @@ OPTIMISED = ("rd4ad_test.py",)
 # Where the convolutions for a CPU are computed with. Elsewhere XLA's own stand for them, which are
 # traced and compiled in a quarter of the time.
 OWN_CONVOLUTIONS = (
-    *("convolution_test.py", "models_test.py", "batch_norm_test.py", "score_test.py"),
+    *("convolution_test.py", "score_test.py"),
     *("weights", "golden_test.py", "precision_test.py", "speed_test.py", "wheel_test.py"),
 )
 

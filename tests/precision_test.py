@@ -12,16 +12,16 @@ import pytest
 
 from benchmarks.recipe import precision
 from rd_jax.data.synthetic import write_category
-from rd_jax.weights.convert import to_state_dict
 from rd_jax.weights.teacher import load_teacher
 from tests.bare import bare_machine
+from tests.reference_weights import state_dict_of
 from tests.speed_test import command
 
 
 def test_all_trainings_on_a_machine_with_few_packages(tmp_path: Path) -> None:
     path, weights = tmp_path / "precision.json", tmp_path / "weights.npz"
     write_category(tmp_path, num_train=8, num_test=2, size=32)
-    np.savez(weights, **to_state_dict(load_teacher("resnet10", "random")))
+    np.savez(weights, **state_dict_of(load_teacher("resnet10", "random")))
     done = command(
         *("benchmarks.recipe.precision", f"--data={tmp_path}", f"--weights={weights}"),
         *("--categories", "weave", "--backbone=resnet10", "--image_size=32", "--epochs=1"),

@@ -2,8 +2,12 @@
 
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
+
+from rd_jax.weights.convert import torch_name
 
 StateDict = dict[str, np.ndarray]
 
@@ -24,6 +28,15 @@ def draw_state_dict(shapes: Mapping[str, tuple[int, ...]]) -> StateDict:
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
 
     return {name: draw(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def state_dict_of(variables: Any) -> StateDict:
+    """A teacher's variables in PyTorch's names and layouts."""
+    arrays = {torch_name(path): np.asarray(x) for path, x in flatten_dict(variables).items()}
+    return {
+        name: np.ascontiguousarray(a.transpose(3, 2, 0, 1)) if a.ndim == 4 else a
+        for name, a in arrays.items()
+    }
 
 
 def draw_images(num_images: int, size: int, seed: int = 0) -> np.ndarray:

@@ -23,6 +23,7 @@ class Mishap(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if os.environ["AT"] in record.getMessage():
             logging.getLogger("rd_jax").removeHandler(self)
+            print(record.getMessage(), file=sys.stderr, flush=True)  # the log's turn comes later
             deadline = time.monotonic() + 200  # in case that the test was killed
             while not os.path.exists(os.environ.get("WAIT_FOR", "/")):
                 assert time.monotonic() < deadline

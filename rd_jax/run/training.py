@@ -4,28 +4,29 @@ import importlib.util
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import jax
+import optax
 
 from rd_jax.config import Config, as_dict, validate
 from rd_jax.data import Split
 from rd_jax.data.sources import find_categories
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of_scored
+from rd_jax.method.models import Model
 from rd_jax.method.train import TrainState, make_parallel_train_steps
 from rd_jax.run.eval_mode import check_apart
 from rd_jax.run.evaluation import Student, bound_scorer, evaluate, write_summaries
-from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
+from rd_jax.run.loop import Batches, TrainSteps, dispatches, steps_per_dispatch
 from rd_jax.run.plan import (
     Plan,
     chosen_name,
     compute_dtype,
     joined_images,
-    optimizer_of,
     planned,
     size_of,
     source_of,
@@ -102,7 +103,7 @@ def _free(plans: Sequence[Plan], workdir: Path) -> Iterator[Plan]:
     left = list(plans)
     while left:
         for plan in left:
-            with locked(workdir, plan.place) if hosts.is_first() else _held_by_first() as is_free:
+            with locked(workdir, plan.place) if hosts.is_first() else nullcontext(True) as is_free:
                 if is_free:
                     yield plan
                     break
@@ -113,11 +114,6 @@ def _free(plans: Sequence[Plan], workdir: Path) -> Iterator[Plan]:
             logger.info("other processes work on %s", names)
             return
         left.remove(plan)
-
-
-@contextmanager
-def _held_by_first() -> Iterator[bool]:
-    yield True
 
 
 def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
@@ -211,15 +207,17 @@ def _dispatches(
 ) -> Iterator:
     config = plan.config
     max_steps = steps_per_dispatch(config.batch_size, size_of(config))
-    train_steps = make_parallel_train_steps(
-        trained_model_of(config),
-        optimizer_of(config),
-        LOSSES[config.loss],
-        max_steps,
-        ema=config.ema,
-    )
+    adam = config.learning_rate, config.adam_b1, config.adam_b2
+    train_steps = _train_steps(trained_model_of(config), adam, config.loss, max_steps, config.ema)
     batches = Batches(joined_images(splits), plan.trained_on, config.batch_size, config.seed)
     return dispatches(train_steps, max_steps, teacher.variables, batches, state, pauses)
+
+
+@cache  # trainings that differ in images and seeds alone compile once
+def _train_steps(
+    model: Model, adam: tuple[float, float, float], loss: str, max_steps: int, ema: float
+) -> TrainSteps:
+    return make_parallel_train_steps(model, optax.adam(*adam), LOSSES[loss], max_steps, ema=ema)
 
 
 def _figures(plan: Plan, splits: Sequence[Split], teacher: LoadedTeacher, state: TrainState) -> Row:
@@ -234,10 +232,9 @@ def _figures(plan: Plan, splits: Sequence[Split], teacher: LoadedTeacher, state:
 
 def _check_same_everywhere(plan: Plan, metadata: dict, first_step: int) -> None:
     """Raise UserError if the processes of a run would train different things."""
-    fields = {
-        n: v for n, v in metadata["config"].items() if n not in ("data_dir", "teacher_weights")
-    }
-    facts = {**metadata, "config": fields, "teacher_weights": "", "first_step": first_step}
+    places = {"data_dir": "", "teacher_weights": ""}  # contents are compared, not names
+    config = metadata["config"] | places
+    facts = metadata | places | {"config": config, "first_step": first_step}
     hosts.check_same(
         facts,
         f"{plan.name}: the processes of this run have different configs, training images, teacher "

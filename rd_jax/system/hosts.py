@@ -18,6 +18,7 @@ from rd_jax.system.errors import UserError, first_line
 logger = logging.getLogger(__name__)
 
 _HEARTBEAT_SECONDS = 20  # after which a process that is silent counts as dead
+_WRITING_SECONDS = 3600  # that the others wait at the end, while the first process writes
 _START = (
     "start all processes of a run with the same --coordinator_address=HOST:PORT and "
     "--num_processes=N, and --process_id=0 to N-1"
@@ -49,7 +50,7 @@ def initialize(
             process_id,
             initialization_timeout=2 * timeout_seconds,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_WRITING_SECONDS,
         )
     except Exception as error:  # cluster detection and the runtime raise all kinds of errors
         raise UserError(

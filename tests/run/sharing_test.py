@@ -16,7 +16,7 @@ from tests.run.whole_run_test import same_figures
 
 def begun(done: Done) -> list[tuple[str, str]]:
     """The trainings that a run began, and from which step on."""
-    return re.findall(r" (\w+(?:, seed \d)?): 12 images, steps (\d+) to ", done.stderr)
+    return re.findall(r"INFO (\w+(?:, seed \d)?): 12 images, steps (\d+) to ", done.stderr)
 
 
 class At(logging.Handler):

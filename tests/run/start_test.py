@@ -1,5 +1,6 @@
 """What would harm a run, or other things, is one line before its first step."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -60,8 +61,13 @@ def read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("command", [start, evaluate])
-@pytest.mark.parametrize("name", [".", "weave", "weave/checkpoints", "figures", ".locks"])
+FOLDERS = (".", "weave", "figures", ".locks")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [(start, "weave/checkpoints"), *itertools.product((start, evaluate), FOLDERS)],
+)
 def test_a_folder_that_cannot_be_written_to_is_named_before_the_first_step(
     data_dir: Path, trained: Path, tmp_path: Path, name: str, command: Callable[..., Done]
 ) -> None:
