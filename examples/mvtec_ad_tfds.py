@@ -14,9 +14,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from rd_jax.data.decode import Notes, png, read_image, warn_of_images
-from rd_jax.data.files import each_file
-from rd_jax.data.masks import read_mask, warn_of_masks
+from rd_jax.data.cache import each_file
+from rd_jax.data.decode import Notes, png, read_image, warn_of
+from rd_jax.data.masks import read_mask
 from rd_jax.data.mvtec import NORMAL, LabelledImage, find_files
 from rd_jax.system.errors import UserError, printable
 
@@ -89,8 +89,8 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
                 "name": image.name,
             }
             yield image.name, example
-        warn_of_images(notes, len(images))
-        warn_of_masks(odd_masks, sum(image.mask is not None for image in images))
+        warn_of(notes, len(images))
+        warn_of(odd_masks, sum(image.mask is not None for image in images))
 
 
 def _file_of(image: Image.Image) -> io.BytesIO:

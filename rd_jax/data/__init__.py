@@ -1,7 +1,7 @@
 """Where images come from: one file for each kind of source, decoding, cache, order of images."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,13 @@ class Category:
     num_train: int
     folders: tuple[Path, ...]  # real ones that its images lie in; none if a package has them
     load: Callable[[], Split]  # decodes, or finds what was decoded before
+
+
+def chosen_names(text: str, there: Collection[str]) -> list[str]:
+    """Return the names in a text: all that are there, one, whatever commas it has, or several."""
+    if not text or text in there:
+        return [text] if text else list(there)
+    return list(dict.fromkeys(filter(None, map(str.strip, text.split(","))))) or [text]
 
 
 def sha256_of(texts: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Decoded rows on disk, found again by the files that they were made of."""
+"""Image files to arrays: decoded once, in parallel, and found on disk again by their files."""
 
 import hashlib
 import logging
@@ -6,23 +6,105 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from rd_jax.data.decode import DECODER_VERSION, NO_REMARK, decode_image, warn_of
+from rd_jax.data.masks import decode_mask
+from rd_jax.system.command import num_processors
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import cache_folder
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _CHUNK_BYTES = 2**27  # of rows made at a time
 _MOST_BYTES = 20 * 10**9  # of all cache files; those not used for longest are removed
 _STALE = 3600  # seconds after which nobody goes on writing a file
 
 
-def cached_rows(
+def load_images(
+    paths: Sequence[Path], size: tuple[int, int], resize: str = "stretch"
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return [N, H, W, 3] uint8 RGB, and the hash of each image before it was resized.
+
+    Warns of images that may be misread. Raises UserError naming the files that cannot be read.
+    """
+    return _load(decode_image, [paths], np.dtype((np.uint8, (*size, 3))), resize)
+
+
+def load_masks(
     paths: Sequence[Path | None],
+    images: Sequence[Path],
+    size: tuple[int, int],
+    resize: str = "stretch",
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return [N, H, W] bool, true where anomalous, and the hash of each mask before resizing.
+
+    None stands for an image without anomaly. Warns of masks that may be misread. Raises UserError
+    naming those that cannot be read, or be those of their images: see `read_mask`.
+    """
+    return _load(decode_mask, [paths, images], np.dtype((np.bool_, size)), resize)
+
+
+def _load(
+    decode: Callable[..., tuple[np.ndarray, str]],
+    files: Sequence[Sequence[Path | None]],
+    pixels: np.dtype,
+    resize: str,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return what `decode` makes of one file of each sequence [N] in turn, and hashes."""
+    size, paths, row = pixels.shape[:2], files[0], row_dtype(pixels, ("remark", np.uint8))
+
+    def decoded(part: range) -> np.ndarray:
+        notes = dict[Path | None, int]()
+        chosen = [of[part.start : part.stop] for of in files]
+        made = each_file(partial(decode, size=size, resize=resize, notes=notes), *chosen)
+        remarks = (notes.get(path, NO_REMARK) for path in chosen[0])
+        return np.array([(*one, note) for one, note in zip(made, remarks, strict=True)], row)
+
+    what = f"{decode.__name__}-{size}-{resize}-v{DECODER_VERSION}"
+    every = [path for of in files for path in of if path]
+    rows = cached_rows(every, what, row, len(paths), decoded) if paths else np.zeros(0, row)
+    remarks = zip(paths, rows["remark"].tolist(), strict=True)
+    warn_of({path: remark for path, remark in remarks if path and remark}, sum(map(bool, paths)))
+    return rows["pixels"], tuple(rows["sha256"].tolist())
+
+
+def row_dtype(pixels: np.dtype, *others: tuple) -> np.dtype:
+    """Return what is kept of an image: pixels, hash, and others."""
+    return np.dtype([("pixels", pixels.base, pixels.shape), ("sha256", "U64"), *others])
+
+
+def each_file(read: Callable[..., T], paths: Sequence[Path | None], *others: Sequence) -> list[T]:
+    """Return `read` of all, in parallel. Raises one UserError naming files that cannot be read."""
+    failures = []
+
+    def attempt(path: Path | None, *its_others: object) -> T | None:
+        try:
+            return read(path, *its_others)
+        except Exception as error:  # decoders raise all kinds of errors for broken files
+            failures.append(f"{path} ({str(error) or type(error).__name__})")
+            return None
+
+    with ThreadPoolExecutor(num_processors()) as pool:
+        results = list(pool.map(attempt, paths, *others))
+    if failures:
+        shown = "; ".join(sorted(failures)[:3]) + ("; ..." if len(failures) > 3 else "")
+        raise UserError(
+            f"{len(failures)} of {len(paths) - list(paths).count(None)} files cannot be read: "
+            f"{shown}. Replace or remove them."
+        )
+    return results  # type: ignore[return-value]
+
+
+def cached_rows(
+    paths: Sequence[Path],
     what: str,
     dtype: np.dtype,
     num_rows: int,
@@ -37,10 +119,6 @@ def cached_rows(
     states = list(map(_state, paths))
     key = hashlib.sha256(ascii((what, states)).encode()).hexdigest()
     cached = cache_folder() / "images" / f"{key}.npy"
-    with suppress(OSError):  # another process may tidy up, too
-        _tidy(cached.parent)
-    if (found := _read(cached, dtype, num_rows)) is not None:
-        return found
 
     def checked(part: range) -> np.ndarray:
         made = rows(part)
@@ -50,6 +128,12 @@ def cached_rows(
         return made
 
     try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(cached.parent)
+        with suppress(FileNotFoundError, ValueError, EOFError):  # it is not there, or damaged
+            found = np.load(cached, mmap_mode="r")
+            os.utime(cached)  # it is used now
+            return found
         _write(cached, dtype, num_rows, checked)
         return np.load(cached, mmap_mode="r")
     except OSError as error:
@@ -57,46 +141,28 @@ def cached_rows(
         return checked(range(num_rows))
 
 
-def _state(path: Path | None) -> tuple | None:
+def _state(path: Path) -> tuple:
     """Return what changes whenever a file is written, replaced or restored."""
-    try:
-        of = os.stat(path) if path else None
-    except OSError as error:  # which reading it will tell
-        return str(path), error.errno
-    return of and (str(path), of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns)
+    of = os.stat(path)
+    return str(path), of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns
 
 
 def _tidy(folder: Path) -> None:
     """Remove what nobody finished, and what is beyond the room for the cache."""
-    found = ((path.stat(), path) for path in folder.iterdir())
     used = 0
-    for of, path in sorted(found, key=lambda found: -found[0].st_mtime):
-        used += of.st_size
-        is_stale = path.suffix == ".partial" and time.time() - of.st_mtime > _STALE
-        if is_stale or used > _MOST_BYTES:
-            path.unlink()
-
-
-def _read(cached: Path, dtype: np.dtype, num_rows: int) -> np.ndarray | None:
-    if not os.path.exists(cached):  # Path.exists would raise where the folder cannot be read
-        return None
-    try:
-        array = np.load(cached, mmap_mode="r")
-        if (array.shape, array.dtype) != ((num_rows,), dtype):
-            raise ValueError(f"holds {array.dtype} {array.shape}")
-    except (OSError, ValueError, EOFError) as error:
-        logger.warning("damaged cache file %s (%s): decoding again", cached, error)
-        return None
-    with suppress(OSError):
-        os.utime(cached)  # it was used just now
-    return array
+    with suppress(FileNotFoundError):  # another process tidies up, too
+        found = [(path.stat(), path) for path in folder.iterdir()]
+        for of, path in sorted(found, key=lambda found: -found[0].st_mtime):
+            used += of.st_size
+            is_stale = path.suffix == ".partial" and time.time() - of.st_mtime > _STALE
+            if is_stale or used > _MOST_BYTES:
+                path.unlink()
 
 
 def _write(
     cached: Path, dtype: np.dtype, num_rows: int, rows: Callable[[range], np.ndarray]
 ) -> None:
     """Write the whole file or nothing."""
-    cached.parent.mkdir(parents=True, exist_ok=True)
     unfinished = cached.with_suffix(f".{secrets.token_hex(4)}.partial")
     try:
         # Written, not mapped: a full disk kills the process that writes into a mapped file.
@@ -107,8 +173,6 @@ def _write(
             chunk = max(1, _CHUNK_BYTES // dtype.itemsize)
             for start in range(0, num_rows, chunk):
                 file.write(rows(range(num_rows)[start : start + chunk]).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(unfinished, cached)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -4,9 +4,8 @@ import hashlib
 import io
 import logging
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from rd_jax.system.errors import printable
 
 logger = logging.getLogger(__name__)
 
-DECODER_VERSION = 5  # part of every cache key: raise it when decoding changes
+DECODER_VERSION = 6  # part of every cache key: raise it when decoding changes
 Region = tuple[int, int, int, int]  # top, left, height, width
 
 _LOSSY = ("JPEG", "JPEG2000", "WEBP", "AVIF")  # which make levels that were not written
@@ -27,57 +26,53 @@ _STRIPE = 2**22  # pixels that are converted at a time
 TO_8_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 _TRANSPOSED = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), start=2))
 
-
-@dataclass
-class Notes:
-    """What of several files is to be said once for all."""
-
-    levels: dict[Path, tuple[int, int]] = field(default_factory=dict)  # that look misread
-    damaged: set[Path] = field(default_factory=set)
-
-
 # Large images are decoded one at a time, so that no number of threads runs out of memory.
 _LARGE = 2**25
 _ONE_LARGE = threading.Lock()
 
 
-def region_of(picture: tuple[int, int], size: tuple[int, int], resize: str) -> Region:
-    """Return where a picture (height, width) comes to lie in an image of `size`.
+# What of several files is to be said once for all: places in REMARKS, by file.
+Notes = dict[Path, int]
+NO_REMARK, DAMAGED, DARK, UNCLEAR = range(4)
+_REMARKS = (
+    "",
+    "images are damaged JPEG files, parts of which are not as they were recorded. Look at them, "
+    "and replace or remove them",
+    "images have 16 bits and no value above a quarter of white. They are taken to be that dark: "
+    "if a camera recorded them with 10 to 14 bits, scale these to 16",
+    "masks have levels between normal and anomalous. Pixels above half white are anomalous, or in "
+    "a mask without any, all but 0: write anomalous pixels as 255, the others as 0, if other ones "
+    "are meant",
+)
 
-    Everywhere by "stretch"; by "fit" in the middle, with its aspect ratio.
-    """
-    if resize == "stretch":
-        return 0, 0, *size
-    scale = min(there / own for own, there in zip(picture, size, strict=True))
-    height, width = (
-        max(1, min(round(scale * own), there)) for own, there in zip(picture, size, strict=True)
-    )
-    return (size[0] - height) // 2, (size[1] - width) // 2, height, width
+
+def warn_of(notes: Notes, num_files: int) -> None:
+    """Log what was noted of some files, of so many."""
+    for remark in sorted(set(notes.values())):
+        paths = sorted(path for path in notes if notes[path] == remark)
+        shown = ", ".join(map(str, paths[:10])) + ", ..." * (len(paths) > 10)
+        logger.warning("%d of %d %s: %s", len(paths), num_files, _REMARKS[remark], printable(shown))
 
 
 def placed(image: Image.Image, size: tuple[int, int], resize: str) -> tuple[np.ndarray, Region]:
-    """Return [H, W, 3] uint8 with an image, grey or RGB, where `region_of` says, and that place.
+    """Return [H, W, 3] uint8 of an image, grey or RGB, and where in it the image lies.
 
-    It is resized bilinearly by Pillow; what is left free is filled with its mirror image.
+    It lies everywhere by "stretch"; by "fit" it keeps its aspect ratio, in the middle, and is
+    mirrored into the rest. It is resized bilinearly by Pillow.
     """
-    region = region_of((image.height, image.width), size, resize)
-    top, left, height, width = region
+    height, width = size
+    if resize == "fit":
+        scale = min(size[0] / image.height, size[1] / image.width)
+        height, width = (max(1, round(scale * side)) for side in (image.height, image.width))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).convert("RGB"))
-    if region == (0, 0, *size):
-        return pixels, region
     free = [(top, size[0] - top - height), (left, size[1] - left - width), (0, 0)]
-    return np.pad(pixels, free, "symmetric"), region
+    return np.pad(pixels, free, "symmetric"), (top, left, height, width)
 
 
 def resized(image: Image.Image, size: tuple[int, int], resize: str = "stretch") -> np.ndarray:
     """Return [H, W, 3] uint8 RGB of an image of any mode, as `placed`."""
     return placed(image.convert("RGB"), size, resize)[0]
-
-
-def cropped(image: np.ndarray, region: Region) -> np.ndarray:
-    """Return what of an image or map [H, W, ...] lies within the region."""
-    top, left, height, width = region
-    return image[top : top + height, left : left + width]
 
 
 @contextmanager
@@ -89,9 +84,8 @@ def upright(path: Path) -> Iterator[Image.Image]:
         open_image(stream) as file,
         _ONE_LARGE if file.width * file.height > _LARGE else nullcontext(),
     ):
-        is_deep = file.mode[0] == "I" or (
-            file.format in ("PNG", "TIFF") and ";16" in str(file.tile[:1])
-        )
+        tile = str(file.tile[:1])
+        is_deep = file.mode[0] == "I" or (file.format in ("PNG", "TIFF") and ";16" in tile)
         is_lossy = file.format in _LOSSY or "jpeg" in str(file.info.get("compression"))
         # The one kind of negative that Pillow does not make positive.
         is_negative = file.mode == "I;16" and getattr(file, "tag_v2", {}).get(262) == 0
@@ -107,8 +101,8 @@ def upright(path: Path) -> Iterator[Image.Image]:
 def reading(path: Path, notes: Notes | None = None) -> Iterator[Image.Image]:
     """Yield the picture in a file upright, in 8 bits, in mode L or RGB; alpha is dropped.
 
-    While a large one is in use, other threads wait with theirs. Notes damaged files, and darkest
-    and brightest level of a picture of 16 bits that is dark.
+    While a large one is in use, other threads wait with theirs. Notes damaged files, and dark
+    pictures of 16 bits.
     """
     with upright(path) as stored:
         image = stored
@@ -118,11 +112,10 @@ def reading(path: Path, notes: Notes | None = None) -> Iterator[Image.Image]:
         elif image.mode not in ("L", "RGB"):
             image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
         if notes is not None and stored.info["is_damaged"]:
-            notes.damaged.add(path)
-        if notes is not None and stored.info["is_deep"]:
-            extremes = np.array(image.getextrema())
-            if extremes.max() <= _BRIGHTEST_OF_14_BITS:
-                notes.levels[path] = int(extremes.min()), int(extremes.max())
+            notes[path] = DAMAGED
+        is_dark = stored.info["is_deep"] and np.max(image.getextrema()) <= _BRIGHTEST_OF_14_BITS
+        if notes is not None and is_dark:
+            notes[path] = DARK
         yield image
 
 
@@ -134,18 +127,18 @@ def read_image(path: Path, notes: Notes | None = None) -> Image.Image:
 
 def decode_image(
     path: Path, size: tuple[int, int], resize: str = "stretch", notes: Notes | None = None
-) -> tuple[np.ndarray, bytes]:
+) -> tuple[np.ndarray, str]:
     """Return [H, W, 3] uint8 RGB, as `placed`, and the `pixel_hash`."""
     with reading(path, notes) as image:
         return placed(image, size, resize)[0], pixel_hash(image)
 
 
-def pixel_hash(image: Image.Image) -> bytes:
+def pixel_hash(image: Image.Image) -> str:
     """Return the SHA-256 of an image's size and its pixels in RGB."""
     sha256 = hashlib.sha256(f"{image.height}x{image.width}:".encode())
     for _, stripe in stripes_of(image):
         sha256.update(stripe.convert("RGB").tobytes())
-    return sha256.digest()
+    return sha256.hexdigest()
 
 
 def stripes_of(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -171,30 +164,6 @@ def looked_up(image: Image.Image, values: np.ndarray) -> Image.Image:
     for top, stripe in stripes_of(image):
         grey.paste(Image.fromarray(values[grey_levels(stripe)]), (0, top))
     return grey
-
-
-def warn_of_images(notes: Notes, num_images: int) -> None:
-    """Log which images are damaged, and which of 16 bits may have been recorded with less."""
-    if notes.damaged:
-        logger.warning(
-            "%d of %d images are damaged JPEG files, parts of which are not as they were recorded: "
-            "%s. Look at them, and replace or remove them",
-            *(len(notes.damaged), num_images, named_files(notes.damaged)),
-        )
-    if notes.levels:
-        logger.warning(
-            "%d of %d images have 16 bits and no value above a quarter of white, e.g. %s: %d to %d "
-            "in 8 bits. They are taken to be that dark: if a camera recorded them with 10 to 14 "
-            "bits, scale these to 16",
-            *(len(notes.levels), num_images, named_files(notes.levels, 1)),
-            *notes.levels[min(notes.levels)],
-        )
-
-
-def named_files(paths: Collection[Path], most: int = 10) -> str:
-    """Return the first of several paths, in one line."""
-    names = ", ".join(printable(str(path)) for path in sorted(paths)[:most])
-    return f"{names}, ..." if len(paths) > most > 1 else names
 
 
 def png(pixels: np.ndarray) -> bytes:

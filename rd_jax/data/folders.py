@@ -1,13 +1,20 @@
-"""What is in folders; nothing that may be meant as an image is left out in silence."""
+"""Which images are in folders; nothing that may be meant as one is left out in silence.
 
+The rule of what is an image is the same for training and for predictions.
+"""
+
+import mimetypes
 import os
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from rd_jax.data.formats import is_in_other_format, is_named_like_image, looks_like_image
-from rd_jax.data.headers import FORMAT_NAMES
+from PIL import Image, UnidentifiedImageError
+
+from rd_jax.data.headers import CAMERA_SUFFIXES, open_image
 from rd_jax.system.errors import UserError
 
 # Of file systems, network drives, Windows and macOS, beside what begins with a dot.
@@ -15,8 +22,11 @@ _HIDDEN = {
     *("@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "__MACOSX"),
     *("lost+found", "System Volume Information"),
 }
-_NEITHER = (
-    "is neither a file nor a folder, nor a link to one that can be reached: mend or remove it"
+# Images for which Pillow has no media type, or which it does not know at all.
+_OTHERS = (
+    *(".czi", ".dcm", ".dds", ".dicom", ".exr", ".fits", ".hdr", ".heic", ".heif", ".hif", ".jls"),
+    *(".jxl", ".jxr", ".jxs", ".lif", ".mha", ".mrxs", ".nd2", ".ndpi", ".nii", ".npy", ".npz"),
+    *(".nrrd", ".oib", ".pfm", ".qoi", ".scn", ".svs", ".vsi", ".xcf"),
 )
 
 
@@ -33,41 +43,40 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def listed(folder: Path) -> Listing:
+def listed(folder: Path, expected: Sequence[str] = ()) -> Listing:
     """List a folder.
 
-    Raises UserError if that cannot be done, for what is neither file nor folder, or for two
-    folders whose names look the same.
+    Raises UserError if that cannot be done, for what is neither file nor folder, for two folders
+    whose names look the same, or for one that is called as `expected` but for case and signs.
     """
     files: list[Path] = []
     folders: dict[str, Path] = {}
-    for path in (folder / name for name in sorted(names(folder)) if not _is_hidden(name)):
+    try:
+        names = sorted(name for name in os.listdir(folder) if not _is_hidden(name))
+    except OSError as error:
+        _cannot_be_listed(error)
+    for path in (folder / name for name in names):
         if os.path.isfile(path):
             files.append(path)
         elif not os.path.isdir(path):
-            raise UserError(f"{path} {_NEITHER}")
+            _reach_nothing(path)
         elif folders.setdefault(normalised(path.name), path) != path:
             raise UserError(
                 f"two folders in {folder} are called {path.name}, with its accents spelled in two "
                 "ways of Unicode: rename or merge one"
             )
+    for name, right in ((name, right) for name in folders for right in expected):
+        if name != right and _letters(name) == _letters(right):
+            raise UserError(f"{folders[name]} is not called {right}: rename or move it")
     return Listing(folder, files, folders)
 
 
-def names(folder: Path) -> list[str]:
-    """Return the names in a folder. Raises UserError if it cannot be listed."""
-    try:
-        return os.listdir(folder)
-    except OSError as error:
-        _cannot_be_listed(error)
+def images_by_folder(root: Path, expected: Sequence[str] = ()) -> dict[str, list[Path]]:
+    """Return the images in each folder in `root`, by the folder's name; see `listed`.
 
-
-def images_by_folder(root: Path) -> dict[str, list[Path]]:
-    """Return the images in each folder in `root`, by the folder's name.
-
-    Raises UserError for images that lie elsewhere below `root`, or are in another format.
+    Raises UserError for images that lie elsewhere below `root`.
     """
-    there = listed(root)
+    there = listed(root, expected)
     for path in filter(looks_like_image, there.files):
         raise UserError(f"{path} lies beside the folders in {root}: move it into one, or elsewhere")
     return {name: _images_in(folder) for name, folder in there.folders.items()}
@@ -76,14 +85,9 @@ def images_by_folder(root: Path) -> dict[str, list[Path]]:
 def _images_in(folder: Path) -> list[Path]:
     there = listed(folder)
     for inner in there.folders.values():
-        if is_named_like_image(inner):
-            raise UserError(f"{inner} is a folder, named like an image: rename or remove it")
         for path in images_below(inner, [folder]):
             raise UserError(f"{path} lies too deep: move it up into {folder}, or elsewhere")
-    images = list(filter(looks_like_image, there.files))
-    for path in filter(is_in_other_format, images):
-        raise UserError(f"{path} is an image, but not in {FORMAT_NAMES}: convert it")
-    return images
+    return list(filter(looks_like_image, there.files))
 
 
 def images_below(folder: Path, skipped: Iterable[Path | str] = ()) -> Iterator[Path]:
@@ -93,25 +97,62 @@ def images_below(folder: Path, skipped: Iterable[Path | str] = ()) -> Iterator[P
     cannot be listed, or for a pipe or the like named like an image.
     """
     seen = set(map(os.path.realpath, skipped))  # links may go in circles
-    if os.path.realpath(folder) in seen:
-        return
-    seen.add(os.path.realpath(folder))
     for parent, folders, files in os.walk(folder, onerror=_cannot_be_listed, followlinks=True):
-        real = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
-        folders[:] = [n for n, path in real.items() if not _is_hidden(n) and path not in seen]
-        seen.update(real.values())
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for path in (Path(parent, name) for name in sorted(files) if not _is_hidden(name)):
             if looks_like_image(path):
                 if not os.path.isfile(path) and os.path.exists(path):
-                    raise UserError(f"{path} {_NEITHER}")
+                    _reach_nothing(path)
                 yield path
+
+
+def looks_like_image(path: Path) -> bool:
+    """Say if a file is meant as an image: by its suffix or, if that says nothing, its content."""
+    if kind := _media_types().get(path.suffix.lower().rstrip()):
+        return kind.startswith("image/")
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as stream, open_image(stream):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # broken or locked: whoever decodes it says why
+        return True
+
+
+@cache
+def _media_types() -> dict[str, str]:
+    """Return media types by suffix, of Python and Pillow and not of the machine's own list."""
+    of_pillow = {s: Image.MIME.get(form, "") for s, form in Image.registered_extensions().items()}
+    return {
+        **mimetypes.MimeTypes().types_map[True],
+        **{suffix: kind for suffix, kind in of_pillow.items() if kind.startswith("image/")},
+        **dict.fromkeys([*CAMERA_SUFFIXES, *_OTHERS], "image/*"),
+    }
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _HIDDEN
 
 
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
 def _cannot_be_listed(error: OSError) -> NoReturn:
     raise UserError(
         f"{error.filename} cannot be read ({error.strerror}): mend or move it"
     ) from error
+
+
+def _reach_nothing(path: Path) -> NoReturn:
+    raise UserError(
+        f"{path} is neither a file nor a folder, nor a link to one that can be reached: mend or "
+        "remove it"
+    )

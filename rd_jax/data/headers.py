@@ -1,15 +1,19 @@
-"""Opening an image file: what its header says, and whether its pixels have one reading."""
+"""Opening an image file: what its header says, and whether its pixels have one reading.
+
+What surrounds the pixels decides nothing, be it long or broken.
+"""
 
 import io
+import re
 import struct
+import zlib
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
-from rd_jax.data.containers import JpegPixels, png_pixels
 
 FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "PPM")
 FORMAT_NAMES = "PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF, AVIF or PNM"
@@ -21,12 +25,19 @@ CAMERA_SUFFIXES = (
 )
 MOST_PIXELS = 2**28  # 16384 x 16384; files that claim more are refused before they are decoded
 
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SUB_IFDS, _DNG_VERSION = 330, 50706
-_SENSOR = (32803, 34892)  # photometric: a colour-filter array, linear data of one
+_NO_IMAGE = f"not an image in {FORMAT_NAMES}"
+_CAMERA = f"{_NO_IMAGE}, but raw data of a camera: convert it"
 _NO_WHITE = "32-bit, signed or fractional pixels have no defined white; convert it to 8 or 16 bits"
 _BROKEN = (SyntaxError, IndexError, TypeError, KeyError, struct.error)
-_CAMERA = f"not an image in {FORMAT_NAMES}, but raw data of a camera"
+
+# Chunks of PNG files that may be left out but decide what is seen.
+_SEEN_CHUNKS = (
+    *(b"tRNS", b"acTL", b"fcTL", b"eXIf", b"iTXtXML:com.adobe.xmp\0"),
+    *(b"tEXtRaw profile type exif\0", b"zTXtRaw profile type exif\0"),
+)
+_SUB_IFDS, _DNG_VERSION = 330, 50706
+_SENSOR = (32803, 34892)  # photometric: a colour-filter array, linear data of one
+_LYING = (5, 6, 7, 8)  # orientations of pictures whose sides are exchanged
 
 
 def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
@@ -36,21 +47,25 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
     pictures, too many pixels, or pixels with no defined white.
     """
     start = stream.read(16)
-    stream.seek(0)
     if str(stream.name).lower().rstrip().endswith(CAMERA_SUFFIXES):
         raise UnidentifiedImageError(_CAMERA)
-    num_pictures = _pictures_of_tiff(stream) if start.startswith(_TIFF_STARTS) else 0
+    Image.init()
+    # Image.open would apply its limit of pixels, which belongs to the whole program.
+    accepting = (form for form in FORMATS if (accept := Image.OPEN[form][1]) and accept(start))
+    form = next(accepting, None)
+    if form is None:
+        raise UnidentifiedImageError(_NO_IMAGE)
     try:
-        if start.startswith(b"\x89PNG\r\n\x1a\n"):
-            data, num_pictures = png_pixels(stream.read())
-            file: Any = PngImageFile(io.BytesIO(data))
-        elif start.startswith(b"\xff\xd8\xff"):
-            file, num_pictures = JpegPixels(stream.read()), 1
-        else:
-            file = _opened_by_pillow(stream, start)
+        num_pictures = _pictures_of_tiff(stream, start) if form == "TIFF" else 1
+        stream.seek(0)
+        factory: Any = {"PNG": _png, "JPEG": _Jpeg}.get(form, Image.OPEN[form][0])
+        file = factory(stream, "")
     except _BROKEN as error:
-        raise ValueError(f"its header cannot be read: {error}") from error
-    num_pictures = num_pictures or getattr(file, "n_frames", 1)
+        if form in ("PNG", "JPEG", "TIFF"):
+            raise ValueError(f"its header cannot be read: {error}") from error
+        raise UnidentifiedImageError(_NO_IMAGE) from error  # a text may begin like one
+    if form != "TIFF":
+        num_pictures = getattr(file, "n_frames", 1)
     if num_pictures > 1:
         raise ValueError(f"{num_pictures} pictures in one file: save the one that is meant")
     if file.width * file.height > MOST_PIXELS:
@@ -58,44 +73,11 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
             f"{file.width} x {file.height} pixels are more than {MOST_PIXELS}: scale it down"
         )
     # Pillow scales the deep levels of PNM files to 16 bits.
-    if file.mode == "F" or (file.mode == "I" and file.format != "PPM"):
+    if file.mode == "F" or (file.mode == "I" and form != "PPM"):
         raise ValueError(_NO_WHITE)
+    if form == "TIFF":  # whose plugin would apply the limit when it makes room for the pixels
+        file.im = Image.new(file.mode, file.size[::-1] if _has_lying_tag(file) else file.size).im
     return file
-
-
-def _opened_by_pillow(stream: BinaryIO, start: bytes) -> ImageFile.ImageFile:
-    """Open a file by Pillow's table of formats.
-
-    Image.open would apply its limit of pixels, which belongs to the whole program.
-    """
-    Image.init()
-    for form in FORMATS:
-        factory, accept = Image.OPEN.get(form, (None, None))
-        if not (factory and accept and accept(start)):
-            continue
-        try:
-            stream.seek(0)
-            file = factory(stream, "")
-        except _BROKEN:
-            if form == "TIFF":
-                raise
-            continue  # a text may begin like that
-        if form == "TIFF" and file.width * file.height <= MOST_PIXELS:
-            # Its plugin would apply the limit when it makes room for the pixels.
-            file.im = Image.new(file.mode, file.size[::-1] if _is_lying(file) else file.size).im
-        return file
-    raise UnidentifiedImageError(f"not an image in {FORMAT_NAMES}")
-
-
-def _is_lying(file: Any) -> bool:
-    return file.tag_v2.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-
-
-def upright_size(file: ImageFile.ImageFile) -> tuple[int, int]:
-    """Return width and height of an undecoded picture once it is turned upright."""
-    is_known = file.format == "TIFF" and _is_lying(file)  # Pillow exchanged them
-    is_lying = orientation(file) in (5, 6, 7, 8)
-    return file.size[::-1] if is_lying and not is_known else file.size
 
 
 def orientation(file: Image.Image) -> int:
@@ -106,37 +88,100 @@ def orientation(file: Image.Image) -> int:
         return 1
 
 
-def _pictures_of_tiff(stream: BinaryIO) -> int:
-    """Return how many pictures a TIFF file holds.
+def upright_size(file: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return width and height of an undecoded picture once it is turned upright."""
+    is_exchanged = _has_lying_tag(file)  # by Pillow
+    return file.size[::-1] if orientation(file) in _LYING and not is_exchanged else file.size
 
-    What follows the first one and is not a picture does not count. Raises UnidentifiedImageError
-    for raw data of a camera, and ValueError for pixels that have no defined white.
+
+def _has_lying_tag(file: Any) -> bool:
+    return file.format == "TIFF" and file.tag_v2.get(ExifTags.Base.Orientation) in _LYING
+
+
+def _png(stream: BinaryIO, name: str) -> PngImageFile:
+    """Open a PNG file without what decides nothing: texts, profiles, and their checksums.
+
+    Pixels come last, so that the orientation is known before they are decoded.
     """
-    head = stream.read(16)
-    if head[8:10] == b"CR":  # Canon's, whose first picture is no reduced one
+    data = stream.read()
+    head, pixels, start = [data[:8]], list[bytes](), 8
+    while start < len(data):
+        kind, end = data[start + 4 : start + 8], start + 12 + int.from_bytes(data[start:][:4])
+        chunk, start = data[start:end], end
+        if kind[:1].isupper():
+            (pixels if kind in (b"IDAT", b"IEND") else head).append(chunk)
+        elif chunk.startswith(_SEEN_CHUNKS, 4):
+            head.append(chunk[:-4] + zlib.crc32(chunk[4:-4]).to_bytes(4))
+        if kind == b"IEND":
+            break
+    return PngImageFile(io.BytesIO(b"".join([*head, *pixels])), name)
+
+
+class _Jpeg(JpegImageFile):
+    """A JPEG file that knows, once it is loaded, if it `is_damaged`, as far as libjpeg shows.
+
+    libjpeg gets the last bytes of a scan late, and then no end: if it stops before these or asks
+    for more, the pixels do not fit the file. Of several scans it does not show that.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str):
+        data = stream.read()
+        super().__init__(io.BytesIO(data), name)
+        self.is_damaged, self._late = False, 0  # where the last bytes begin
+        start = self._position()
+        end = data.find(b"\xff\xd9", start)
+        if end > 0 and "progressive" not in self.info and b"\xff\xda" not in data[start:end]:
+            restarts = re.findall(rb"\xff[\xd0-\xd7]", data[start:end])
+            self.is_damaged = any(mark[1] & 7 != i % 8 for i, mark in enumerate(restarts))
+            self._late = max(start, len(data[:end].rstrip(b"\0\xff")) - 64)
+            self.fp = io.BytesIO(data[:end] + 8 * b"\xff\0")  # as far as libjpeg looks ahead
+
+    def _position(self) -> int:
+        return self.fp.tell() if self.fp else 0
+
+    def load_read(self, read_bytes: int) -> bytes:
+        """Return the next bytes for libjpeg."""
+        early = self._late - self._position()
+        data = super().load_read(min(read_bytes, early) if early > 0 else read_bytes)
+        if data or not self._late:
+            return data
+        self.is_damaged, self._late = True, 0
+        return b"\xff\xd9"
+
+    def load_end(self) -> None:
+        """Note that libjpeg needed less than there is."""
+        self.is_damaged |= 0 < self._position() <= self._late
+
+
+def _pictures_of_tiff(stream: BinaryIO, start: bytes) -> int:
+    """Return how many pictures a TIFF file holds; what follows them and is none does not count.
+
+    Raises UnidentifiedImageError for raw data of a camera, and ValueError for pixels that have no
+    defined white.
+    """
+    if start[8:10] == b"CR":  # Canon's, whose first picture is no reduced one
         raise UnidentifiedImageError(_CAMERA)
-    tags = ImageFileDirectory_v2(head if head[2] == 43 or head[3] == 43 else head[:8])
+    tags = ImageFileDirectory_v2(start if 43 in start[2:4] else start[:8])
     seen = list[int]()
     while tags.next and tags.next not in seen:
         place = tags.next
         try:
             stream.seek(place)
             tags.load(stream)
-            if ExifTags.Base.ImageWidth not in tags:
-                break
         except Exception:  # all kinds of them, of what is no directory
+            break
+        if ExifTags.Base.ImageWidth not in tags:
             break
         if not seen:
             _check_first(tags)
         seen.append(place)
-    stream.seek(0)
     return len(seen)
 
 
 def _check_first(tags: ImageFileDirectory_v2) -> None:
     is_preview = tags.get(ExifTags.Base.NewSubfileType, 0) == 1 and _SUB_IFDS in tags
-    photometric = tags.get(ExifTags.Base.PhotometricInterpretation)
-    if _DNG_VERSION in tags or is_preview or photometric in _SENSOR:
+    is_sensor = tags.get(ExifTags.Base.PhotometricInterpretation) in _SENSOR
+    if _DNG_VERSION in tags or is_preview or is_sensor:
         raise UnidentifiedImageError(_CAMERA)
     bits = int(np.max(tags.get(ExifTags.Base.BitsPerSample, 1)))
     if 8 < bits < 16:

@@ -1,6 +1,10 @@
-"""The mask of an anomalous image: which of its levels are anomalous."""
+"""The masks of anomalous images: which is whose, and which of its levels are anomalous.
 
-import logging
+test/DEFECT/NAME.* has ground_truth/DEFECT/NAME_mask.*, or NAME.*: there must be exactly one, in a
+format without loss.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +12,49 @@ from PIL import Image
 
 from rd_jax.data.decode import (
     TO_8_BITS,
+    UNCLEAR,
     Notes,
     grey_levels,
     looked_up,
-    named_files,
     pixel_hash,
     placed,
     stripes_of,
     upright,
 )
+from rd_jax.data.folders import normalised
 from rd_jax.data.headers import open_image, upright_size
+from rd_jax.system.errors import UserError
 
-logger = logging.getLogger(__name__)
+
+def masks_of(images: Sequence[Path], masks: Sequence[Path], root: Path) -> dict[Path, Path]:
+    """Return the mask of each anomalous image, of all `masks` below the folder `root`.
+
+    Raises UserError unless each image has exactly one, of its own, and there are no others.
+    """
+    image_by: dict[tuple[str, str], Path] = {}
+    for image in images:
+        if (other := image_by.setdefault(_key(image), image)) != image:
+            raise UserError(f"{other} and {image} share one mask: rename one")
+    mask_by: dict[tuple[str, str], Path] = {}
+    for mask in masks:
+        if (other := mask_by.setdefault(_key(mask, "_mask"), mask)) != mask:
+            raise UserError(f"{other} and {mask} are masks of one image: remove one")
+    for key in sorted(image_by.keys() - mask_by.keys()):
+        expected = str(root / image_by[key].parent.name / f"{image_by[key].stem}_mask.png")
+        raise UserError(
+            f"mask {expected} of test image {image_by[key]} is missing: add it, mend its name, or "
+            f"remove {root} to evaluate images alone"
+        )
+    for mask in (mask_by[key] for key in sorted(mask_by.keys() - image_by.keys())):
+        raise UserError(
+            f"{mask} is the mask of no anomalous image in test/{mask.parent.name}: remove it, or "
+            "mend its name"
+        )
+    return {image: mask_by[key] for key, image in image_by.items()}
+
+
+def _key(path: Path, ending: str = "") -> tuple[str, str]:
+    return normalised(path.parent.name), normalised(path.stem).removesuffix(ending)
 
 
 def decode_mask(
@@ -28,13 +63,13 @@ def decode_mask(
     size: tuple[int, int],
     resize: str = "stretch",
     notes: Notes | None = None,
-) -> tuple[np.ndarray, bytes]:
+) -> tuple[np.ndarray, str]:
     """Return [H, W] bool, resized as the image and thresholded at half, and the `pixel_hash`.
 
     Without a mask, false and zeros.
     """
     if path is None:
-        return np.zeros(size, bool), bytes(32)
+        return np.zeros(size, bool), 64 * "0"
     mask = read_mask(path, image, notes)
     return placed(mask, size, resize)[0][..., 0] > 127, pixel_hash(mask)
 
@@ -42,11 +77,11 @@ def decode_mask(
 def read_mask(path: Path, image: Path, notes: Notes | None = None) -> Image.Image:
     """Return the mask of an anomalous image, upright and in grey, above 127 where anomalous.
 
-    Its level is that of its brightest colour. In a mask without levels above half white that is
-    not lossy these are labels, of which all but 0 are anomalous. Notes the levels between.
-    Raises ValueError if the mask has another size than the image, if none of its pixels is
-    anomalous, or all at several levels, or if some are transparent, so that their colour may mean
-    anything.
+    Its level is that of its brightest colour. In a mask without levels above half white these are
+    labels, of which all but 0 are anomalous. Notes masks with levels between. Raises ValueError if
+    the mask has another size than the image, is in a format that may lose pixels, if none of its
+    pixels is anomalous, or all at several levels, or if some are transparent, so that their colour
+    may mean anything.
     """
     with image.open("rb") as stream, open_image(stream) as file:
         width, height = upright_size(file)
@@ -56,6 +91,8 @@ def read_mask(path: Path, image: Path, notes: Notes | None = None) -> Image.Imag
                 f"the mask has {mask.width} x {mask.height} pixels, its image {image} "
                 f"{width} x {height}"
             )
+        if mask.info["is_lossy"]:
+            raise ValueError("the mask may have lost pixels: save it as PNG, BMP, GIF, PNM or TIFF")
         if mask.has_transparency_data and np.asarray(mask.convert("RGBA"))[..., 3].min() < 255:
             raise ValueError("the mask has transparent pixels: save it without an alpha channel")
         mask.info.pop("transparency", None)
@@ -64,36 +101,22 @@ def read_mask(path: Path, image: Path, notes: Notes | None = None) -> Image.Imag
 
 def _verdicts(mask: Image.Image, path: Path, notes: Notes | None) -> np.ndarray:
     """Return the level of 8 bits that stands for each level of the mask, as of `read_mask`."""
-    white, is_lossy = 65535 if mask.mode[0] == "I" else 255, mask.info["is_lossy"]
+    white = 65535 if mask.mode[0] == "I" else 255
     counts = np.zeros(white + 1, np.int64)
     for _, stripe in stripes_of(mask):
         counts += np.bincount(grey_levels(stripe).ravel(), minlength=white + 1)
     levels = np.flatnonzero(counts)
     lowest, highest = int(levels[0]), int(levels[-1])
-    are_labels = highest <= white // 2 and not is_lossy
-    limit = 0 if are_labels else white // 2
-    if highest <= limit or limit < lowest < white:
-        share = "none" if highest <= limit else "all"
+    limit = 0 if highest <= white // 2 else white // 2
+    if not highest or limit < lowest < white:
+        share = "all" if highest else "none"
         raise ValueError(
             f"mask values are {lowest} to {highest}, of which {share} would be anomalous: write "
             "anomalous pixels as 255, the others as 0"
         )
-    noise = white // 8 if is_lossy else 0
-    between = levels[(levels > noise) & (levels < highest) & (levels <= white // 2)]
-    if notes is not None and between.size:
-        notes.levels[path] = int(between[0]), int(between[-1])
-    if are_labels:
+    is_between = (levels > 0) & (levels < highest) & (levels <= white // 2)
+    if notes is not None and is_between.any():
+        notes[path] = UNCLEAR
+    if not limit:
         return np.uint8(255) * (np.arange(white + 1) > 0)
     return TO_8_BITS if white > 255 else np.arange(256, dtype=np.uint8)
-
-
-def warn_of_masks(notes: Notes, num_masks: int) -> None:
-    """Log which masks are not black and white."""
-    if notes.levels:
-        logger.warning(
-            "%d of %d masks have levels between normal and anomalous, e.g. %s: %d to %d there. "
-            "Pixels above half white are anomalous, or in a mask without any, all but 0: write "
-            "anomalous pixels as 255, the others as 0, if other ones are meant",
-            *(len(notes.levels), num_masks, named_files(notes.levels, 1)),
-            *notes.levels[min(notes.levels)],
-        )

@@ -3,26 +3,31 @@
 DATA_DIR/CATEGORY/train/good/*.png
 DATA_DIR/CATEGORY/test/good/*.png
 DATA_DIR/CATEGORY/test/DEFECT/*.png
-DATA_DIR/CATEGORY/ground_truth/DEFECT/*_mask.png    see pairs.py
+DATA_DIR/CATEGORY/ground_truth/DEFECT/*_mask.png    see masks.py
 """
 
 import itertools
 import logging
 import os
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from rd_jax.data import Category, Source, Split, sha256_of
-from rd_jax.data.folders import Listing, images_by_folder, listed, names, normalised
-from rd_jax.data.formats import is_named_like_image
+from rd_jax.data import Category, Source, Split, chosen_names, sha256_of
+from rd_jax.data.cache import load_images, load_masks
+from rd_jax.data.folders import (
+    Listing,
+    images_below,
+    images_by_folder,
+    listed,
+    looks_like_image,
+    normalised,
+)
 from rd_jax.data.headers import FORMAT_NAMES
-from rd_jax.data.images import load_images, load_masks
-from rd_jax.data.pairs import masks_of
+from rd_jax.data.masks import masks_of
 from rd_jax.system.errors import UserError, printable
 from rd_jax.system.files import user_path
 
@@ -66,29 +71,41 @@ def find_categories(source: Source, chosen: str) -> list[Category]:
 def find_files(data_dir: Path, chosen: str = "") -> list[Files]:
     """List the files of the categories in `data_dir`: of one, several between commas, or all.
 
-    Warns of images that are not used. Raises UserError if there is no such category, if a folder
-    would be one but for the spelling of train, or as `read_category`.
+    Warns of images that are not used. Raises UserError if there is no such category, or as
+    `read_category`.
     """
     if not os.path.isdir(data_dir):
         raise UserError(f"data_dir {data_dir} is not a folder: set --config.data_dir")
     there = listed(data_dir)
-    if chosen:
-        roots = [_root_of(there, name) for name in chosen_names(chosen, there.folders)]
-    else:
-        roots = [there.folders[name] for name in _categories(there)]
-        warn_of_unused(there, [root.name for root in roots])
-    return list(map(read_category, roots))
+    names = chosen_names(normalised(chosen), there.folders) if chosen else _categories(there)
+    for name in names:
+        if name not in there.folders:
+            known = (n if n == n.strip() else repr(n) for n in _categories(there))
+            raise UserError(
+                f"category {name!r} is not in data_dir {data_dir}: it has {', '.join(known)}"
+            )
+    if not chosen:
+        _warn_of_unused(there, names)
+    return [_read_category(there.folders[name]) for name in names]
 
 
-def chosen_names(text: str, there: Collection[str]) -> list[str]:
-    """Return the names in a text: one that is there, whatever commas it has, or several."""
-    if "," not in text or normalised(text) in there:
-        return [text]
-    several = (normalised(name.strip()) for name in text.split(","))
-    return list(dict.fromkeys(filter(None, several))) or [text]
+def _categories(there: Listing) -> list[str]:
+    """Return the names of all categories. Raises UserError if there is none."""
+    found = {name: listed(folder, ["train"]) for name, folder in there.folders.items()}
+    if categories := [name for name, inside in found.items() if "train" in inside.folders]:
+        return categories
+    if os.path.isdir(there.folder / "train" / NORMAL):
+        raise UserError(
+            f"data_dir {there.folder} is itself a category: set --config.data_dir="
+            f"{there.folder.parent} --config.category={there.folder.name}"
+        )
+    listed(there.folder, SUBFOLDERS)  # it may be one but for the spelling
+    raise UserError(
+        f"data_dir {there.folder} holds no category: expected CATEGORY/train/{NORMAL}/ in it"
+    )
 
 
-def read_category(root: Path) -> Files:
+def _read_category(root: Path) -> Files:
     """List the files of one category, sorted by path.
 
     A category without `test` has no test images; without `ground_truth`, no masks. What is hidden
@@ -96,16 +113,12 @@ def read_category(root: Path) -> Files:
     images lie where they would be left out, or if there are masks, but not exactly one for each
     anomalous image.
     """
-    there = listed(root)
-    _check_spelling(there.folders.values(), SUBFOLDERS)
-    for path in there.files:
-        if path.name in SUBFOLDERS:
-            raise UserError(f"{path} is not a folder: put images into one of this name")
-    images = {name: images_by_folder(root / name) for name in SUBFOLDERS if name in there.folders}
-    train, test = images.get("train", {}), images.get("test", {})
-    for subfolder in ("train", "test"):
-        inner = (root / subfolder / name for name in images.get(subfolder, ()))
-        _check_spelling(inner, [NORMAL])
+    if root.name != printable(root.name):
+        raise UserError(f"category {root.name!r} in {root.parent}: rename it to printable text")
+    there = listed(root, SUBFOLDERS)
+    subfolders = {name: there.folders[name] for name in SUBFOLDERS if name in there.folders}
+    images = {name: images_by_folder(path, [NORMAL]) for name, path in subfolders.items()}
+    train, test, masks = (images.get(name, {}) for name in SUBFOLDERS)
     for folder, found in train.items():
         if folder != NORMAL and found:
             raise UserError(
@@ -113,31 +126,26 @@ def read_category(root: Path) -> Files:
                 "on: move them there, or elsewhere"
             )
     if not train.get(NORMAL):
-        raise UserError(f"{root / 'train' / NORMAL} holds no images ({FORMAT_NAMES})")
-    masks = images.get("ground_truth")
+        raise UserError(
+            f"{root / 'train' / NORMAL} holds no images ({FORMAT_NAMES}): put the good ones there"
+        )
+    has_masks = "ground_truth" in images
     anomalous = [path for defect, found in test.items() if defect != NORMAL for path in found]
-    mask_of = {} if masks is None else masks_of(anomalous, masks, root / "ground_truth")
-    warn_of_unused(there, SUBFOLDERS)
-    return Files(
-        name=normalised(root.name),
-        root=root,
-        train=tuple(train[NORMAL]),
-        test=tuple(
-            LabelledImage(path, defect, mask_of.get(path))
-            for defect, found in test.items()
-            for path in found
-        ),
-        has_masks=masks is not None,
+    every_mask = list(itertools.chain(*masks.values()))
+    mask_of = masks_of(anomalous, every_mask, root / "ground_truth") if has_masks else {}
+    _warn_of_unused(there, SUBFOLDERS)
+    labelled = (
+        LabelledImage(path, defect, mask_of.get(path))
+        for defect, found in test.items()
+        for path in found
     )
+    return Files(normalised(root.name), root, tuple(train[NORMAL]), tuple(labelled), has_masks)
 
 
-def warn_of_unused(there: Listing, used: Sequence[str]) -> None:
+def _warn_of_unused(there: Listing, used: Sequence[str]) -> None:
     """Log which images in a folder are not in one of the folders that are `used`."""
-    unused = [path for path in there.files if is_named_like_image(path)]
-    for other in there.folders.values():
-        if other.name not in used:
-            found = (Path(name) for *_, inner in os.walk(other) for name in inner)
-            unused += [other] if any(map(is_named_like_image, found)) else []
+    others = [folder for name, folder in there.folders.items() if name not in used]
+    unused = [*filter(looks_like_image, there.files), *(o for o in others if any(images_below(o)))]
     if unused:
         logger.warning(
             "%s: images are not used from %s, but from %s alone",
@@ -145,87 +153,34 @@ def warn_of_unused(there: Listing, used: Sequence[str]) -> None:
         )
 
 
-def _categories(there: Listing) -> list[str]:
-    """Return the names of all categories. Raises UserError if there is none."""
-    categories = [name for name, folder in there.folders.items() if "train" in names(folder)]
-    for name, folder in there.folders.items():
-        if name not in categories:
-            _check_spelling((folder / inner for inner in names(folder)), ["train"])
-    if categories:
-        return categories
-    data_dir = there.folder
-    if os.path.isdir(data_dir / "train" / NORMAL):
-        raise UserError(
-            f"data_dir {data_dir} is itself a category: set --config.data_dir="
-            f"{data_dir.parent} --config.category={data_dir.name}"
-        )
-    _check_spelling(there.folders.values(), SUBFOLDERS)
-    raise UserError(
-        f"data_dir {data_dir} holds no category: expected CATEGORY/train/{NORMAL}/ in it"
-    )
-
-
-def _root_of(there: Listing, name: str) -> Path:
-    root = there.folders.get(normalised(name))
-    if not root:
-        known = (n if n == n.strip() else repr(n) for n in _categories(there))
-        raise UserError(
-            f"category {name!r} is not in data_dir {there.folder}: it has {', '.join(known)}"
-        )
-    if "train" not in names(root):
-        _check_spelling((root / inner for inner in names(root)), SUBFOLDERS)
-        raise UserError(f"{root} has no train/{NORMAL}: put the good images there")
-    if root.name != printable(root.name):
-        raise UserError(
-            f"category {name!r} in data_dir {there.folder}: rename it to printable text"
-        )
-    return root
-
-
-def _check_spelling(folders: Iterable[Path], expected: Sequence[str]) -> None:
-    """Raise UserError for a folder that is called as expected, but for case and signs."""
-
-    def letters(name: str) -> str:
-        return re.sub(r"[\W_]", "", name.casefold())
-
-    for path, right in itertools.product(folders, expected):
-        is_alike = path.name[0] != "." and path.name != right
-        if is_alike and letters(path.name) == letters(right) and os.path.isdir(path):
-            raise UserError(f"{path} is not called {right}: rename or move it")
-
-
 def _folders_of(files: Files) -> tuple[Path, ...]:
     """Return the real folders that hold the category, wherever links lead."""
-    of_test = (path.parent for image in files.test for path in (image.path, image.mask) if path)
-    parents = dict.fromkeys([*(path.parent for path in files.train), *of_test])
-    folders = [files.root.parent, files.root, *parents]
-    return tuple(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
+    of_test = [path for image in files.test for path in (image.path, image.mask) if path]
+    parents = {path.parent: None for path in (files.root, *files.train, *of_test)}
+    return tuple({Path(os.path.realpath(folder)): None for folder in (files.root, *parents)})
 
 
 def _load(files: Files, source: Source) -> Split:
     """Decode a category. Raises UserError for files that cannot be read."""
-    size, resize = source.size, source.resize
-    test, masks = [image.path for image in files.test], [image.mask for image in files.test]
-    train_images, train_hashes = load_images(files.train, size, resize)
-    test_images, hashes = load_images(test, size, resize)
-    found, mask_hashes = (
-        load_masks(masks, test, size, resize) if files.has_masks else (None, ("no masks",))
-    )
+    how = source.size, source.resize
+    paths, masks = [image.path for image in files.test], [image.mask for image in files.test]
+    train, train_hashes = load_images(files.train, *how)
+    test, hashes = load_images(paths, *how)
+    found, mask_hashes = load_masks(masks, paths, *how) if files.has_masks else (None, ("none",))
     names = tuple(image.name for image in files.test)
     labels = np.array([image.defect != NORMAL for image in files.test], bool)
-    if found is not None:
-        vanished = np.compress(labels & ~found.any((1, 2)), names)
-        if len(vanished):
-            logger.warning(
-                "%s: at %dx%d pixels nothing is left of %d masks: their pixels count as normal: %s",
-                *(files.name, *size, len(vanished), ", ".join(vanished[:3])),
-            )
+    vanished = () if found is None else tuple(np.compress(labels & ~found.any((1, 2)), names))
+    if vanished:
+        logger.warning(
+            "%s: at %dx%d pixels nothing is left of %d masks: their pixels count as normal: %s",
+            *(files.name, *source.size, len(vanished), ", ".join(vanished[:3])),
+        )
     return Split(
         name=files.name,
-        train=train_images,
+        train=train,
         train_names=tuple(printable(normalised(path.name)) for path in files.train),
         train_hashes=train_hashes,
-        test=test_images,
+        test=test,
         test_names=names,
         test_sha256=sha256_of([*hashes, *mask_hashes, *names]),
         labels=labels,

@@ -6,6 +6,7 @@ defects are as subtle as those of real categories.
 
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rd_jax.data import Category, Source, mvtec
-from rd_jax.system.files import cache_folder, temporary_cache
+from rd_jax.system.files import cache_folder
 
 DEFECTS = ("scratch", "stain", "missing_thread", "distortion")
 PERIOD = 16  # pixels from thread to thread
@@ -84,10 +85,7 @@ def write_category(
 
 def find_categories(source: Source, chosen: str) -> list[Category]:
     """Return the generated category, which is written into the cache if it is not there."""
-    try:
-        folder = cached_data_dir(cache_folder())
-    except OSError as error:  # of a full disk
-        folder = cached_data_dir(temporary_cache(str(error)))
+    folder = cached_data_dir(cache_folder())
     return mvtec.find_categories(replace(source, data_dir=str(folder)), chosen)
 
 
@@ -98,9 +96,6 @@ def cached_data_dir(cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             write_category(Path(temporary, "whole"))
-            try:
+            with suppress(OSError):  # another process was faster
                 os.rename(Path(temporary, "whole"), folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster
-                    raise
     return folder

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from rd_jax.data.decode import Notes, Region, placed, reading, warn_of_images
+from rd_jax.data.decode import Notes, Region, placed, reading, warn_of
 from rd_jax.method.score import Scoring, make_scorer
 from rd_jax.method.thresholds import Thresholds
 from rd_jax.run.scoring import Score, bound, score_images
@@ -142,7 +142,7 @@ def score_files(
         whole = [result for result in batch if isinstance(result, _Decoded)]
         scored = _predictions(predictor, whole, batch_size)
         yield from (next(scored) if isinstance(x, _Decoded) else x for x in batch)
-    warn_of_images(notes, num_images)
+    warn_of(notes, num_images)
 
 
 class _Decoded(NamedTuple):

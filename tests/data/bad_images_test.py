@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from rd_jax.data.cache import load_images, load_masks
 from rd_jax.data.decode import decode_image
-from rd_jax.data.images import load_images, load_masks
 from tests.data.refused import refused
 
 RAMP = (np.arange(48 * 64) % 256).reshape(48, 64).astype(np.uint8)
@@ -66,7 +66,7 @@ def image(pixels: np.ndarray, form: str = "PNG") -> Callable[[Path], None]:
 
 
 PNG, JPEG, WEBP = (bytes_of(format=form) for form in ("PNG", "JPEG", "WEBP"))
-NO_IMAGE = "(not an image in PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF, AVIF or PNM)"
+NO_IMAGE = "(not an image in PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF, AVIF or PNM"
 TWO = "(2 pictures in one file: save the one that is meant)"
 NO_WHITE = "32-bit, signed or fractional pixels have no defined white; convert it to 8 or 16 bits"
 DEPTH = "(32-bit, signed or fractional pixels have no defined white; convert it to 8 or 16 bits)"
@@ -177,7 +177,8 @@ MASKS = {
     "lying": (image(MARKED.T), "(the mask has 48 x 64 pixels, its image "),
     "empty": (image(0 * MARKED), "(mask values are 0 to 0, of which none would be anomalous: wri"),
     "labels from 1": (image(MARKED // 255 + 1), "(mask values are 1 to 2, of which all would be "),
-    "a dark JPEG": (image(MARKED // 3, "JPEG"), " of which none would be anomalous: write anom"),
+    "a JPEG": (image(MARKED, "JPEG"), "(the mask may have lost pixels: save it as PNG, BMP, GIF, "),
+    "a WebP": (image(MARKED, "WEBP"), "(the mask may have lost pixels: save it as PNG, BMP, GIF, "),
     "colours without black": (
         image(np.where(MARKED[..., None], [200, 0, 0], [31, 119, 180]).astype(np.uint8)),
         "(mask values are 180 to 200, of which all would be anomalous: write anomalous pixels as ",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from rd_jax.data.cache import load_images, load_masks
 from rd_jax.data.decode import decode_image
-from rd_jax.data.images import load_images, load_masks
 from rd_jax.system.errors import UserError
 
 UPRIGHT = np.linspace(0, 255, 48 * 64).reshape(48, 64).astype(np.uint8)
@@ -103,8 +103,9 @@ def test_images_and_masks_are_upright_wherever_their_orientation_stands(
     assert load_masks([mask], [path], (32, 32))[0].any()
     with pytest.raises(UserError, match=f"48 x 64 pixels, its image {path} 64 x 48"):
         load_masks([lying], [path], (32, 32))
-    turned, expected_mask = (load_masks([file], [mask], (64, 64))[0] for file in (path, mask))
-    assert np.mean(turned != expected_mask) < 0.02  # JPEG is lossy
+    if not row.startswith(("JPEG", "WebP")):  # which no mask may be
+        turned, expected_mask = (load_masks([file], [mask], (64, 64))[0] for file in (path, mask))
+        np.testing.assert_array_equal(turned, expected_mask)
 
 
 @pytest.mark.parametrize("orientation", [1, None])
@@ -128,13 +129,12 @@ def deep_colours(values: np.ndarray, path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [deep_grey, deep_colours])
-@pytest.mark.parametrize(("bits", "brightest"), [(10, 4), (12, 16), (14, 64)])
+@pytest.mark.parametrize("bits", [10, 12, 14])
 def test_few_bits_in_16_are_warned_of_every_time_once_for_all_files(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     write: Callable[[np.ndarray, Path], None],
     bits: int,
-    brightest: int,
 ) -> None:
     values = np.linspace(0, 2**bits - 1, 48 * 64).reshape(48, 64)
     paths = [tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png")]
@@ -142,9 +142,7 @@ def test_few_bits_in_16_are_warned_of_every_time_once_for_all_files(
     write(values, paths[1])
     write(values, paths[2])
     Image.fromarray(UPRIGHT // 8).save(paths[3])  # dark, but of 8 bits
-    if write is deep_colours:
-        brightest = (2**bits - 1) // 256  # Pillow reads their upper bytes
-    expected = f"2 of 4 images have 16 bits and no value .* {paths[1]}: 0 to {brightest} in 8 bits"
+    expected = f"2 of 4 images have 16 bits and no value .*: {paths[1]}, {paths[2]}$"
     for _ in range(2):  # decoded, and from the cache
         load_images(paths, (64, 64))
         (record,) = caplog.records
@@ -166,8 +164,8 @@ SHAPES = np.zeros((40, 40), np.uint8)
 SHAPES[4:12, 4:12], SHAPES[20:30, 8:20], SHAPES[32:36, 30:38] = 1, 2, 3
 
 
-def labelled(*values: int, form: str = "PNG") -> Callable[[Path], None]:
-    return lambda path: Image.fromarray(np.array(values, np.uint8)[SHAPES]).save(path, form)
+def labelled(*values: int) -> Callable[[Path], None]:
+    return lambda path: Image.fromarray(np.array(values, np.uint8)[SHAPES]).save(path, "PNG")
 
 
 def deep_labels(path: Path) -> None:
@@ -188,17 +186,16 @@ def one_bit(path: Path) -> None:
 
 
 VOC = (0, 0, 0, 128, 0, 0, 0, 128, 0, 0, 0, 128)
-MASKS: dict[str, tuple[Callable[[Path], None], str | None]] = {
-    "MVTec AD": (labelled(0, 255, 255, 255), None),
-    "0 and 1": (labelled(0, 1, 1, 1), None),
-    "one bit": (one_bit, None),
-    "labels": (labelled(0, 1, 2, 3), "1 to 2"),
-    "labels of 16 bits": (deep_labels, "1 to 2"),
-    "bright labels": (labelled(0, 253, 254, 255), None),
-    "palette": (coloured(*VOC), None),
-    "colours": (coloured(*VOC, mode="RGB"), None),
-    "JPEG": (labelled(0, 255, 255, 255, form="JPEG"), None),
-    "noise and a dark shape": (labelled(7, 255, 255, 255), "7 to 7"),
+MASKS: dict[str, tuple[Callable[[Path], None], bool]] = {
+    "MVTec AD": (labelled(0, 255, 255, 255), False),
+    "0 and 1": (labelled(0, 1, 1, 1), False),
+    "one bit": (one_bit, False),
+    "labels": (labelled(0, 1, 2, 3), True),
+    "labels of 16 bits": (deep_labels, True),
+    "bright labels": (labelled(0, 253, 254, 255), False),
+    "palette": (coloured(*VOC), False),
+    "colours": (coloured(*VOC, mode="RGB"), False),
+    "noise and a dark shape": (labelled(7, 255, 255, 255), True),
 }
 
 
@@ -206,7 +203,7 @@ MASKS: dict[str, tuple[Callable[[Path], None], str | None]] = {
 def test_a_mask_of_any_kind_marks_its_shapes_and_levels_between_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, row: str
 ) -> None:
-    write, levels = MASKS[row]
+    write, is_unclear = MASKS[row]
     write(tmp_path / "m.png")
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "x.png")
     masks, images = [None, tmp_path / "m.png"], [tmp_path / "x.png"] * 2
@@ -215,8 +212,8 @@ def test_a_mask_of_any_kind_marks_its_shapes_and_levels_between_are_warned_of(
         assert loaded.dtype == bool
         np.testing.assert_array_equal(loaded, [np.zeros_like(SHAPES), SHAPES > 0])
         messages = [record.getMessage() for record in caplog.records]
-        assert len(messages) == (levels is not None)
-        expected = f"1 of 1 masks have levels .* {tmp_path / 'm.png'}: {levels} there"
+        assert len(messages) == is_unclear
+        expected = f"1 of 1 masks have levels between .*: {tmp_path / 'm.png'}$"
         assert all(re.search(expected, message) for message in messages)
         caplog.clear()
 
@@ -227,4 +224,4 @@ def test_levels_that_count_as_normal_are_warned_of(
     path = tmp_path / "m.png"
     labelled(0, 40, 100, 200)(path)
     np.testing.assert_array_equal(load_masks([path], [path], (40, 40))[0][0], SHAPES == 3)
-    assert "m.png: 40 to 100 there. Pixels above half white are anomalous" in caplog.text
+    assert "1 of 1 masks have levels between normal and anomalous. Pixels above" in caplog.text

@@ -74,9 +74,8 @@ def test_unusual_files_are_in_the_set_as_they_are_read_elsewhere(
             assert (stored.mode, stored.info) == ("RGB", {})
             np.testing.assert_array_equal(stored, upright)
     np.testing.assert_array_equal(examples["stain/000.png"]["mask"][..., 0], 255 * labels)
-    assert f"1 of 7 images have 16 bits and no value above a quarter of white, e.g. {dark}: 16" in (
-        caplog.text
-    )
+    assert "1 of 7 images have 16 bits and no value above a quarter of white." in caplog.text
+    assert str(dark) in caplog.text
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

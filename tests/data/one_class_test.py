@@ -92,10 +92,10 @@ def test_a_tfds_set_is_read_whole_and_without_tensorflow(tfds_dir: Path, tmp_pat
     ("dataset", "message"),
     [
         ("mnist", r"dataset 'mnist' is not prepared in .*: pip install tensorflow && python -c"),
-        ("fashion", "neither 'digits' nor known to TFDS"),
-        ("cifar-10", "neither 'digits' nor known to TFDS"),
-        ("mnist:9.9.9", "neither 'digits' nor known to TFDS"),
-        ("imdb_reviews", "does not classify images"),
+        ("fashion", "neither 'digits' nor a set of classified images in TFDS"),
+        ("cifar-10", "neither 'digits' nor a set of classified images in TFDS"),
+        ("mnist:9.9.9", "neither 'digits' nor a set of classified images in TFDS"),
+        ("imdb_reviews", "neither 'digits' nor a set of classified images in TFDS"),
     ],
 )
 def test_a_set_that_is_not_there_says_what_to_do(
@@ -111,5 +111,7 @@ def test_a_set_in_a_format_of_tensorflow_alone_is_refused(tmp_path: Path, tfds_d
     text = path.read_text().replace("array_record", "tfrecord")
     path.unlink()
     path.write_text(text)
-    with pytest.raises(UserError, match=r"as tfrecord, which cannot be read without TensorFlow"):
+    with pytest.raises(
+        UserError, match=r"not prepared in .* as array_record, which is read without"
+    ):
         find_categories(Source(str(copy), "fashion_mnist", (32, 32), "stretch"))
