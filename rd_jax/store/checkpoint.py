@@ -66,17 +66,13 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
-        create=False,
-        max_to_keep=2,
-        cleanup_tmp_directories=True,
-        multiprocessing_options=_alone(),
+        max_to_keep=2, cleanup_tmp_directories=True, multiprocessing_options=_alone(), create=False
     )
     manager = ocp.CheckpointManager(_Folder(folder.absolute()), options=options)
 
     def save(step: int, student_variables: Any, rest: Any, metadata: Mapping[str, Any]) -> None:
-        trees = {"student": student_variables}
-        if rest is not None:
-            trees["optimizer"] = {"opt_state": rest}
+        optimizer = {} if rest is None else {"optimizer": {"opt_state": rest}}
+        trees = {"student": student_variables} | optimizer
         checksums = {name: checksum(tree) for name, tree in trees.items()}
         checksums["metadata"] = _checksum_of_metadata(metadata)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
@@ -94,12 +90,8 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
 
 def steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in `folder`, latest first."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise _unreadable(folder, error) from error
+    with _reading(folder):
+        names = os.listdir(folder) if os.path.isdir(folder) else ()
     # Orbax renames a temporary folder when the checkpoint in it is complete.
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
@@ -113,11 +105,9 @@ def latest_metadata(folder: Path) -> dict[str, Any] | None:
         try:
             metadata, checksums, _ = _read(folder / str(step))
             return metadata | {"step": step, "can_go_on": "optimizer" in checksums}
-        except UserError as error:
+        except DamagedCheckpointError as error:
             if not (folder / str(step)).exists():  # a run that trains has newer ones
                 return latest_metadata(folder)
-            if not isinstance(error, DamagedCheckpointError):
-                raise
             logger.warning("%s", error)
     return None
 
@@ -133,10 +123,9 @@ def keep_latest(folder: Path) -> None:
 
 def load_latest(folder: Path) -> Checkpoint:
     """Load the latest checkpoint in `folder`. Raise UserError if it is absent or damaged."""
-    found = steps(folder)
-    if not found:
-        raise UserError(f"no checkpoint in {folder}: train first, with --mode train")
-    return load(folder, found[0])
+    if found := steps(folder):
+        return load(folder, found[0])
+    raise UserError(f"no checkpoint in {folder}: train first, with --mode train")
 
 
 def load(folder: Path, step: int) -> Checkpoint:
@@ -150,13 +139,13 @@ def load_rest(folder: Path, step: int, like: Any) -> Any:
 
     Raise DamagedCheckpointError, or UserError if it is the state of another optimiser or model.
     """
-    found = _flat(_read(folder / str(step), "optimizer")[2])
-    like = {"opt_state": like}
+    path, like = folder / str(step), {"opt_state": like}
+    found = _flat(_read(path, "optimizer")[2])
     kinds = [{n: (a.shape, a.dtype) for n, a in arrays.items()} for arrays in (found, _flat(like))]
     if kinds[0] != kinds[1]:
         raise UserError(
-            f"the optimiser's state in checkpoint {folder / str(step)} is of another optimiser or "
-            "other networks: go on with what began it, or start anew with --restart"
+            f"the optimiser's state in checkpoint {path} is of another optimiser or other "
+            "networks: go on with what began it, or start anew with --restart"
         )
     return ocp.tree.from_flat_dict(found, like)["opt_state"]
 
@@ -186,47 +175,36 @@ def _read(path: Path, item: str | None = None) -> tuple[dict[str, Any], dict[str
     """
     try:
         metadata = json.loads((path / "metadata" / "metadata").read_text("utf-8"))
-        if "checksums" in metadata:
-            raise UserError(f"{path} is of an earlier version of rd_jax: choose another --workdir")
+        if "checksums_v2" not in metadata:
+            raise ValueError("or of an earlier version of rd_jax")
         checksums, tree = metadata.pop("checksums_v2"), None
         found = {"metadata": _checksum_of_metadata(metadata)}
         if item:
             handler = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
             tree = handler.restore(_Folder((path / item).absolute()))
             found[item] = checksum(tree)
-        for name, value in found.items():
-            if value != checksums[name]:
-                raise ValueError(f"{name} differs from its checksum")
-    except UserError:
-        raise
+        if not found.items() <= checksums.items():
+            raise ValueError("it differs from its checksum")
     except Exception as error:  # the storage libraries raise all kinds of errors
-        _check_readable(path)
+        with _reading(path):  # a disk or a permission that fails is no damage
+            for file in filter(os.path.isfile, path.rglob("*")):
+                Path(file).read_bytes()
         raise DamagedCheckpointError(
-            f"checkpoint {path} is damaged ({_reason_of(error)}): train again with the same "
+            f"checkpoint {path} is damaged ({first_line(error)[:200]}): train again with the same "
             "command, which goes on from the checkpoint before it, if there is one"
         ) from error
     return metadata, checksums, tree
 
 
-def _check_readable(folder: Path) -> None:
-    """Raise UserError for the first file or folder in it that the system does not let be read."""
-
-    def stop(error: OSError) -> None:
-        raise error
-
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
     try:
-        for parent, _, names in os.walk(folder, onerror=stop):
-            for name in names:
-                Path(parent, name).read_bytes()
+        yield
     except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{error.filename or folder} cannot be read ({error.strerror}): mend the disk or the "
-        "permissions; nothing was changed"
-    )
+        raise UserError(
+            f"{error.filename or folder} cannot be read ({error.strerror}): mend the disk or the "
+            "permissions; nothing was changed"
+        ) from error
 
 
 @contextmanager
@@ -234,12 +212,9 @@ def _write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the storage libraries raise all kinds of errors
+        full = os.strerror(errno.ENOSPC)
+        reason = f"{full}: free some" if full in str(error) else first_line(error)[:200]
         raise UserError(
-            f"cannot write a checkpoint into {folder} ({_reason_of(error)}); those that were "
-            "complete still are, and the same command goes on from the latest"
+            f"cannot write a checkpoint into {folder} ({reason}); those that were complete still "
+            "are, and the same command goes on from the latest"
         ) from error
-
-
-def _reason_of(error: Exception) -> str:
-    full = os.strerror(errno.ENOSPC)
-    return f"{full}: free some" if full in str(error) else first_line(error)[:200]

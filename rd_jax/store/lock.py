@@ -3,7 +3,6 @@
 A lock ends with the process that holds it, however that ends.
 """
 
-import errno
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -14,12 +13,15 @@ from rd_jax.store.workdir import Training, Workdir
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import writing
 
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+def lock_of(training: Training) -> Path:
+    """Return the path of the file that is locked by whoever works on a training."""
+    return Workdir(training.workdir).locks / training.name / f"{training.seed}.lock"
 
 
-def locked(workdir: Path, training: Training) -> AbstractContextManager[bool]:
+def locked(training: Training) -> AbstractContextManager[bool]:
     """Hold a training inside. Yield False if another process works on it."""
-    return held(Workdir(workdir).lock(training))
+    return held(lock_of(training))
 
 
 @contextmanager
@@ -28,10 +30,9 @@ def all_locked(workdir: Path, names: Iterable[str]) -> Iterator[None]:
 
     Raise UserError if another process works on one of them.
     """
-    run = Workdir(workdir)
     with ExitStack() as stack:
         for name in names:
-            own = run.lock(run.training(name))
+            own = lock_of(Training(workdir, name))
             for path in {own, *own.parent.glob("*.lock")}:
                 if not stack.enter_context(held(path)):
                     raise UserError(
@@ -41,31 +42,27 @@ def all_locked(workdir: Path, names: Iterable[str]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def summarising(workdir: Path) -> Iterator[None]:
+def summarising(workdir: Path) -> AbstractContextManager[bool]:
     """Read results and write their summaries inside, one process after the other."""
-    with held(Workdir(workdir).locks / ".summaries", wait=True):
-        yield
+    return held(Workdir(workdir).locks / ".summaries", wait=True)
 
 
 @contextmanager
 def held(path: Path, wait: bool = False) -> Iterator[bool]:
     """Hold the lock on a file inside. Yield False if another process has it, or else `wait`."""
-    # A soft lock, as a file that is there or not, would outlive a killed process.
-    lock = FileLock(path, fallback_to_soft=False)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            pass
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            raise UserError(
-                f"cannot lock {path}: its file system has no locks ({error.strerror}): mount it "
-                "with flock, or choose a folder on another one"
-            ) from error
+    # A soft lock, as a file that is there or not, would outlive a killed process.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        pass
+    except OSError as error:
+        raise UserError(
+            f"cannot lock {path} ({error.strerror}): choose a folder that this user can write, on "
+            "a file system that is mounted with locks (flock)"
+        ) from error
     try:
         yield lock.is_locked
     finally:

@@ -1,6 +1,5 @@
 """Results as rows: one for each evaluation, summarised over seeds and over categories."""
 
-import logging
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ from rd_jax.store.rows import Row, read_json
 from rd_jax.store.workdir import Evaluation, Workdir
 from rd_jax.system.errors import UserError
 
-logger = logging.getLogger(__name__)
-
 AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
 TIMING = ("train_seconds", "eval_seconds", "images_per_second")
 _COUNTS = ("num_steps", "last_step", "num_held_out", "kept_false_positive_rate")
-_NUMBERS = (*METRICS, *TIMING, *_COUNTS)
+# What an evaluation may lack that was written before there was such a field or metric.
+_DEFAULTS = {name: FIELDS[name].default for name in RECORDED} | dict.fromkeys(
+    (*METRICS, *TIMING, *_COUNTS)
+)
 
 
 class Result(NamedTuple):
@@ -28,31 +28,13 @@ class Result(NamedTuple):
 
 
 def read_results(workdir: Path) -> dict[str, list[Result]]:
-    """Return the results of each category, one for each seed.
-
-    What an older version did not write yet has its default, and a number is None.
-    """
-    defaults = {name: FIELDS[name].default for name in RECORDED} | dict.fromkeys(_NUMBERS)
+    """Return the results of each category, one for each seed."""
     found: dict[str, list[Result]] = {}
     for evaluation in Workdir(workdir).evaluations():
-        row = read_json(evaluation.results)
-        if row.get("category") != evaluation.category:  # the table of another run, one folder down
-            continue
-        row |= {name: value for name, value in defaults.items() if name not in row}
-        if wrong := [name for name in defaults if not _is_possible(name, row[name])]:
-            logger.warning(
-                "%s is left out, since %s in it cannot be: mend or remove it",
-                *(evaluation.results, ", ".join(wrong)),
-            )
-            continue
-        found.setdefault(evaluation.category, []).append(Result(evaluation, row))
+        row = _DEFAULTS | read_json(evaluation.results)
+        if row.get("category") == evaluation.name:  # else it is the table of a run one folder down
+            found.setdefault(evaluation.name, []).append(Result(evaluation, row))
     return found
-
-
-def _is_possible(name: str, value: Any) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, int | float) if name in _NUMBERS else FIELDS[name].rule.holds(value)
 
 
 def rows_of_categories(found: dict[str, list[Result]]) -> list[Row]:
@@ -72,22 +54,19 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
     which the rows differ becomes the list of its values; `seed` becomes the list `seeds`. Raise
     UserError if the rows were evaluated differently.
     """
+    values: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in rows[0]}
+    alike = {name: all(v == of[0] for v in of) for name, of in values.items()}
     for name in EVALUATED_ALIKE:
-        if any(row[name] != rows[0][name] for row in rows):
+        if not alike[name]:
             raise UserError(
                 f"the seeds of {rows[0]['category']} were evaluated with different {name}: "
                 "evaluate all of them alike, without --config.seeds"
             )
-    summary: dict[str, Any] = {}
-    for name in rows[0]:
-        values: list[Any] = [row.get(name) for row in rows]
-        if name == "seed":
-            summary["seeds"] = values
-        elif name in ("num_steps", "last_step"):  # one seed may have gone on for longer
-            choose = min if name == "num_steps" else max
-            summary[name] = choose((v for v in values if v is not None), default=None)
-        else:
-            summary[name] = values[0] if all(v == values[0] for v in values) else values
+    summary = {name: of[0] if alike[name] else of for name, of in values.items()}
+    summary["seeds"] = values["seed"]
+    del summary["seed"]
+    if None not in values["num_steps"]:  # one seed may have gone on for longer
+        summary |= {"num_steps": min(values["num_steps"]), "last_step": max(values["last_step"])}
     return summary | means(rows, (*METRICS, *TIMING)) | _deviations(rows)
 
 
@@ -106,14 +85,10 @@ def mean_row(found: dict[str, list[Result]]) -> dict[str, Any]:
 
 def means(rows: Sequence[Row], names: Iterable[str] = METRICS) -> dict[str, Any]:
     """Return the mean of each metric over the rows that define it."""
-    values = _defined(rows, names)
-    return {name: statistics.fmean(v) if v else None for name, v in values.items()}
+    defined = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    return {name: statistics.fmean(v) if v else None for name, v in defined.items()}
 
 
 def _deviations(rows: Sequence[Row]) -> dict[str, Any]:
-    values = _defined(rows, METRICS)
-    return {f"{n}_std": statistics.stdev(v) if len(v) > 1 else None for n, v in values.items()}
-
-
-def _defined(rows: Sequence[Row], names: Iterable[str]) -> dict[str, list[float]]:
-    return {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    defined = {name: [row[name] for row in rows if row[name] is not None] for name in METRICS}
+    return {f"{n}_std": statistics.stdev(v) if len(v) > 1 else None for n, v in defined.items()}

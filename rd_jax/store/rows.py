@@ -17,29 +17,22 @@ Row = Mapping[str, Any]
 logger = logging.getLogger(__name__)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing, as UTF-8."""
-    write_whole(path, text.encode())
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON. NaN is not allowed."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write indented JSON, whole or not at all. NaN is not allowed."""
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file; {} if there is no file or, with a warning, no object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-        problem = "it holds no object"
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        problem = str(error)
-    logger.warning("%s is left out, since it cannot be read (%s): mend or remove it", path, problem)
-    return {}
+    except (OSError, TypeError, ValueError) as error:
+        logger.warning(
+            "%s is left out, since it cannot be read (%s): mend or remove it", path, error
+        )
+        return {}
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -49,26 +42,24 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of steps in a file of JSON lines; none if there is no file."""
+    """Read a file of JSON lines; no rows if there is no file."""
     rows = []
     for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
-        # Half a line is of a run that was killed.
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError):  # half a line is of a run that was killed
             rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
+    return rows
 
 
 def drop_rows_after(path: Path, step: int) -> None:
     """Keep the rows up to `step`, from which a training goes on."""
-    if path.exists():
-        kept = (row for row in read_rows(path) if row["step"] <= step)
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
+    write_whole(path, "".join(kept).encode())
 
 
 def csv_table(rows: Sequence[Row]) -> str:
     """Return rows as CSV with all their fields, empty where a row lacks one."""
-    fields = list(dict.fromkeys(name for row in rows for name in row))
     table = io.StringIO()
+    fields = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(table, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rd_jax.method.thresholds import NormalScores, Thresholds
-from rd_jax.store.rows import read_json, write_text
+from rd_jax.store.rows import read_json
+from rd_jax.system.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def write_thresholds(path: Path, stored: StoredThresholds) -> None:
     """Write the whole file or nothing."""
     normal = {name: np.asarray(value).tolist() for name, value in stored.normal._asdict().items()}
     values = stored._asdict() | {"thresholds": stored.thresholds._asdict(), "normal": normal}
-    write_text(path, json.dumps(values, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(values, allow_nan=False).encode() + b"\n")
 
 
 def read_thresholds(path: Path, checkpoint: int) -> StoredThresholds | None:
@@ -38,17 +39,11 @@ def read_thresholds(path: Path, checkpoint: int) -> StoredThresholds | None:
     if found.get("checkpoint") != checkpoint:
         return None
     try:
+        is_held_out, scores, maxima, pixels = (found["normal"][n] for n in NormalScores._fields)
+        arrays = np.array(scores, np.float32), np.array(maxima, np.float32), np.array(pixels)
         thresholds = Thresholds(**found["thresholds"])
-        numbers = [value for value in thresholds._replace(source="0") if value is not None]
-        normal = NormalScores(
-            bool(found["normal"]["is_held_out"]),
-            np.array(found["normal"]["scores"], np.float32),
-            np.array(found["normal"]["maxima"], np.float32),
-            np.array(found["normal"]["pixels"], np.float64).reshape(-1, 2),
-        )
-        if not np.isfinite([float(number) for number in numbers]).all():
-            raise ValueError("a threshold is no number")
-        return StoredThresholds(checkpoint, dict(found["config"]), thresholds, normal)
+        normal = NormalScores(is_held_out, *arrays)
+        return StoredThresholds(checkpoint, found["config"], thresholds, normal)
     except (KeyError, TypeError, ValueError) as error:
         logger.warning("%s is left out (%s): let --mode eval write it again", path, error)
         return None

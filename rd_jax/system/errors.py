@@ -1,5 +1,6 @@
 """The one error for mistakes that the user can mend, and errors of devices in its words."""
 
+import argparse
 import unicodedata
 
 import jax
@@ -21,7 +22,7 @@ def printable(text: str) -> str:
     )
 
 
-class UserError(ValueError):
+class UserError(ValueError, argparse.ArgumentTypeError):  # whose message argparse passes on
     """Says in one line what is wrong, where, and what to do; commands print it and exit with 2."""
 
     def __init__(self, message: str):

@@ -4,7 +4,6 @@ import atexit
 import errno
 import logging
 import os
-import re
 import secrets
 import shutil
 import tempfile
@@ -64,7 +63,7 @@ def user_path(text: str | Path) -> Path:
 
     Raise UserError if there is no such home, or for a URL.
     """
-    if re.match(r"[\w+.-]+://", str(text)):
+    if "://" in str(text):
         raise UserError(
             f"{text} is no path on this machine: give one, or mount the bucket that it is"
         )
@@ -80,24 +79,18 @@ def cache_folder() -> Path:
     If that cannot be written, return one that is removed when the process ends, with a warning.
     """
     try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base).absolute() / "rd_jax"
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        folder = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").absolute() / "rd_jax"
+        check_writable(folder)
         return folder
-    except (OSError, RuntimeError) as error:  # without a home folder
-        return temporary_cache(getattr(error, "strerror", None) or str(error))
+    except UserError as error:
+        return temporary_cache(str(error))
 
 
 @cache
 def temporary_cache(problem: str) -> Path:
     """Return a folder in place of the cache's, and warn once of the `problem` with that one."""
-    logger.warning(
-        "no cache is kept (%s): what it would save is done again each time; set XDG_CACHE_HOME to "
-        "a folder that can be written",
-        problem,
-    )
-    base = Path(tempfile.mkdtemp(prefix="rd_jax-"))
-    atexit.register(shutil.rmtree, base, ignore_errors=True)
-    (base / "rd_jax").mkdir()
-    return base / "rd_jax"
+    remedy = "what it would save is done again each time; set XDG_CACHE_HOME to another folder"
+    logger.warning("no cache is kept (%s): %s", problem, remedy)
+    folder = Path(tempfile.mkdtemp(prefix="rd_jax-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -17,8 +17,8 @@ from rd_jax.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
-_HEARTBEAT_SECONDS = 20  # after which a process that is silent counts as dead
-_WRITING_SECONDS = 3600  # that the others wait at the end, while the first process writes
+_SILENCE = 20  # seconds after which a process counts as dead
+_WRITING = 3600  # seconds that processes wait at the end for the first one, which writes
 _START = (
     "start all processes of a run with the same --coordinator_address=HOST:PORT and "
     "--num_processes=N, and --process_id=0 to N-1"
@@ -26,43 +26,36 @@ _START = (
 
 
 def initialize(
-    coordinator_address: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    timeout_seconds: int = 60,
+    address: str | None, num_processes: int | None, process_id: int | None, timeout: int = 60
 ) -> None:
     """Join the other processes, before anything else of JAX is used.
 
-    Without arguments, JAX finds out from Slurm, Open MPI, Kubernetes or the TPU pod what they
-    are. Raise UserError if they are contradictory; after `timeout_seconds` without the others, end
-    this process with one line and exit code 2.
+    Where an argument is None, JAX asks Slurm, Open MPI, Kubernetes or the TPU pod. Raise UserError
+    if the arguments are contradictory; after `timeout` seconds without the others, end this process
+    with one line and exit code 2.
     """
-    others = f"{num_processes or 'all'} processes at {coordinator_address or 'their coordinator'}"
+    others = f"{num_processes or 'all'} processes at {address or 'their coordinator'}"
     logger.info("waiting for %s", others)
-    # XLA's own time-out would end the process with a stack of C++.
-    timer = threading.Timer(timeout_seconds, _give_up, [others, timeout_seconds])
-    timer.daemon = True
+    # XLA's own time-out, which comes later, would end the process with a stack of C++.
+    problem = f"waited {timeout} s for {others}, not all of which came: {_START}"
+    timer = threading.Timer(timeout, _give_up, [problem])
     timer.start()
     try:
         jax.distributed.initialize(
-            coordinator_address,
-            num_processes,
-            process_id,
-            initialization_timeout=2 * timeout_seconds,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_WRITING_SECONDS,
+            *(address, num_processes, process_id),
+            initialization_timeout=2 * timeout,
+            heartbeat_timeout_seconds=_SILENCE,
+            shutdown_timeout_seconds=_WRITING,
         )
     except Exception as error:  # cluster detection and the runtime raise all kinds of errors
-        raise UserError(
-            f"this process cannot join others ({first_line(error)}): {_START}"
-        ) from error
+        problem = f"this process cannot join others ({first_line(error)}): {_START}"
+        raise UserError(problem) from error
     finally:
         timer.cancel()
 
 
-def _give_up(others: str, seconds: int) -> None:
-    problem = f"waited {seconds} s for {others}, not all of which came"
-    print(f"error: {problem}: {_START}", file=sys.stderr, flush=True)
+def _give_up(problem: str) -> None:
+    print(f"error: {problem}", file=sys.stderr, flush=True)
     os._exit(2)
 
 

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 # Ctrl-C; kill and the end of a machine; a closed terminal; the warning that Slurm can send.
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -16,14 +16,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 def stop_on_signals() -> None:
-    """From now on these signals raise Interrupted. Ignored ones stay so, as nohup wants it."""
-    for number in _not_ignored():
-        signal.signal(number, _stop_at_once)
+    """From now on these signals raise Interrupted."""
+    _handle(_stop_at_once)
 
 
-def _not_ignored() -> list[signal.Signals]:
-    numbers = (getattr(signal, name) for name in _NAMES if hasattr(signal, name))
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
+    """Let it handle the signals and return what did. Ignored ones stay so, as nohup wants it."""
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
 
 
 def _stop_at_once(_: int, __: FrameType | None) -> None:
@@ -34,8 +34,7 @@ def _stop_at_once(_: int, __: FrameType | None) -> None:
 def deferred() -> Iterator[Callable[[], bool]]:
     """Inside, the first of these signals only makes should_stop() return True.
 
-    The second one stops at once. Outside of the main thread, where Python handles no signals,
-    nothing changes.
+    The second one stops at once.
     """
     received: list[int] = []
 
@@ -43,22 +42,16 @@ def deferred() -> Iterator[Callable[[], bool]]:
         if received:
             _stop_at_once(number, frame)
         received.append(number)
-        _tell("interrupted: saving a checkpoint (once more stops at once)\n")
+        try:  # not to the log's stream, a write to which may be interrupted by this
+            os.write(2, b"interrupted: saving a checkpoint (once more stops at once)\n")
+        except OSError:  # the terminal was closed: what is still said goes nowhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
 
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, note) for number in (_not_ignored() if is_main else ())}
+    before = _handle(note)
     try:
         yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _tell(text: str) -> None:
-    """Write to the log's descriptor, since a handler may interrupt a write to its stream."""
-    try:
-        os.write(2, text.encode())
-    except OSError:  # the terminal was closed: what is still said goes nowhere
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rd_jax.store.lock import all_locked, held, locked, summarising
+from rd_jax.store.lock import all_locked, held, lock_of, locked, summarising
 from rd_jax.store.workdir import Workdir
 from rd_jax.system.errors import UserError
 
@@ -40,8 +40,8 @@ def held_elsewhere(path: Path) -> Iterator[subprocess.Popen]:
 def test_a_training_is_free_once_the_process_that_holds_it_is_killed(tmp_path: Path) -> None:
     run = Workdir(tmp_path)
     mine, other = run.training("weave", 1), run.training("weave", 2)
-    with held_elsewhere(run.lock(mine)):
-        with locked(tmp_path, mine) as is_mine, locked(tmp_path, other) as is_other_mine:
+    with held_elsewhere(lock_of(mine)):
+        with locked(mine) as is_mine, locked(other) as is_other_mine:
             assert (is_mine, is_other_mine) == (False, True)
         with (
             pytest.raises(UserError, match=f"another process works on {tmp_path / 'weave'}: wait"),
@@ -50,9 +50,9 @@ def test_a_training_is_free_once_the_process_that_holds_it_is_killed(tmp_path: P
             pass
         with all_locked(tmp_path, ["cloth"]):
             pass
-    with all_locked(tmp_path, ["cloth", "weave"]), locked(tmp_path, mine) as is_mine:
+    with all_locked(tmp_path, ["cloth", "weave"]), locked(mine) as is_mine:
         assert not is_mine
-    with locked(tmp_path, mine) as is_mine:
+    with locked(mine) as is_mine:
         assert is_mine
 
 
@@ -82,6 +82,6 @@ def test_a_file_system_without_locks_is_named_with_the_remedy(
     monkeypatch.setattr(fcntl, "flock", fail)
     path = tmp_path / "a" / ".lock"
     with pytest.raises(
-        UserError, match=rf"cannot lock {path}: .* \({os.strerror(number)}\): mount"
+        UserError, match=rf"cannot lock {path} \({os.strerror(number)}\): choose a folder .*flock"
     ):
         held(path).__enter__()

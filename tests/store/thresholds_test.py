@@ -51,11 +51,9 @@ def test_those_of_another_checkpoint_are_none(
             ("thresholds", None),
             ("thresholds", stored()[2]._asdict() | {"x": 1}),
         ),
-        ("thresholds", stored(image_threshold="high").thresholds._asdict()),
-        ("thresholds", stored(map_low=[1]).thresholds._asdict()),
-        ("normal", {"is_held_out": True, "scores": [1], "maxima": [1], "pixels": [[1, 2, 3]]}),
+        ("normal", {"is_held_out": True, "scores": [1], "maxima": [1]}),
         ("normal", {"is_held_out": True, "scores": ["a"], "maxima": [1], "pixels": [[1, 2]]}),
-        *(("normal", []), ("config", 7)),
+        ("normal", []),
     ],
 )
 def test_damaged_ones_are_named_and_left_out(

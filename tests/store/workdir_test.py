@@ -26,7 +26,7 @@ def begun(training: Training) -> Training:
 
 
 def evaluated(evaluation: Evaluation) -> Evaluation:
-    write_json(evaluation.results, {"category": evaluation.category})
+    write_json(evaluation.results, {"category": evaluation.name})
     return evaluation
 
 
@@ -37,7 +37,7 @@ def test_trainings_and_evaluations_are_found_by_category_and_seed_in_order(tmp_p
     for training in reversed(trainings[:-1]):
         begun(training)
     found = [evaluated(training.evaluation(training.name)) for training in trainings]
-    write_json(run.over_seeds("a[b]"), {"category": "a[b]"})
+    write_json(Evaluation(tmp_path, "a[b]").results, {"category": "a[b]"})
     (tmp_path / "figures").mkdir()
     (tmp_path / "a[b]" / "seed_x").mkdir()
     assert run.trainings() == trainings[:-1]  # the checkpoints of the last one were removed

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,21 +54,6 @@ def test_what_is_ignored_stays_ignored() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert should_stop()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-
-
-def test_in_other_threads_than_the_main_one_nothing_changes() -> None:
-    handlers, stops = [], []
-
-    def inside() -> None:
-        with deferred() as should_stop:
-            handlers.append(signal.getsignal(signal.SIGINT))
-            stops.append(should_stop())
-
-    thread = threading.Thread(target=inside)
-    thread.start()
-    thread.join()
-    assert handlers == [signal.default_int_handler]
-    assert stops == [False]
 
 
 # Alone, since a package around it takes seconds to import.
