@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, get_args
 from rd_jax.method.models.model import Direction
 from rd_jax.method.score import Fusion
 from rd_jax.report.tables import markdown_protocol, markdown_table, per_cent
-from rd_jax.store.rows import csv_table, read_json, write_text
+from rd_jax.store.rows import csv_table, read_json
 from rd_jax.store.workdir import Workdir
+from rd_jax.system.files import write_whole
 from rd_jax.weights.hub import IMAGENET
 
 MAIN = "rd_jax.main"
@@ -96,8 +97,8 @@ def write_table(name: str, outcomes: dict[Variant, dict[str, Any] | str], workdi
     table = markdown_table([name, *METRICS], cells)
     text = f"# Ablation: {name}\n\n{_protocol(finished, workdir)}{table}{''.join(failures)}"
     if finished:  # else a table of an earlier call stays as it is
-        write_text(workdir / f"{name}.csv", csv_table(rows))
-        write_text(workdir / f"{name}.md", text)
+        write_whole(workdir / f"{name}.csv", csv_table(rows).encode())
+        write_whole(workdir / f"{name}.md", text.encode())
     return text
 
 

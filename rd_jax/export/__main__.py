@@ -23,9 +23,9 @@ from rd_jax.export.onnx import to_onnx, with_metadata
 from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.report.words import NO_THRESHOLD, rate_in_words
 from rd_jax.run.trained import Trained, load_trained
-from rd_jax.system.command import Parser, path, require_devices, run_command
+from rd_jax.system.command import Parser, require_devices, run_command
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import check_writable, writing
+from rd_jax.system.files import check_writable, user_path, writing
 
 logger = logging.getLogger("rd_jax.export")  # with python -m, __name__ is no part of the package
 
@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
     def body() -> int:
         parser = Parser("python -m rd_jax.export", __doc__)
         add = parser.add_argument
-        add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
-        add("--output", required=True, type=path, help="the file to write")
+        add("--workdir", required=True, type=user_path, help="of a training: see rd_jax.main")
+        add("--output", required=True, type=user_path, help="the file to write")
         add("--teacher_weights", help="where they are, if not where they were in training")
         asked = "of new normal images above the threshold (default: as in training)"
         add("--false_positive_rate", type=float, help=asked)

@@ -31,8 +31,9 @@ from rd_jax.predict.outputs import Outputs, check_output, tables, write_images
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
 from rd_jax.report.words import rate_in_words
 from rd_jax.store.rows import Row
-from rd_jax.system.command import Parser, num_processors, path, require_devices, run_command
+from rd_jax.system.command import Parser, num_processors, require_devices, run_command
 from rd_jax.system.errors import UserError, printable
+from rd_jax.system.files import user_path
 
 logger = logging.getLogger("rd_jax.predict")  # with python -m, __name__ is no part of the package
 
@@ -106,8 +107,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m rd_jax.predict", __doc__)
     add = parser.add_argument
     add("images", nargs="+", type=Path, help="image files, or folders that are searched for them")
-    add("--workdir", required=True, type=path, help="of a training: see rd_jax.main")
-    add("--output", required=True, type=path, help="the folder to write to")
+    add("--workdir", required=True, type=user_path, help="of a training: see rd_jax.main")
+    add("--output", required=True, type=user_path, help="the folder to write to")
     help_ = "at most so many at the longer side; 0: none (default: as the image)"
     add("--heatmaps", type=int, default=sys.maxsize, metavar="PIXELS", help=help_)
     add("--heatmap_format", choices=["png", "jpg"], default="png", help="(default: png)")

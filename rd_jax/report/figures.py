@@ -142,16 +142,11 @@ def _saved(figure: "Figure", kind: str) -> bytes:
 
 def training_of(place: Evaluation, row: Row) -> Training:
     """Return the training that was evaluated with these results."""
-    return _run(place).training(JOINT if row["joint"] else place.category, place.seed)
-
-
-def _run(place: Evaluation) -> Workdir:
-    return Workdir(place.folder.parent if place.seed is None else place.folder.parent.parent)
+    return Training(place.workdir, JOINT if row["joint"] else place.name, place.seed)
 
 
 def _path(place: Evaluation, name: str, kind: str) -> Path:
-    stem = _run(place).figure(place)
-    return stem.with_name(f"{stem.name}-{name}.{kind}")  # the stem may hold a dot
+    return Workdir(place.workdir).figures / f"{place.label}-{name}.{kind}"
 
 
 def inline_figures(

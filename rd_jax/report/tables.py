@@ -9,9 +9,10 @@ import numpy as np
 from rd_jax.method.metrics import METRICS
 from rd_jax.report.words import needs, percent
 from rd_jax.store.results import AUROC_OF_SCORE, Result, mean_row, rows_of_categories
-from rd_jax.store.rows import Row, csv_table, write_json, write_text
-from rd_jax.store.workdir import Workdir
+from rd_jax.store.rows import Row, csv_table, write_json
+from rd_jax.store.workdir import Evaluation, Workdir
 from rd_jax.system.errors import printable
+from rd_jax.system.files import write_whole
 
 
 def _escaped(text: str) -> str:
@@ -128,14 +129,14 @@ def write_results(workdir: Path, found: dict[str, list[Result]]) -> str:
     run, rows, mean = Workdir(workdir), rows_of_categories(found), mean_row(found)
     for category, row in zip(found, rows, strict=True):
         if "seeds" in row:
-            write_json(run.over_seeds(category), row)
+            write_json(Evaluation(workdir, category).results, row)
     write_json(run.results, {"categories": rows, "mean": mean})
-    write_text(run.results.with_suffix(".csv"), csv_table([*rows, mean]))
+    write_whole(run.results.with_suffix(".csv"), csv_table([*rows, mean]).encode())
     label, of_scores = "category", AUROC_OF_SCORE.values()
     names = [name for name in METRICS if name not in of_scores]
     if all(row["dataset"] for row in rows):
         label, names = "normal class", ["image_auroc", *of_scores]
     cells = [[row["category"], *(per_cent(row, n) for n in names)] for row in [*rows, mean]]
     text = f"# Results\n\n{markdown_protocol(rows)}\n{markdown_table([label, *names], cells)}"
-    write_text(run.results.with_suffix(".md"), text)
+    write_whole(run.results.with_suffix(".md"), text.encode())
     return text

@@ -33,7 +33,7 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
     chosen = _chosen(workdir, name, overrides.get("seeds", ()))
     Workdir(workdir).make([t.evaluation(name) for t, names in chosen.items() for name in names])
     for training, categories in chosen.items():
-        with locked(workdir, training) as is_free:
+        with locked(training) as is_free:
             if not is_free:
                 raise UserError(f"{training.folder} is being worked on: wait for that to end")
             student = _student(training, overrides)
@@ -114,7 +114,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
             raise UserError(f"{there.folder} holds a training: choose another --workdir")
     teacher, place = teacher_of(config), run.training(category.name)
     run.make([place])
-    with locked(workdir, place) as is_free:
+    with locked(place) as is_free:
         if not is_free:
             raise UserError(f"{place.folder} is being worked on: wait for that to end")
         split, evaluation = category.load(), place.evaluation(category.name)

@@ -77,7 +77,7 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     for plan in plans:
         check_same_training(plan, teacher, run)
     try:
-        for plan in _free(plans, workdir):
+        for plan in _free(plans):
             check_same_training(plan, teacher, run)
             _train_and_evaluate(plan, teacher)
     except UserError:
@@ -95,7 +95,7 @@ def _check_config(config: Config) -> None:
         raise UserError("config.tensorboard=True needs pip install tensorboardX")
 
 
-def _free(plans: Sequence[Plan], workdir: Path) -> Iterator[Plan]:
+def _free(plans: Sequence[Plan]) -> Iterator[Plan]:
     """Yield the trainings that no other process works on, each locked until the next one.
 
     One that another process has is looked at again after each of the others.
@@ -103,7 +103,7 @@ def _free(plans: Sequence[Plan], workdir: Path) -> Iterator[Plan]:
     left = list(plans)
     while left:
         for plan in left:
-            with locked(workdir, plan.place) if hosts.is_first() else nullcontext(True) as is_free:
+            with locked(plan.place) if hosts.is_first() else nullcontext(True) as is_free:
                 if is_free:
                     yield plan
                     break

@@ -44,10 +44,10 @@ def _nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def add_drawn(workdir: Path, category: str, drawn_run: Path, suffix: str = "") -> None:
     """Leave what an evaluation does, with the figures of another one."""
-    stem = Workdir(workdir).figure(add_evaluation(workdir, category, suffix))
-    stem.parent.mkdir(exist_ok=True)
+    place, kept = add_evaluation(workdir, category, suffix), Workdir(workdir).figures
+    kept.mkdir(exist_ok=True)
     for path in Workdir(drawn_run).figures.iterdir():
-        shutil.copy(path, stem.with_name(path.name.replace("a.b", stem.name)))
+        shutil.copy(path, kept / path.name.replace("a.b", place.label))
 
 
 def write_page(workdir: Path) -> None:

@@ -89,7 +89,7 @@ def test_what_another_run_works_on_is_left_to_it_and_what_is_free_is_trained(
     shutil.copytree(trained / "weave", workdir / "weave")
     shutil.rmtree(workdir / "weave" / "checkpoints" / str(LAST_STEP))
     flags = training(data_dir, workdir, *HOLDOUT, *KEPT)
-    with locked(workdir, Workdir(workdir).training("cloth")) as is_ours:
+    with locked(Workdir(workdir).training("cloth")) as is_ours:
         assert is_ours
         done = succeeded(*flags)
         assert begun(done) == [("weave", "2")]

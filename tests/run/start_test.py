@@ -125,7 +125,7 @@ def test_a_training_that_another_run_works_on_is_left_alone(
     workdir = shutil.copytree(trained, tmp_path / "work")
     before = state(workdir)
     restart = ("--restart",) if command is start else ()
-    with locked(workdir, Workdir(workdir).training("weave")) as is_ours:
+    with locked(Workdir(workdir).training("weave")) as is_ours:
         assert is_ours
         done = command(data_dir, workdir, *restart)
     says = "another process works on {}" if command is start else "{} is being worked on"
