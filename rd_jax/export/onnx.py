@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -47,16 +49,29 @@ def to_onnx(
         return (maps, scores) if threshold is None else (maps, scores, scores > threshold)
 
     (batch,) = export.symbolic_shape("batch")
-    file = jax2onnx.to_onnx(
-        scored,
-        [jax.ShapeDtypeStruct((batch, *height_and_width(size), 3), jnp.uint8)],
-        model_name="rd_jax",
-        opset=OPSET,
-        input_names=["images"],
-        output_names=["map", "score", "anomalous"][: 2 if threshold is None else 3],
-    )
+    with _quiet("onnx_ir.serde"):  # warns of values whose shapes nobody needs
+        file = jax2onnx.to_onnx(
+            scored,
+            [jax.ShapeDtypeStruct((batch, *height_and_width(size), 3), jnp.uint8)],
+            model_name="rd_jax",
+            opset=OPSET,
+            input_names=["images"],
+            output_names=["map", "score", "anomalous"][: 2 if threshold is None else 3],
+        )
     file.ir_version = IR_VERSION
     return file.SerializeToString()
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let this logger tell no more than errors inside."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def with_metadata(content: bytes, known: Mapping[str, Any]) -> bytes:

@@ -318,6 +318,7 @@ def test_what_the_user_of_a_file_has_to_know_comes_with_it(training: Path, tmp_p
         done = run_command(training, tmp_path / f"model.{suffix}")
         assert done.returncode == 0
         assert "uint8 [B, 32, 32, 3]" in done.stdout
+        assert done.stderr.count("\n") == 1  # of the random teacher
     known = json.loads((tmp_path / "model.stablehlo.json").read_text())
     assert (known["height"], known["width"], known["resize"]) == (32, 32, "stretch")
     assert known["categories"] == ["weave"]
