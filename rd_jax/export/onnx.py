@@ -17,6 +17,7 @@ from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.score import Scoring, Size, height_and_width, make_scorer
 from rd_jax.system.errors import UserError
 
+_INSTALL = "pip install 'jax2onnx==0.17.1' 'jax<0.12'"
 OPSET, IR_VERSION = 18, 8  # of 2022: runtimes need not be new
 
 
@@ -33,12 +34,12 @@ def to_onnx(
 
     The file's input is "images", uint8 [B, H, W, 3] of this `size`, any B; its outputs are "map"
     float32 [B, H, W], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
-    above it. Raise UserError if the package jax2onnx is not installed.
+    above it. Raise UserError without the package jax2onnx, or with a JAX that is too new for it.
     """
     try:
         import jax2onnx
     except ImportError as error:
-        raise UserError("ONNX files need the package jax2onnx: pip install jax2onnx") from error
+        raise UserError(f"ONNX files need the package jax2onnx: {_INSTALL}") from error
     exact = dataclasses.replace(model, dtype=jnp.float32)
     scorer = make_scorer(exact, **dataclasses.asdict(scoring))
     folded = fold_batch_norm(teacher_variables), fold_batch_norm(student_variables)
@@ -49,15 +50,18 @@ def to_onnx(
         return (maps, scores) if threshold is None else (maps, scores, scores > threshold)
 
     (batch,) = export.symbolic_shape("batch")
-    with _quiet("onnx_ir.serde"):  # warns of values whose shapes nobody needs
-        file = jax2onnx.to_onnx(
-            scored,
-            [jax.ShapeDtypeStruct((batch, *height_and_width(size), 3), jnp.uint8)],
-            model_name="rd_jax",
-            opset=OPSET,
-            input_names=["images"],
-            output_names=["map", "score", "anomalous"][: 2 if threshold is None else 3],
-        )
+    try:
+        with _quiet("onnx_ir.serde"):  # warns of values whose shapes nobody needs
+            file = jax2onnx.to_onnx(
+                scored,
+                [jax.ShapeDtypeStruct((batch, *height_and_width(size), 3), jnp.uint8)],
+                model_name="rd_jax",
+                opset=OPSET,
+                input_names=["images"],
+                output_names=["map", "score", "anomalous"][: 2 if threshold is None else 3],
+            )
+    except AttributeError as error:  # it takes things of JAX that later versions do not have
+        raise UserError(f"jax2onnx fails with JAX {jax.__version__}: {_INSTALL}") from error
     file.ir_version = IR_VERSION
     return file.SerializeToString()
 

@@ -26,6 +26,7 @@ from rd_jax.export.onnx import to_onnx
 from rd_jax.export.stablehlo import to_stablehlo
 from rd_jax.method.score import Scoring, Size, height_and_width
 from rd_jax.run.trained import load_trained
+from rd_jax.system.errors import UserError
 from tests.command import Done, captured
 from tests.trained import save_training
 
@@ -170,9 +171,19 @@ def test_stablehlo_is_float32_and_the_same_wherever_it_is_exported(
     assert str(Path(__file__).parents[2]).encode() not in here
 
 
-def test_without_jax2onnx_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_jax2onnx_that_works_the_error_says_what_to_install(
+    default: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jax2onnx
+
+    def fails(*_: object, **__: object) -> None:
+        raise AttributeError("module 'jax._src.core' has no attribute 'ClosedJaxpr'")
+
+    monkeypatch.setattr(jax2onnx, "to_onnx", fails)
+    with pytest.raises(UserError, match=r"jax2onnx fails with JAX .* 'jax<0.12'"):
+        to_onnx(*default.variables, size=32)
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(ValueError, match=r"pip install jax2onnx"):
+    with pytest.raises(UserError, match=r"pip install 'jax2onnx==0.17.1'"):
         to_onnx(Model("tiny"), {}, {}, size=32)
 
 
