@@ -8,12 +8,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import onnx
 import onnxruntime
 import optax
 import pytest
@@ -90,10 +90,15 @@ def run_onnx(content: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, {"images": images}), strict=True))
 
 
+NEEDS_JAX2ONNX = pytest.mark.skipif(
+    find_spec("jax2onnx") is None, reason="jax2onnx is not installed (make install EXTRAS=onnx)"
+)
 IN_EACH_FORMAT = pytest.mark.parametrize(
     ("export_to", "run"),
-    [(to_stablehlo, run_stablehlo), (to_onnx, run_onnx)],
-    ids=["stablehlo", "onnx"],
+    [
+        pytest.param(to_stablehlo, run_stablehlo, id="stablehlo"),
+        pytest.param(to_onnx, run_onnx, id="onnx", marks=NEEDS_JAX2ONNX),
+    ],
 )
 VARIANTS = [
     dict(bottleneck="oce", scoring=Scoring(reduction="sum"), normalize=False),
@@ -128,6 +133,7 @@ def test_files_give_the_scorers_maps_scores_and_verdicts_for_any_batch(
     assert set(run(without, default.images[:1])) == {"map", "score"}
 
 
+@NEEDS_JAX2ONNX
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
 def test_onnx_gives_the_scorers_maps_whatever_the_model_and_the_scoring(variant: dict) -> None:
     expected = case(**variant)
@@ -136,15 +142,19 @@ def test_onnx_gives_the_scorers_maps_whatever_the_model_and_the_scoring(variant:
     assert_same(run_onnx(content, expected.images[:3]), expected, 3)
 
 
+@NEEDS_JAX2ONNX
 def test_onnx_gives_the_scorers_maps_and_scores_with_the_real_teacher(resnet18_npz: Path) -> None:
     expected = case(64, backbone="resnet18", weights=str(resnet18_npz))
     content = to_onnx(*expected.variables, **expected.options)
     assert_same(run_onnx(content, expected.images[:3]), expected, 3)
 
 
+@NEEDS_JAX2ONNX
 def test_the_onnx_model_is_valid_and_whole_and_for_runtimes_that_are_not_new(
     default: Case,
 ) -> None:
+    import onnx
+
     model = onnx.load_from_string(to_onnx(*default.variables, **default.options))
     onnx.checker.check_model(model, full_check=True)
     assert [(x.domain, x.version) for x in model.opset_import] == [("", 18)]
@@ -171,6 +181,7 @@ def test_stablehlo_is_float32_and_the_same_wherever_it_is_exported(
     assert str(Path(__file__).parents[2]).encode() not in here
 
 
+@NEEDS_JAX2ONNX
 def test_without_a_jax2onnx_that_works_the_error_says_what_to_install(
     default: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +312,8 @@ def run_command(training: Path, output: Path, *more: str) -> Done:
 def test_the_examples_run_without_this_package(
     training: Path, tmp_path: Path, example: str, suffix: str, absent: tuple[str, ...]
 ) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("jax2onnx")
     if "openvino" in example:
         pytest.importorskip("openvino")
     assert run_command(training, tmp_path / f"model{suffix}").returncode == 0
@@ -324,6 +337,7 @@ def test_the_examples_run_without_this_package(
     assert [row.split()[1] for row in rows] == verdicts
 
 
+@NEEDS_JAX2ONNX
 def test_what_the_user_of_a_file_has_to_know_comes_with_it(training: Path, tmp_path: Path) -> None:
     for suffix in ("stablehlo", "onnx"):
         done = run_command(training, tmp_path / f"model.{suffix}")
