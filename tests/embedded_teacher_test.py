@@ -20,6 +20,7 @@ from rd_jax.method.loss import per_position_cosine_loss
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in dict(BACKBONE="tiny", CANVAS=40, CROP=32, BATCH=8, SAVE_EVERY=2).items():
         monkeypatch.setattr(embedded_teacher, name, value)
+    monkeypatch.setattr(embedded_teacher, "cpu_count", lambda: 1)
 
 
 def test_an_image_is_a_pure_function_of_its_seed_and_images_differ() -> None:
@@ -68,7 +69,8 @@ def test_an_imitator_starts_from_the_layers_that_it_shares_with_its_source() -> 
     assert started.keys() == flatten_dict(own).keys()
     for path, value in started.items():
         np.testing.assert_array_equal(value, flatten_dict(source)[path])
-    other = embedded_teacher.start(own, load_teacher("resnet50", "random"))
+    own = load_teacher("tiny", "random")
+    other = embedded_teacher.start(own, load_teacher("tiny50", "random"))
     np.testing.assert_array_equal(
         other["params"]["layer1_0"]["conv1"]["kernel"],
         own["params"]["layer1_0"]["conv1"]["kernel"],

@@ -58,7 +58,7 @@ class Sizes(NamedTuple):
 
 GPU = Sizes((16, 64), (1, 16, 64), repeats=10, seconds=0.3, epochs=200)
 CPU = Sizes((4,), (1, 8), repeats=5)
-TINY = Sizes((2,), (2,), 2, 0.0, 32, num_maps=8, num_files=2, epochs=1, num_train=8, num_test=1)
+TINY = Sizes((2,), (2,), 1, 0.0, 32, num_maps=8, num_files=2, epochs=1, num_train=8, num_test=1)
 
 
 class Row(NamedTuple):

@@ -72,8 +72,8 @@ def _networks(backbone: str, size: int) -> dict[str, Any]:
 def _run(name: str, cache: str, until: str, config: str, fields: dict[str, Any]) -> Call:
     """Prepare a run; those of one name share caches, which one with cache "empty" fills."""
     folder = Path(tempfile.gettempdir(), name)
-    if cache == "warm" and not folder.exists():
-        raise RuntimeError("the run that fills the cache comes first")
+    if cache == "warm" and not (folder / "rd_jax").exists():
+        raise RuntimeError("the run that fills the cache comes first, and has to end well")
     flags = [f"--config.{field}={value}" for field, value in fields.items()]
 
     def call() -> None:

@@ -82,16 +82,17 @@ def _chosen(workdir: Path, name: str, seeds: Sequence[int]) -> dict[Training, li
 
 def check_apart(categories: Sequence[Category], workdir: Path) -> None:
     """Raise UserError if `workdir` lies in the data, or the data where a training is kept."""
-    for category in categories:
-        for folder in category.folders:
-            if is_inside(workdir, folder):
-                raise UserError(f"--workdir {workdir} lies in the data, {folder}: choose another")
-            for place in (workdir / category.name, workdir / JOINT):
-                if is_inside(folder, place):
-                    raise UserError(
-                        f"the data {folder} lie in {place}, where the training is kept: choose "
-                        "another --workdir"
-                    )
+    folders = [(category, folder) for category in categories for folder in category.folders]
+    for _, folder in folders:
+        if is_inside(workdir, folder):
+            raise UserError(f"--workdir {workdir} lies in the data, {folder}: choose another")
+    for category, folder in folders:
+        for place in (workdir / category.name, workdir / JOINT):
+            if is_inside(folder, place):
+                raise UserError(
+                    f"the data {folder} lie in {place}, where the training is kept: choose "
+                    "another --workdir"
+                )
 
 
 def evaluate_rd4ad(config: Config, workdir: Path) -> str:

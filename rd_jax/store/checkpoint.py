@@ -176,7 +176,7 @@ def _read(path: Path, item: str | None = None) -> tuple[dict[str, Any], dict[str
     try:
         metadata = json.loads((path / "metadata" / "metadata").read_text("utf-8"))
         if "checksums_v2" not in metadata:
-            raise ValueError("or of an earlier version of rd_jax")
+            raise UserError(f"{path} is of an earlier version of rd_jax: choose another --workdir")
         checksums, tree = metadata.pop("checksums_v2"), None
         found = {"metadata": _checksum_of_metadata(metadata)}
         if item:
@@ -185,6 +185,8 @@ def _read(path: Path, item: str | None = None) -> tuple[dict[str, Any], dict[str
             found[item] = checksum(tree)
         if not found.items() <= checksums.items():
             raise ValueError("it differs from its checksum")
+    except UserError:
+        raise
     except Exception as error:  # the storage libraries raise all kinds of errors
         with _reading(path):  # a disk or a permission that fails is no damage
             for file in filter(os.path.isfile, path.rglob("*")):

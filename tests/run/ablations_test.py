@@ -1,6 +1,5 @@
-"""Each switch of the ablations changes exactly what it names, and the grids become tables."""
+"""Each switch of the ablations changes exactly what it names."""
 
-import csv
 from pathlib import Path
 
 import jax
@@ -8,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.recipe import ablations
 from rd_jax import convert_teacher, load_teacher
 from rd_jax.config import Config
-from rd_jax.data.synthetic import write_category
 from rd_jax.method.models import Bottleneck, Teacher
 from rd_jax.method.models.bottleneck import join_variables
 from rd_jax.run.evaluation import bound_scorer
@@ -103,38 +100,3 @@ def test_the_backbone_is_that_of_both_trained_networks(config: Config, backbone:
     for name, module in (("bottleneck", reference.Bottleneck), ("student", reference.Student)):
         expected = sum(parameter.numel() for parameter in module(backbone).parameters())
         assert num_parameters(params[name]) == expected
-
-
-def test_scales_are_all_subsets() -> None:
-    grid = ablations.grid("scales", "resnet18")
-    assert len({variant.scales for variant in grid}) == 7
-    assert {v.bottleneck for v in ablations.grid("bottleneck", "x")} == {"pre", "oce", "mff_oce"}
-    assert {v.backbone for v in ablations.grid("backbone", "x")} == set(IMAGENET)
-
-
-def test_a_grid_becomes_a_table_and_keeps_what_failed(tmp_path: Path) -> None:
-    write_category(tmp_path / "data", num_train=8, num_test=2, size=32)
-    fields = {
-        "data_dir": str(tmp_path / "data"), "teacher_weights": "random", "image_size": 32,
-        "batch_size": 8, "num_epochs": 1, "seeds": (0, 1), "dtype": "float32",
-    }  # fmt: skip
-    good = ablations.Variant("tiny", "oce")
-    bad = ablations.Variant("tiny", "mff_oce")
-    outcomes = {
-        good: ablations.train(good, tmp_path / "work", **fields),
-        bad: ablations.train(bad, tmp_path / "work", **fields | {"teacher_weights": "absent.npz"}),
-    }
-    text = ablations.write_table("bottleneck", outcomes, tmp_path / "work")
-    assert "mff_oce failed: teacher_weights absent.npz is not a file" in text
-    assert "seed 0, 1" in text
-    mean = outcomes[good]
-    assert isinstance(mean, dict)
-    row = f"| oce | {100 * mean['image_auroc']:.2f} ± {100 * mean['image_auroc_std']:.2f} |"
-    assert row in text
-    with (tmp_path / "work" / "bottleneck.csv").open() as file:
-        line, failed = csv.DictReader(file)
-    assert (failed["bottleneck"], failed["aupro"]) == ("mff_oce", "")
-    assert float(line["aupro_std"]) == mean["aupro_std"]
-    again = ablations.train(good, tmp_path / "work", **fields)
-    assert isinstance(again, dict)
-    assert again["image_auroc"] == mean["image_auroc"]

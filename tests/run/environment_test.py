@@ -103,7 +103,8 @@ def test_the_library_gives_float32_of_the_same_values_with_other_promotion() -> 
         train_step = jax.jit(rd_jax.make_train_step(model, optimizer))
         state, trained = train_step(state, teacher, images)
         maps, scores = rd_jax.make_scorer(model)(teacher, state.student_variables, images)
-        figures = (rd_jax.auroc(scores, labels), rd_jax.aupro(maps, masks), trained["loss"])
+        aupro = np.float64(rd_jax.aupro(maps, masks))
+        figures = (rd_jax.auroc(scores, labels), aupro, trained["loss"])
         of_metrics = metrics_of(np.asarray(maps), np.asarray(scores), labels, masks)
         return [state, maps, scores, *figures, np.float32(list(of_metrics.values()))]
 
