@@ -171,7 +171,8 @@ def test_a_damaged_checkpoint_is_moved_aside_and_trained_again(
     workdir = shutil.copytree(trained, tmp_path / "copy")
     (workdir / "weave" / "results.json").unlink()
     last = workdir / "weave" / "checkpoints" / str(LAST_STEP)
-    path = max((p for p in last.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    files = (path for path in (last / "student").rglob("*") if path.is_file())
+    path = max(files, key=lambda path: path.stat().st_size)
     if damage == "a file is missing":
         path.unlink()
     else:
