@@ -58,27 +58,24 @@ def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> di
         if name not in state_dict:
             problems.setdefault("missing", []).append(name)
             continue
-        given = np.asarray(state_dict[name])
+        value = given = np.asarray(state_dict[name])
+        if given.ndim == 4:
+            # To (h, w, in, out); transposed kernels from (in, out, h, w) to (in, h, w, out).
+            value = given.transpose((0, 2, 3, 1) if given.shape[2:] == (2, 2) else (2, 3, 1, 0))
         if not np.can_cast(given.dtype, np.float32, "same_kind"):
             problems.setdefault("not of real numbers", []).append(f"{name} {given.dtype}")
-            continue
-        with np.errstate(over="ignore"):  # to infinity, which is found below
-            value = given.astype(np.float32)
-        if value.ndim == 4:
-            # To (h, w, in, out); transposed kernels from (in, out, h, w) to (in, h, w, out).
-            is_transposed = value.shape[2:] == (2, 2)
-            value = value.transpose(0, 2, 3, 1) if is_transposed else value.transpose(2, 3, 1, 0)
-        if value.shape != expected.shape:
+        elif value.shape != expected.shape:
             problems.setdefault("of another shape", []).append(f"{name} {given.shape}")
-        elif not np.isfinite(value).all():
+        elif not (np.abs(value) <= np.finfo(np.float32).max).all():
             problems.setdefault("not finite", []).append(name)
         elif path[-1] == "var" and value.min() < 0:
             problems.setdefault("negative", []).append(name)
-        converted[path] = np.ascontiguousarray(value)
+        else:
+            converted[path] = np.ascontiguousarray(value, np.float32)
     if problems:
-        texts = [
-            f"{kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''} ({len(names)})"
+        texts = (
+            f"{kind}: {', '.join([*names[:8], *['...'] * (len(names) > 8)])} ({len(names)})"
             for kind, names in problems.items()
-        ]
+        )
         raise UserError(f"these weights do not fit {what}: {'; '.join(texts)}")
     return unflatten_dict(converted)

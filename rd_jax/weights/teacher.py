@@ -1,22 +1,23 @@
-"""Load the teacher's variables, and those of the authors' checkpoints."""
+"""Load the teacher's variables, and those of the authors' checkpoints, from any file."""
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
 
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.models.init import init_variables, teacher_shapes
-from rd_jax.system.errors import UserError
+from rd_jax.system.errors import UserError, first_line
 from rd_jax.system.files import user_path
 from rd_jax.weights import hub
 from rd_jax.weights.convert import convert_rd4ad, convert_teacher
-from rd_jax.weights.files import as_numpy, load_pth, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +33,13 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
     """
     if weights == "random":
         logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
-        return init_variables(
-            teacher_shapes(backbone, layer4), jax.random.key(0, impl="threefry2x32")
-        )
+        shapes, key = teacher_shapes(backbone, layer4), jax.random.key(0, impl="threefry2x32")
+        return init_variables(shapes, key)
     if weights == "imagenet":
         path = hub.download(backbone)
     else:
         path = hub.embedded(backbone, layer4) if weights == "embedded" else user_path(weights)
-    return convert_teacher(read_file(path), backbone, layer4)
+    return convert_teacher(_read_file(path), backbone, layer4)
 
 
 class LoadedTeacher(NamedTuple):
@@ -51,11 +51,7 @@ class LoadedTeacher(NamedTuple):
 
 
 def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTeacher:
-    """Load a teacher as `load_teacher`, with the hash of what was loaded.
-
-    The variables are in inference form, and on the device, so that a run of many categories sends
-    them once.
-    """
+    """Load a teacher as `load_teacher`, on the device and in inference form, with its hash."""
     variables = load_teacher(backbone, weights, layer4)
     folded = jax.device_put(fold_batch_norm(variables))
     return LoadedTeacher(weights, teacher_sha256(variables), folded)
@@ -71,13 +67,55 @@ def teacher_sha256(variables: dict[str, Any]) -> str:
 
 
 def load_rd4ad(path: Path, backbone: str) -> dict[str, Any]:
-    """Load the student's variables from a .pth file of the authors' code: see `convert_rd4ad`.
-
-    Raises UserError if the file cannot be read or does not fit.
-    """
-    state_dicts = load_pth(path)
+    """Load the student's variables from a .pth file of the authors' code: see `convert_rd4ad`."""
+    state_dicts = _load_pth(path)
     missing = [key for key in ("bn", "decoder") if not isinstance(state_dicts.get(key), Mapping)]
     if missing:
         raise UserError(f"rd4ad_checkpoint {path} has no state dict {' and no '.join(missing)}")
-    bottleneck, student = (as_numpy(state_dicts[key], path) for key in ("bn", "decoder"))
+    bottleneck, student = (_as_numpy(state_dicts[key], path) for key in ("bn", "decoder"))
     return convert_rd4ad(bottleneck, student, backbone)
+
+
+def _read_file(path: Path) -> Mapping[str, np.ndarray]:
+    """Return the tensors of a file by its suffix; raise UserError if it cannot be read."""
+    if not path.is_file() or path.suffix not in (".safetensors", ".npz", ".pth"):
+        raise UserError(
+            f"teacher_weights {path} is not a file of weights: give 'imagenet', 'embedded', "
+            "'random' or the path of a .safetensors, .npz or .pth file"
+        )
+    if path.suffix == ".pth":
+        return _as_numpy(_load_pth(path), path)
+    with _reading(path):
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn any error, since a broken file may raise any, into a UserError that names the path."""
+    try:
+        yield
+    except Exception as error:
+        what = f"{path} is not a readable {path.suffix[1:]} file"
+        raise UserError(f"{what} ({first_line(error)})") from error
+
+
+def _load_pth(path: Path) -> Mapping[str, Any]:
+    """Return what a file of PyTorch holds; the file is never allowed to run code."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"reading {path} needs PyTorch: pip install torch") from error
+    with _reading(path):
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _as_numpy(state_dict: Mapping[str, Any], path: Path) -> Mapping[str, np.ndarray]:
+    """Return PyTorch's tensors as arrays; raise UserError for anything else that `path` held."""
+    with _reading(path):  # half of its kinds of floats are not NumPy's
+        return {
+            name: (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)
+            for name, tensor in state_dict.items()
+        }

@@ -83,7 +83,7 @@ def test_halves_and_doubles_of_pytorch_load_as_float32(
 def test_pth_files_run_no_code(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
     torch.save({"conv1.weight": Path("code")}, tmp_path / "code.pth")
-    with pytest.raises(UserError, match=r"code\.pth is not a state dict of tensors"):
+    with pytest.raises(UserError, match=r"code\.pth is not a readable pth file"):
         load_teacher("resnet18", str(tmp_path / "code.pth"))
 
 
@@ -162,9 +162,7 @@ def test_without_network_imagenet_says_what_to_fetch_and_what_comes_along() -> N
     assert "--config.backbone=resnet10 --config.teacher_weights=embedded" in said
 
 
-def test_the_embedded_teacher_is_small_verified_and_of_its_own_networks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_embedded_teacher_is_small_and_of_its_own_networks() -> None:
     path = hub.embedded("resnet10", layer4=False)
     assert path.stat().st_size <= 3_000_000
     half = load_file(path)
@@ -174,9 +172,6 @@ def test_the_embedded_teacher_is_small_verified_and_of_its_own_networks(
     for backbone, layer4 in (("resnet18", False), ("resnet10", True)):
         with pytest.raises(UserError, match="is a resnet10 without its fourth stage: set --config"):
             load_teacher(backbone, "embedded", layer4)
-    monkeypatch.setattr(hub, "EMBEDDED_SHA256", "another")
-    with pytest.raises(UserError, match=r"resnet10\.safetensors has sha256 .*: install"):
-        load_teacher("resnet10", "embedded")
 
 
 def test_a_random_teacher_says_so_and_each_value_of_a_teacher_counts(
