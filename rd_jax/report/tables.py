@@ -1,18 +1,28 @@
 """Tables: what the figures are, and the figures of all trainings of a run."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from rd_jax.method.metrics import METRICS
-from rd_jax.report.words import needs, percent
+from rd_jax.report.words import needs, percent, rate_in_words
 from rd_jax.store.results import AUROC_OF_SCORE, Result, mean_row, rows_of_categories
 from rd_jax.store.rows import Row, csv_table, write_json
 from rd_jax.store.workdir import Evaluation, Workdir
 from rd_jax.system.errors import printable
 from rd_jax.system.files import write_whole
+
+TEMPLATES = Environment(
+    loader=PackageLoader("rd_jax.report"),
+    autoescape=select_autoescape(["html"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {f.__name__: f for f in (printable, percent, needs, rate_in_words)}
 
 
 def _escaped(text: str) -> str:
@@ -37,88 +47,31 @@ def per_cent(row: Row, name: str) -> str:
 
 def markdown_protocol(rows: Sequence[Row]) -> str:
     """Return how the figures of these rows came about, and what to beware of."""
-    warnings = (f"**{_escaped(text)}**" for text in warnings_of(rows))
+    warnings = [f"**{_escaped(text)}**" for text in warnings_of(rows)]
     return "\n\n".join([*map(_escaped, protocol(rows)), *warnings]) + "\n"
 
 
 def protocol(rows: Sequence[Row]) -> list[str]:
     """Return how the figures of these rows came about, as paragraphs of plain text."""
     trained = [row for row in rows if not row["rd4ad_checkpoint"]]
-    reverse = [row for row in rows if row["direction"] == "reverse"]
-    sizes = sorted({"x".join(map(str, np.ravel(row["image_size"]))) for row in rows})
-    has_seeds = any(len(row.get("seeds", ())) > 1 for row in rows)
-    is_fused = any(row["map_fusion"] == "product" for row in rows)
-    what = [
-        "Metrics in per cent",
-        "of the last step (not the best on the test set)" if trained else "",
-        "mean ± standard deviation over the seeds" if has_seeds else "",
-    ]
-    how = [
-        f"Backbone {_values(rows, 'backbone')}",
-        f"teacher {_values(rows, 'teacher_weights')}",
-        f"bottleneck {_values(reverse, 'bottleneck')}" if reverse else "",
-        "forward distillation" if len(reverse) < len(rows) else "",
-        f"scales {_values(rows, 'scales')}",
-        f"{', '.join(sizes)} pixels",
-        "aspect ratio kept" if any(row["resize"] == "fit" for row in rows) else "",
-        f"{_values(rows, 'map_fusion')} of their maps" if is_fused else "",
-        *(_training(trained) if trained else ()),
-    ]
-    text = ". ".join(", ".join(filter(None, parts)) for parts in (what, how))
-    return [f"{text}.", *_notes(rows)]
+    rates = [rate for row in trained for rate in np.ravel(row["kept_false_positive_rate"])]
+    text = TEMPLATES.get_template("protocol.txt").render(
+        rows=rows,
+        sizes=sorted({"x".join(map(str, np.ravel(row["image_size"]))) for row in rows}),
+        seeds=sorted({seed for row in trained for seed in row.get("seeds", [row.get("seed")])}),
+        rate=max((rate for rate in rates if rate is not None), default=None),
+        values=_values,
+    )
+    return text.splitlines()
 
 
 def _values(rows: Sequence[Row], name: str) -> str:
-    return ", ".join(sorted({str(row[name]) for row in rows} - {""}))
-
-
-def _training(rows: Sequence[Row]) -> list[str]:
-    kept = [rate for row in rows for rate in np.ravel(row["kept_false_positive_rate"])]  # of seeds
-    rate = max((rate for rate in kept if rate is not None), default=None)
-    asked = min(row["false_positive_rate"] or 0.0 for row in rows)
-    seeds = sorted({seed for row in rows for seed in row.get("seeds", [row.get("seed")])})
-    held_out = "no hold-out"
-    if any(row["num_held_out"] for row in rows):
-        held_out = f"hold-out {_values(rows, 'holdout')} of the training images for the thresholds"
-        if rate is not None:
-            held_out += f", above which {percent(rate)} of new normal images are expected"
-            held_out += f" ({needs(asked)} images)" if rate > asked else ""
-    return [
-        held_out,
-        f"{_values(rows, 'num_epochs')} epochs",
-        f"loss {_values(rows, 'loss')}",
-        f"averaged (ema {_values(rows, 'ema')})" if any(row["ema"] for row in rows) else "",
-        f"seed {', '.join(map(str, seeds))}",
-    ]
-
-
-def _notes(rows: Sequence[Row]) -> Iterator[str]:
-    if datasets := _values(rows, "dataset"):
-        yield (
-            f"One-class novelty detection on {datasets}: in each row one class is normal and all "
-            "others are anomalous; image_auroc is that of the "
-            f"{_values(rows, 'image_score')} of the map."
-        )
-    if joint := [row["category"] for row in rows if row["joint"]]:
-        which = "all categories" if len(joint) == len(rows) else ", ".join(joint)
-        yield f"One student for {which}, trained on them together."
-    for row in rows:
-        if row["rd4ad_checkpoint"]:
-            yield f"{row['category']}: the authors' checkpoint {row['rd4ad_checkpoint']}."
+    return printable(", ".join(sorted({str(row[name]) for row in rows} - {""})))
 
 
 def warnings_of(rows: Sequence[Row]) -> list[str]:
     """Return what to beware of in the figures of these rows, as paragraphs of plain text."""
-    unfinished = [
-        f"{row['category']} is UNFINISHED: step {row['num_steps']} of {row['last_step']}."
-        for row in rows
-        if (row["num_steps"] or 0) < (row["last_step"] or 0)  # the authors' code tells neither
-    ]
-    is_random = any(row["teacher_weights"] == "random" for row in rows)
-    return unfinished + is_random * [
-        "The teacher is RANDOM, without ImageNet weights: these figures say nothing about the "
-        "method."
-    ]
+    return TEMPLATES.get_template("warnings.txt").render(rows=rows).splitlines()
 
 
 def write_results(workdir: Path, found: dict[str, list[Result]]) -> str:

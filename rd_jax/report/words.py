@@ -1,4 +1,4 @@
-"""Thresholds and colour scales in words: for the command lines, the tables and the page."""
+"""Thresholds in words: for the command lines, the tables and the page."""
 
 from collections.abc import Sequence
 
@@ -36,21 +36,3 @@ def rate_in_words(thresholds: Thresholds, categories: Sequence[str] = ()) -> str
     if num_exceeding(count, asked) >= 0:
         return f"{text}, by {count} held-out images"
     return f"{text}, the least that {count} held-out images can promise ({needs(asked)})"
-
-
-def scale_in_words(thresholds: Thresholds | None) -> tuple[str, str]:
-    """Return what the two ends of the heatmaps' colour scale are.
-
-    Without thresholds they come from the maps of the test images.
-    """
-    if thresholds is None:
-        return "the median of these maps", "their maximum"
-    images = {"holdout": "held-out normal images", "train": "the training images"}
-    low = f"99 % of the pixels of {images[thresholds.source]} are below"
-    if thresholds.map_high - thresholds.map_low < 1e-5:
-        low = "just below its end"
-    if thresholds.map_high == thresholds.image_threshold:
-        return low, "the threshold: such a pixel alone makes its image anomalous"
-    if thresholds.image_threshold is None:
-        return low, "five times as far above their median; there is no threshold"
-    return low, "the threshold that maxima would have; images are judged by their map's sum"

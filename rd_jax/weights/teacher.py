@@ -78,13 +78,15 @@ def load_rd4ad(path: Path, backbone: str) -> dict[str, Any]:
 
 def _read_file(path: Path) -> Mapping[str, np.ndarray]:
     """Return the tensors of a file by its suffix; raise UserError if it cannot be read."""
-    if not path.is_file() or path.suffix not in (".safetensors", ".npz", ".pth"):
+    if not path.is_file():
         raise UserError(
-            f"teacher_weights {path} is not a file of weights: give 'imagenet', 'embedded', "
-            "'random' or the path of a .safetensors, .npz or .pth file"
+            f"teacher_weights {path} is not a file: give 'imagenet', 'embedded', 'random' or the "
+            "path of a .safetensors, .npz or .pth file"
         )
     if path.suffix == ".pth":
         return _as_numpy(_load_pth(path), path)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise UserError(f"teacher_weights {path}: give a .safetensors, .npz or .pth file")
     with _reading(path):
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -98,8 +100,9 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        what = f"{path} is not a readable {path.suffix[1:]} file"
-        raise UserError(f"{what} ({first_line(error)})") from error
+        is_tensors = path.suffix in (".safetensors", ".npz")
+        what = f"readable {path.suffix[1:]} file" if is_tensors else "state dict of tensors"
+        raise UserError(f"{path} is not a {what} ({first_line(error)})") from error
 
 
 def _load_pth(path: Path) -> Mapping[str, Any]:

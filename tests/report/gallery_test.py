@@ -105,7 +105,7 @@ def test_without_both_classes_there_are_no_curves(tmp_path: Path, count: int) ->
     assert len(read.image_roc) == len(read.pixel_roc) == len(read.pro) == len(read.masks) == 0
 
 
-def test_of_many_images_the_worst_and_some_of_all_scores_are_kept(tmp_path: Path) -> None:
+def test_of_many_images_the_worst_and_some_of_the_others_are_kept(tmp_path: Path) -> None:
     split, maps = weave_split(200)
     scores = np.random.default_rng(1).normal(1.5, 1, 200).astype(np.float32)
     read = write(tmp_path / FILE, split, maps, scores, THRESHOLDS)
@@ -113,10 +113,9 @@ def test_of_many_images_the_worst_and_some_of_all_scores_are_kept(tmp_path: Path
     wrong = wrongness(scores, split.labels, THRESHOLDS)
     worst_first = np.argsort(-wrong)
     np.testing.assert_array_equal(read.shown[:60], worst_first[:60])
-    rest = np.sort(scores[worst_first[60:]])
-    kept = np.sort(scores[read.shown[60:120]])
-    assert (kept[0], kept[-1]) == (rest[0], rest[-1])
-    assert np.diff(np.searchsorted(rest, kept)).max() <= 3
+    places = np.flatnonzero(np.isin(worst_first, read.shown[60:120]))
+    assert (len(places), places[0], places[-1]) == (60, 60, 199)
+    assert np.diff(places).max() <= 3
     assert {*examples(split.test_names, split.labels, scores, wrong)} <= {*read.shown}
 
 
@@ -128,19 +127,28 @@ def test_examples_are_found_ones_with_the_highest_scores_and_all_kinds_come_firs
     right = np.where(labels, 0.5 - scores, scores - 0.5)
     chosen = examples(names, labels, scores, right)
     kinds = [names[i].split("/")[0] for i in chosen]
-    assert kinds == ["good", *["crack", "hole"] * (len(chosen) // 2)]
-    assert len(chosen) == 9
+    assert kinds[0] == "good"
+    assert {*kinds[1:3]} == {*kinds[3:5]} == {*kinds[5:7]} == {*kinds[7:]} == {"crack", "hole"}
     normal = np.sort(scores[~labels & (scores <= 0.5)])
     assert scores[chosen[0]] == normal[len(normal) // 2]
-    for k, kind in ((1, "crack"), (2, "hole")):
+    for kind in ("crack", "hole"):
         of_kind = np.sort([s for s, name in zip(scores, names, strict=True) if kind in name])
-        np.testing.assert_array_equal(scores[chosen[k::2]], of_kind[:-5:-1])
+        found = [scores[i] for i in chosen if kind in names[i]]
+        np.testing.assert_array_equal(found, of_kind[:-5:-1])
+
+
+def test_each_kind_that_was_found_has_an_example() -> None:
+    names = [f"kind_{i % 20}/{i}" for i in range(60)]
+    chosen = examples(names, np.ones(60, bool), np.arange(60), -np.ones(60))
+    assert sorted(names[i].split("/")[0] for i in chosen) == sorted(
+        {n.split("/")[0] for n in names}
+    )
 
 
 def test_nothing_found_gives_no_examples() -> None:
     nothing = np.zeros(0)
-    assert examples([], nothing.astype(bool), nothing, nothing).size == 0
-    assert examples(["bad/0"], np.ones(1, bool), np.zeros(1), np.ones(1)).size == 0
+    assert examples([], nothing.astype(bool), nothing, nothing) == []
+    assert examples(["bad/0"], np.ones(1, bool), np.zeros(1), np.ones(1)) == []
 
 
 def test_errors_are_measured_from_the_threshold() -> None:
@@ -148,32 +156,32 @@ def test_errors_are_measured_from_the_threshold() -> None:
     np.testing.assert_allclose(wrongness(scores, labels, THRESHOLDS), [0.5, -0.5, -0.5, 0.5])
 
 
-def test_without_a_threshold_errors_are_measured_from_that_of_the_best_f1() -> None:
+def test_without_a_threshold_as_many_images_are_called_anomalous_as_there_are() -> None:
     scores = np.array([0.1, 0.2, 0.9, 0.3, 0.6, 0.8], np.float32)
     labels = np.array([False, False, False, False, True, True])
     without = THRESHOLDS._replace(source="train", image_threshold=None)
     for thresholds in (None, without):
         wrong = wrongness(scores, labels, thresholds)
-        np.testing.assert_allclose(wrong, [-0.5, -0.4, 0.3, -0.3, 0.0, -0.2], atol=1e-6)
+        np.testing.assert_allclose(wrong, [-0.7, -0.6, 0.1, -0.5, 0.2, 0.0], atol=1e-6)
 
 
 @pytest.mark.parametrize("label", [False, True])
 def test_a_single_class_is_ordered_by_score(label: bool) -> None:
     scores = np.array([0.1, 0.9, 0.5], np.float32)
-    order = informative(wrongness(scores, np.full(3, label), None), scores, 10)
+    order = informative(wrongness(scores, np.full(3, label), None), 10)
     np.testing.assert_array_equal(order, [0, 2, 1] if label else [1, 2, 0])
 
 
 def test_a_thinned_curve_keeps_its_ends_and_its_area() -> None:
     x = np.linspace(0, 1, 5000)
     points = np.stack([x, 1 - (1 - x) ** 8], 1)
-    few = thinned(points, 300)
+    few = thinned(points)
     assert 200 < len(few) <= 300
     np.testing.assert_array_equal(few[[0, -1]], points[[0, -1]])
     assert np.trapezoid(few[:, 1], few[:, 0]) == pytest.approx(8 / 9, abs=1e-3)
-    np.testing.assert_array_equal(thinned(points[:300], 300), points[:300])
+    np.testing.assert_array_equal(thinned(points[:300]), points[:300])
 
 
 def test_a_flat_curve_can_be_thinned() -> None:
-    flat = np.stack([np.linspace(0, 1, 50), np.zeros(50)], 1)
-    np.testing.assert_array_equal(thinned(flat, 5)[[0, -1]], flat[[0, -1]])
+    flat = np.stack([np.linspace(0, 1, 500), np.zeros(500)], 1)
+    np.testing.assert_array_equal(thinned(flat)[[0, -1]], flat[[0, -1]])

@@ -15,7 +15,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from rd_jax.data.synthetic import DEFECTS
-from rd_jax.report import figures, page
+from rd_jax.report import page
 from rd_jax.store import checkpoint
 from rd_jax.store.results import read_results
 from rd_jax.store.workdir import JOINT, Workdir
@@ -35,11 +35,6 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update"
 )
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "write_figures", lambda *_: None)
 
 
 def add_drawn(workdir: Path, category: str, drawn_run: Path, suffix: str = "") -> None:
@@ -201,20 +196,22 @@ def test_an_evaluation_that_was_cut_short_is_told_and_left_out(
     assert f"{place.shown} is left out, since it cannot be read" in caplog.text
 
 
-def test_a_joint_training_is_read_once_for_all_its_categories(
+def test_the_config_of_a_joint_training_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
         add_results(tmp_path, name, joint=True)
-    read = []
-
-    def latest_metadata(folder: Path) -> dict:
-        read.append(folder)
-        return {"config": {"log_every_steps": 3}}
-
-    monkeypatch.setattr(checkpoint, "latest_metadata", latest_metadata)
+    trained = {tmp_path / JOINT / "checkpoints": {"config": {"log_every_steps": 3}}}
+    monkeypatch.setattr(checkpoint, "latest_metadata", trained.get)
     assert "log_every_steps 3" in text_of(tmp_path)
-    assert read == [tmp_path / JOINT / "checkpoints"]
+
+
+def test_figures_that_are_not_there_are_told(tmp_path: Path, drawn_run: Path) -> None:
+    how = "No curves, as their files are not there: remove its results.json and run once"
+    add_evaluation(tmp_path, "weave")
+    assert text_of(tmp_path).count(how) == 1
+    add_drawn(tmp_path, "weave", drawn_run)
+    assert how not in text_of(tmp_path)
 
 
 @pytest.mark.parametrize(("count", "says"), [(0, "no test images"), (1, "an order by score")])
@@ -233,7 +230,9 @@ def test_of_too_many_images_a_part_is_shown(
         add_evaluation(tmp_path, name)
     text = text_of(tmp_path)
     assert text.count("Test images, worst errors first: 4 of 10") == 2
-    assert text.count("Shown are the worst, and others evenly spaced by score.") == 2
+    assert (
+        text.count("Shown are the worst, and others evenly spaced from there to the clearest.") == 2
+    )
 
 
 def test_names_that_are_no_text_do_not_break_the_page(tmp_path: Path) -> None:

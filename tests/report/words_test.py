@@ -1,7 +1,8 @@
 import pytest
 
 from rd_jax.method.thresholds import Thresholds
-from rd_jax.report.words import rate_in_words, scale_in_words
+from rd_jax.report.tables import TEMPLATES
+from rd_jax.report.words import rate_in_words
 
 THRESHOLDS = Thresholds("holdout", 20, 0.01, 0.5, 0.4, 0.1, 0.5, 1 / 21, 0.001)
 
@@ -36,15 +37,24 @@ def test_the_kept_rate_is_said_and_what_the_asked_one_needs(changes: dict, text:
     assert text in rate_in_words(THRESHOLDS._replace(**changes))
 
 
+def scale_of(thresholds: Thresholds | None) -> str:
+    template = TEMPLATES.get_template("scale.html")
+    return template.render(thresholds=thresholds, map_range=(0.1, 0.5), scale="data:,")
+
+
 def test_the_ends_of_the_scale_are_said() -> None:
     without = THRESHOLDS._replace(source="train", image_threshold=None, map_high=0.9)
-    assert "such a pixel alone makes" in scale_in_words(THRESHOLDS)[1]
-    assert "their map's sum" in scale_in_words(THRESHOLDS._replace(image_threshold=900.0))[1]
-    assert "there is no threshold" in scale_in_words(without)[1]
-    assert "pixels of held-out normal images are below" in scale_in_words(THRESHOLDS)[0]
-    assert "pixels of the training images are below" in scale_in_words(without)[0]
-    assert scale_in_words(THRESHOLDS._replace(map_low=0.5 - 1e-6))[0] == "just below its end"
-    assert scale_in_words(None) == ("the median of these maps", "their maximum")
+    start, _, end = scale_of(THRESHOLDS).partition(" <img")
+    assert start.endswith("begins at 0.1 (99 % of the pixels of held-out normal images are below)")
+    assert end.endswith(
+        "above 0.5 (the threshold: such a pixel alone makes its image anomalous).</p>"
+    )
+    assert "judged by their map's sum)" in scale_of(THRESHOLDS._replace(image_threshold=900.0))
+    assert "there is no threshold)" in scale_of(without)
+    assert "pixels of the training images are below)" in scale_of(without)
+    assert "(just below its end)" in scale_of(THRESHOLDS._replace(map_low=0.5 - 1e-6))
+    assert "(the median of these maps)" in scale_of(None)
+    assert "(their maximum)" in scale_of(None)
 
 
 def test_the_categories_that_a_threshold_is_for_are_named() -> None:

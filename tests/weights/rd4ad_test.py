@@ -86,7 +86,7 @@ def test_a_file_of_another_kind_or_backbone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"other\.pth has no state dict decoder"):
         load_rd4ad(tmp_path / "other.pth", "resnet10")
     torch.save({"bn": {}, "decoder": {"conv1.weight": 3}}, tmp_path / "number.pth")
-    with pytest.raises(UserError, match=r"number\.pth is not a readable pth file"):
+    with pytest.raises(UserError, match=r"number\.pth is not a state dict of tensors"):
         load_rd4ad(tmp_path / "number.pth", "resnet10")
     with pytest.raises(UserError, match=r"absent\.pth"):
         load_rd4ad(tmp_path / "absent.pth", "resnet10")

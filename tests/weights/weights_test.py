@@ -83,7 +83,7 @@ def test_halves_and_doubles_of_pytorch_load_as_float32(
 def test_pth_files_run_no_code(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
     torch.save({"conv1.weight": Path("code")}, tmp_path / "code.pth")
-    with pytest.raises(UserError, match=r"code\.pth is not a readable pth file"):
+    with pytest.raises(UserError, match=r"code\.pth is not a state dict of tensors"):
         load_teacher("resnet18", str(tmp_path / "code.pth"))
 
 
