@@ -134,8 +134,8 @@ def inline_figures(place: Evaluation, prefix: str) -> list[str]:
 
 def _element(svg: str, prefix: str) -> str:
     # As a title its label would be shown wherever the mouse points.
-    label = r'<svg role="img" aria-label="\2"\1'
-    svg = re.sub(r".*?<svg(.*?)<title>(.*?)</title>.*?</metadata>", label, svg, flags=re.DOTALL)
+    head = re.compile(r".*?<svg(.*?)<title>(.*?)</title>.*?</metadata>", re.DOTALL)
+    svg = head.sub(r'<svg role="img" aria-label="\2"\1', svg, count=1)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")

@@ -192,7 +192,7 @@ def test_an_evaluation_that_was_cut_short_is_told_and_left_out(
     for name in ("a", "b"):
         place = add_evaluation(tmp_path, name)
     place.shown.write_bytes(place.shown.read_bytes()[:-100])
-    assert text_of(tmp_path).count("run once with --mode eval") == 1
+    assert text_of(tmp_path).count("and no gallery: run once with --mode eval") == 1
     assert f"{place.shown} is left out, since it cannot be read" in caplog.text
 
 
