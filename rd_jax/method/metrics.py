@@ -59,7 +59,9 @@ def _auroc(scores: jax.Array, labels: jax.Array) -> jax.Array:
         jnp.minimum(jnp.searchsorted(normal, scores, side=side), num_normal) / num_normal
         for side in ("left", "right")
     )
-    area = jnp.sum(jnp.where(labels, lower + not_higher, 0)) / (2 * jnp.sum(labels, dtype=lower.dtype))
+    area = jnp.sum(jnp.where(labels, lower + not_higher, 0)) / (
+        2 * jnp.sum(labels, dtype=lower.dtype)
+    )
     return jnp.where(jnp.isfinite(scores).all(), area, jnp.nan).astype(jnp.float32)
 
 
