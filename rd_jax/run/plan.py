@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from rd_jax.config import Config
 from rd_jax.data import Category, Joined, Split
 from rd_jax.data.order import holdout_indices, steps_until
 from rd_jax.data.sources import Source
+from rd_jax.method.loss import LOSSES
 from rd_jax.method.models import Model
 from rd_jax.method.score import Scoring, height_and_width
+from rd_jax.method.train import make_parallel_train_steps
 from rd_jax.store.workdir import JOINT, Evaluation, Training, Workdir
 from rd_jax.weights.teacher import LoadedTeacher, find_teacher
 
@@ -65,6 +68,19 @@ def teacher_of(config: Config) -> LoadedTeacher:
 def optimizer_of(config: Config) -> optax.GradientTransformation:
     """Return Adam with the config's rate and betas; the paper's have no schedule."""
     return optax.adam(config.learning_rate, config.adam_b1, config.adam_b2)
+
+
+def train_steps_of(config: Config, max_steps: int) -> jax.stages.Wrapped:
+    """Return up to `max_steps` train steps as one dispatch: `make_parallel_train_steps`."""
+    adam = config.learning_rate, config.adam_b1, config.adam_b2
+    return _train_steps(trained_model_of(config), adam, config.loss, config.ema, max_steps)
+
+
+@cache  # trainings that differ in images and seeds alone compile once
+def _train_steps(
+    model: Model, adam: tuple[float, float, float], loss: str, ema: float, max_steps: int
+) -> jax.stages.Wrapped:
+    return make_parallel_train_steps(model, optax.adam(*adam), LOSSES[loss], max_steps, ema=ema)
 
 
 def scoring_of(config: Config) -> Scoring:

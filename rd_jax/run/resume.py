@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from rd_jax.config import Config, Depends, as_dict, differing
+from rd_jax.config import Depends, as_dict, differing
 from rd_jax.data import Split
 from rd_jax.data.order import batch_indices
 from rd_jax.method.train import TrainState, create_train_state
@@ -103,7 +103,7 @@ def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str
         and not (name == "num_epochs" and now > before and goes_on)
     ]
     before, now = saved["dtype"], compute_dtype(config).name
-    if now != before and (config.seeds or not _is_done(saved, config)):
+    if now != before and (config.seeds or not _is_done(saved, config.num_epochs)):
         where = jax.default_backend()
         changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
     if changes:
@@ -113,7 +113,7 @@ def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str
 
 
 def _check_can_go_on(plan: Plan, saved: Mapping[str, Any]) -> None:
-    if not saved["can_go_on"] and not _is_done(saved, plan.config):
+    if not saved["can_go_on"] and not _is_done(saved, plan.config.num_epochs):
         raise UserError(
             f"{plan.place.folder} is finished after {saved['config']['num_epochs']} epochs and "
             "did not keep the optimiser's state, which more need: start anew with --restart, "
@@ -121,10 +121,10 @@ def _check_can_go_on(plan: Plan, saved: Mapping[str, Any]) -> None:
         )
 
 
-def _is_done(saved: Mapping[str, Any], config: Config) -> bool:
-    """Return whether the training of a checkpoint's metadata has all of the config's epochs."""
+def _is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
+    """Return whether the training of a checkpoint's metadata is one of all these epochs."""
     is_finished = saved["step"] == saved["last_step"]
-    return is_finished and saved["config"]["num_epochs"] == config.num_epochs
+    return is_finished and saved["config"]["num_epochs"] == num_epochs
 
 
 def _other_images(now: Mapping[str, str], before: Mapping[str, str]) -> str | None:

@@ -146,7 +146,7 @@ def _found(folder: Path, rates: Mapping[str, float]) -> Trained:
     scored_with = stored[0].config if stored else {}
     known = {**as_dict(config_of(loaded.metadata)), **scored_with, **rates}
     config = changed(from_dict(known), {})
-    return Trained(training, categories, config, loaded, _thresholds(stored, config, bool(rates)))
+    return Trained(training, categories, config, loaded, _thresholds(stored, rates))
 
 
 def _stored(
@@ -166,11 +166,10 @@ def _stored(
     return stored
 
 
-def _thresholds(
-    stored: list[StoredThresholds], config: Config, has_other_rates: bool
-) -> Thresholds | None:
+def _thresholds(stored: list[StoredThresholds], rates: Mapping[str, float]) -> Thresholds | None:
     """Return what is kept, or thresholds of other rates, or those for all categories."""
-    if len(stored) == 1 and not has_other_rates:
+    if len(stored) == 1 and not rates:
         return stored[0].thresholds
-    rates = config.false_positive_rate, config.pixel_false_positive_rate
-    return thresholds_of(pooled([each.normal for each in stored]), *rates) if stored else None
+    normal = [each.normal for each in stored]
+    kept = {name: stored[0].config[name] for name in RATES} if stored else {}
+    return thresholds_of(pooled(normal), **{**kept, **rates}) if stored else None

@@ -10,18 +10,15 @@ from functools import cache
 from pathlib import Path
 
 import jax
-import optax
 
 from rd_jax.config import Config, as_dict, validate
 from rd_jax.data import Split
 from rd_jax.data.sources import find_categories
-from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of_scored
-from rd_jax.method.models import Model
-from rd_jax.method.train import TrainState, make_parallel_train_steps
+from rd_jax.method.train import TrainState
 from rd_jax.run.eval_mode import check_apart
 from rd_jax.run.evaluation import Student, bound_scorer, evaluate, write_summaries
-from rd_jax.run.loop import Batches, TrainSteps, dispatches, steps_per_dispatch
+from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
 from rd_jax.run.plan import (
     Plan,
     chosen_name,
@@ -31,7 +28,7 @@ from rd_jax.run.plan import (
     size_of,
     source_of,
     teacher_of,
-    trained_model_of,
+    train_steps_of,
 )
 from rd_jax.run.progress import Clock, DivergedError, Timing, followed, row_writer
 from rd_jax.run.resume import begin, check_layout, check_same_training, divergence, set_all_aside
@@ -207,17 +204,9 @@ def _dispatches(
 ) -> Iterator:
     config = plan.config
     max_steps = steps_per_dispatch(config.batch_size, size_of(config))
-    adam = config.learning_rate, config.adam_b1, config.adam_b2
-    train_steps = _train_steps(trained_model_of(config), adam, config.loss, max_steps, config.ema)
+    train_steps = train_steps_of(config, max_steps)
     batches = Batches(joined_images(splits), plan.trained_on, config.batch_size, config.seed)
     return dispatches(train_steps, max_steps, teacher.variables, batches, state, pauses)
-
-
-@cache  # trainings that differ in images and seeds alone compile once
-def _train_steps(
-    model: Model, adam: tuple[float, float, float], loss: str, max_steps: int, ema: float
-) -> TrainSteps:
-    return make_parallel_train_steps(model, optax.adam(*adam), LOSSES[loss], max_steps, ema=ema)
 
 
 def _figures(plan: Plan, splits: Sequence[Split], teacher: LoadedTeacher, state: TrainState) -> Row:
