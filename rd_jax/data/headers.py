@@ -106,7 +106,9 @@ def _png(stream: BinaryIO, name: str) -> PngImageFile:
     data = stream.read()
     head, pixels, start = [data[:8]], list[bytes](), 8
     while start < len(data):
-        kind, end = data[start + 4 : start + 8], start + 12 + int.from_bytes(data[start:][:4])
+        # No slice up to the end: there may be ten thousand chunks, each as long a copy.
+        size, kind = data[start : start + 4], data[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(size)
         chunk, start = data[start:end], end
         if kind[:1].isupper():
             (pixels if kind in (b"IDAT", b"IEND") else head).append(chunk)
