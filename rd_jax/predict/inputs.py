@@ -15,14 +15,16 @@ def find_inputs(arguments: Sequence[Path], output: Path) -> dict[Path, str]:
     Keys are paths as the user wrote them; values are what their outputs are named after: the path
     below the deepest folder that holds all inputs. Arguments keep their order; a folder's images
     are sorted. What is hidden is left out, and so is the folder `output` where it lies below. Raise
-    UserError if an argument does not exist, is a folder without images, or lies where outputs are
-    written.
+    UserError if an argument does not exist, is a pipe or the like, is a folder without images, or
+    lies where outputs are written.
     """
     own = [os.path.realpath(output / name) for name in FOLDERS]
     found: dict[str, Path] = {}
     for argument in arguments:
         if not argument.exists():
             raise UserError(f"{argument} does not exist: give image files or folders of them")
+        if not (argument.is_file() or argument.is_dir()):
+            raise UserError(f"{argument} is neither a file nor a folder, but a pipe or a device")
         real = Path(os.path.realpath(argument))
         if any(real.is_relative_to(folder) for folder in own):
             raise UserError(f"{argument} is where outputs are written: choose another --output")

@@ -99,9 +99,11 @@ def test_what_was_written_before_is_no_input(output: str) -> None:
         ("empty", "empty holds no images, nor does any folder in it"),
         ("out/heatmaps", "out/heatmaps is where outputs are written: choose another --output"),
         ("out/masks/x/1.png", "is where outputs are written"),
+        ("pipe.png", "pipe.png is neither a file nor a folder"),  # reading it would never end
     ],
 )
 def test_an_argument_without_images_is_an_error(argument: str, message: str) -> None:
     touch("a/1.png", "empty/notes.txt", "out/heatmaps/1.png", "out/masks/x/1.png")
+    os.mkfifo("pipe.png")
     with pytest.raises(UserError, match=message):
         found("a", argument)
