@@ -27,6 +27,7 @@ from rd_jax.system.files import check_writable, write_whole, writing
 # No map has values above: distances are at most 2, at three scales. 65535 in maps of 16 bits.
 _LIMITS = {"sum": 6.0, "product": 8.0}
 KINDS = ("heatmap", "map", "mask")
+TABLES = ("predictions.csv", "predictions.jsonl")
 FOLDERS = tuple(f"{kind}s" for kind in KINDS)
 COLUMNS = ("file", "score", "threshold", "verdict", *KINDS, "error")
 _OF_DATA = ("train", "test", "ground_truth")  # folders of a category
@@ -65,7 +66,8 @@ def check_output(folder: Path) -> None:
     real = Path(os.path.realpath(folder))
     around = [part.parent for part in (real, *real.parents) if part.name in _OF_DATA]
     for category in (*around, *real.glob("*")):
-        if category.name not in FOLDERS and (category / _OF_DATA[0] / "good").is_dir():
+        # Path.is_dir would raise beside a folder that cannot be entered, such as lost+found.
+        if category.name not in FOLDERS and os.path.isdir(category / _OF_DATA[0] / "good"):
             raise UserError(
                 f"--output {folder}: what is written there would be taken for data, as those of "
                 f"{category}; choose another"
@@ -92,8 +94,7 @@ def tables(outputs: Outputs, names: Iterable[str]) -> Iterator[Callable[[Row], N
         _remove_earlier(outputs, names)
         with writing(folder):
             csv_file, jsonl_file = (
-                opened.enter_context(open(folder / f"predictions.{suffix}", "wb", buffering=0))
-                for suffix in ("csv", "jsonl")
+                opened.enter_context(open(folder / table, "wb", buffering=0)) for table in TABLES
             )
 
         def append(row: Row) -> None:
@@ -110,7 +111,8 @@ def tables(outputs: Outputs, names: Iterable[str]) -> Iterator[Callable[[Row], N
 def _remove_earlier(outputs: Outputs, names: Iterable[str]) -> None:
     """Remove what the rows of an earlier run name, and what has the names that are written now.
 
-    Nothing but files in FOLDERS is removed, whatever the rows say.
+    Nothing but files in FOLDERS and the tables is removed, whatever the rows say. A table goes, so
+    that it is written anew where it is a link: what that leads to is not of this folder.
     """
     found = [outputs.path(kind, name) for name in names for kind in KINDS] + ["maps/scale.json"]
     with suppress(OSError, ValueError, AttributeError):  # there are no rows, or half a one
@@ -118,8 +120,11 @@ def _remove_earlier(outputs: Outputs, names: Iterable[str]) -> None:
             found += map(str, filter(None, map(json.loads(line).get, KINDS)))
     for path in map(Path, found):
         if str(path).split("/")[0] in FOLDERS and ".." not in path.parts:
-            with suppress(OSError):  # it is not there, or a folder
+            with suppress(OSError, ValueError):  # it is not there, a folder, or no name at all
                 (outputs.folder / path).unlink()
+    for table in TABLES:
+        with writing(outputs.folder / table), suppress(IsADirectoryError):
+            (outputs.folder / table).unlink(missing_ok=True)
 
 
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:

@@ -13,7 +13,7 @@ from PIL import Image
 from rd_jax.data.decode import read_image
 from rd_jax.method.thresholds import with_threshold
 from rd_jax.predict import outputs as outputs_module
-from rd_jax.predict.outputs import COLUMNS, Outputs, tables, write_images
+from rd_jax.predict.outputs import COLUMNS, TABLES, Outputs, check_output, tables, write_images
 from rd_jax.predict.predictor import Prediction, Unreadable
 from rd_jax.report.heatmap import overlay, resized_map
 from rd_jax.system.errors import UserError
@@ -121,6 +121,7 @@ def test_what_an_earlier_run_wrote_is_removed_and_nothing_else(
         {"heatmap": "../outside.png", "map": str(outside), "mask": "masks/../../outside.png"},
         {"heatmap": "mine.png", "map": 3, "mask": "masks"},
         {"heatmap": ".", "map": "", "mask": None},
+        {"heatmap": "heatmaps/\0", "map": "maps/\ud800"},
         ["no row"],
     ]
     with (folder / "predictions.jsonl").open("a") as file:
@@ -266,6 +267,35 @@ def test_a_link_where_an_output_belongs_is_replaced_not_followed(
     assert prediction.path.read_bytes() == before
     assert row["error"] is None
     assert not (outputs.folder / "heatmaps" / "photo.jpg.png").is_symlink()
+
+
+def test_a_link_where_a_table_belongs_is_replaced_not_followed(outputs: Outputs) -> None:
+    outside = outputs.folder.parent / "table.csv"
+    outside.write_text("of somebody else")
+    outputs.folder.mkdir()
+    for table in TABLES:
+        os.symlink(outside, outputs.folder / table)
+    with tables(outputs, []) as append:
+        append(dict.fromkeys(COLUMNS) | {"file": "a.png"})
+    assert outside.read_text() == "of somebody else"
+    assert len(read_tables(outputs.folder)) == 1
+
+
+def test_a_folder_that_cannot_be_entered_may_lie_beside_the_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--output` at the root of a disk, which has `lost+found`."""
+    (tmp_path / "lost+found").mkdir()
+    stat = os.stat
+
+    def denied(path, *args, **kwargs):
+        if "lost+found/" in os.fspath(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:  # permissions do not hold for root
+        patched.setattr(os, "stat", denied)
+        check_output(tmp_path)
 
 
 @pytest.mark.parametrize(
