@@ -30,6 +30,7 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
     if there is no checkpoint, if the teacher is not the one trained with, if an override is of a
     field that only training could change, or if another process works on a training.
     """
+    Workdir(workdir).check_is_outermost()
     chosen = _chosen(workdir, name, overrides.get("seeds", ()))
     Workdir(workdir).make([t.evaluation(name) for t, names in chosen.items() for name in names])
     for training, categories in chosen.items():

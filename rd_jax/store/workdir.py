@@ -110,8 +110,22 @@ class Workdir:
         seeds = sorted(seed for folder in folders if (seed := _seed_of(folder)) is not None)
         return [Training(self.folder, name, seed) for seed in (None, *seeds)]
 
+    def check_is_outermost(self) -> None:
+        """Raise UserError if this is the folder of a category in a run, which has a table there."""
+        own, *seeds = self.places("")
+        outer, name = self.folder.absolute().parent, self.folder.absolute().name
+        # Without a lock of its name outside, seed_K may be what categories are called.
+        inside = [own, *(seeds if os.path.isdir(Workdir(outer).locks / name) else ())]
+        is_evaluated = os.path.isfile(Evaluation(self.folder, "").shown)
+        if is_evaluated or any(os.path.isdir(place.checkpoints) for place in inside):
+            raise UserError(
+                f"--workdir {self.folder} is where a run keeps the category {name}: set --workdir "
+                f"to the folder of that run, {outer}, or to one outside"
+            )
+
     def make(self, places: Iterable[Training | Evaluation]) -> None:
         """Make the workdir. Raise UserError if it or one of these places cannot be written to."""
+        self.check_is_outermost()
         if "\\" in str(self.folder.absolute()):  # which Orbax takes for a separator
             raise UserError(f"--workdir {self.folder}: choose a path without a backslash")
         with writing(self.folder):

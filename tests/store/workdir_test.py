@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rd_jax.store.rows import write_json
+from rd_jax.store.lock import lock_of
+from rd_jax.store.rows import write_arrays, write_json
 from rd_jax.store.workdir import (
     JOINT,
     Evaluation,
@@ -185,3 +186,26 @@ def test_a_workdir_that_cannot_be_made_or_holds_a_backslash_is_named(tmp_path: P
     with pytest.raises(UserError, match=r"--workdir .*a\\b: .*backslash"):
         Workdir(tmp_path / "a\\b").make([])
     assert not (tmp_path / "a\\b").exists()
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_the_folder_of_a_training_is_no_workdir(tmp_path: Path, seed: int | None) -> None:
+    """A summary written there took the place of the category's own results."""
+    training = begun(Workdir(tmp_path).training("bracket", seed))
+    lock_of(training).parent.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"bracket is where a run keeps .*, or to one outside$"):
+        Workdir(tmp_path / "bracket").make([])
+    Workdir(tmp_path).make([])
+
+
+def test_where_a_joint_training_is_evaluated_is_no_workdir(tmp_path: Path) -> None:
+    evaluation = Workdir(tmp_path).training(JOINT).evaluation("bracket")
+    write_arrays(evaluation.shown, {})
+    with pytest.raises(UserError, match="bracket is where a run keeps"):
+        Workdir(tmp_path / "bracket").make([])
+
+
+def test_categories_may_be_called_as_seeds_are(tmp_path: Path) -> None:
+    run = Workdir(tmp_path / "run")
+    begun(run.training("seed_1"))
+    run.make([])
