@@ -28,16 +28,16 @@ def locked(training: Training) -> AbstractContextManager[bool]:
 def all_locked(workdir: Path, names: Iterable[str]) -> Iterator[None]:
     """Hold all trainings of these names inside, of whatever seed.
 
-    Raise UserError if another process works on one of them.
+    Raise UserError if another process works on one of them, or for an impossible name, before a
+    file is made: names may come from a checkpoint, which may be anybody's.
     """
     with ExitStack() as stack:
-        for name in names:
-            own = lock_of(Training(workdir, name))
+        for own in [lock_of(Workdir(workdir).training(name)) for name in names]:
             for path in {own, *own.parent.glob("*.lock")}:
                 if not stack.enter_context(held(path)):
                     raise UserError(
-                        f"another process works on {workdir / name}: wait for that to end, or "
-                        "choose another --workdir"
+                        f"another process works on {workdir / own.parent.name}: wait for that to "
+                        "end, or choose another --workdir"
                     )
         yield
 

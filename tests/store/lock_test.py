@@ -56,6 +56,16 @@ def test_a_training_is_free_once_the_process_that_holds_it_is_killed(tmp_path: P
         assert is_mine
 
 
+def test_a_name_that_leads_elsewhere_makes_no_file_there(tmp_path: Path) -> None:
+    """The names are those of a checkpoint's categories."""
+    with (
+        pytest.raises(UserError, match=r"category '\.\./\.\./x'"),
+        all_locked(tmp_path / "r", ["../../x"]),
+    ):
+        pass
+    assert not any(tmp_path.iterdir())
+
+
 def test_summaries_are_written_one_after_the_other(tmp_path: Path) -> None:
     done = []
 
