@@ -80,9 +80,8 @@ def check_same_training(plan: Plan, teacher: LoadedTeacher, run: Workdir) -> Non
     Raise UserError if going on would mix two trainings, or average over what differs in more
     than the seed. More epochs are no other training: no step depends on their number.
     """
-    for training in run.trainings():
-        saved = checkpoint.latest_metadata(training.checkpoints)
-        if training.name == plan.place.name and saved:
+    for training in run.places(plan.place.name):
+        if saved := checkpoint.latest_metadata(training.checkpoints):
             check_teacher(teacher, saved, training.folder)
             if problem := _difference(plan, training, saved):
                 raise UserError(

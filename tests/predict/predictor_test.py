@@ -1,16 +1,22 @@
 import itertools
+import logging
+import multiprocessing
+import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from rd_jax import make_scorer
+from rd_jax import auroc, make_scorer
 from rd_jax.data.decode import decode_image
 from rd_jax.data.headers import FORMAT_NAMES
 from rd_jax.predict import predictor as predictor_module
@@ -236,6 +242,23 @@ def test_by_fit_a_map_is_the_pictures_and_has_the_score_as_its_maximum(
     assert (result.anomaly_map >= inside - 1e-5).all()
 
 
+def test_by_fit_sums_of_maps_do_not_depend_on_the_shapes_of_pictures(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    def score(images: Any) -> Any:  # each pixel's own, so that nothing else tells pictures apart
+        maps = np.abs(np.asarray(images, np.float32)[..., 0] - 128)
+        return maps, maps.sum((1, 2))
+
+    levels, paths = [*range(18, 22), *range(24, 28)], []
+    for level, (height, width) in itertools.product(levels, [(64, 128), (33, 1650), (50, 50)]):
+        paths.append(tmp_path / f"{level}-{width}.png")
+        Image.new("RGB", (width, height), (128 + level,) * 3).save(paths[-1])
+    results = score_files(predictor._replace(score=score, resize="fit"), paths)
+    scores = np.array([result.score for result in results])
+    np.testing.assert_array_equal(scores, np.repeat(levels, 3) * SIZE**2)
+    assert auroc(scores, np.repeat(levels, 3) > 22) == 1
+
+
 def test_what_margins_show_is_folded_back_to_where_they_are_mirrored_from() -> None:
     picture = np.array([[1, 2], [3, 4]], np.float32)
     mirrored = np.pad(picture, ((1, 1), (3, 0)), "symmetric")
@@ -261,6 +284,49 @@ def test_rates_change_the_thresholds_and_nothing_else_can_be_changed(
     for name, value in (("scales", (1,)), ("blur_sigma", 2.0), ("image_score", "sum")):
         with pytest.raises(UserError, match=name):
             load_predictor(training, **{name: value})
+
+
+def state_of_process() -> tuple:
+    """What a library must leave to its host."""
+    loggers = [logging.getLogger(name) for name in (None, "absl", "rd_jax", "orbax", "jax")]
+    levels = [(logger.level, logger.disabled, logger.handlers[:]) for logger in loggers]
+    hooks = sys.unraisablehook, sys.excepthook, threading.excepthook
+    on_signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    limits = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    return levels, hooks, on_signals, limits, dict(jax.config.values)
+
+
+def test_loading_and_scoring_in_threads_leaves_the_process_as_it_was(
+    training: Path, predictor: Predictor, paths: list[Path]
+) -> None:
+    expected = [result.score for result in score_files(predictor, paths[:3])]
+    before = state_of_process()
+
+    def scores(_: int) -> list[float]:
+        return [result.score for result in score_files(load_predictor(training), paths[:3])]
+
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(scores, range(8)):
+            assert found == pytest.approx(expected, abs=1e-6)
+    assert before == state_of_process()
+
+
+def score_of(training: Path, path: Path) -> float:
+    """In a process that begins with nothing."""
+    import tests.tiny  # noqa: F401
+
+    (result,) = score_files(load_predictor(training), [path])
+    return result.score
+
+
+def test_a_spawned_worker_scores_after_its_parent_did(
+    training: Path, predictor: Predictor, paths: list[Path]
+) -> None:
+    """As docs/library.md says; a forked one would hang in JAX's locks."""
+    (expected,) = score_files(predictor, paths[:1])
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(score_of, training, paths[0]).result(100)
+    assert found == pytest.approx(expected.score, abs=1e-5)
 
 
 def test_a_training_without_thresholds_is_an_error(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ IN_TRAINING: dict[str, tuple[list[str], str]] = {
     "a misspelled field": (["--config.bacbone=resnet18"], "bacbone"),
     "a word for a number": (["--config.num_epochs=many"], "num_epochs"),
     "an odd batch": (["--config.batch_size=6"], "must be a multiple of the 4 devices, such as 8"),
+    "32,000 spaces": (["--config.loss=" + 32_000 * " "], "must be one of per_position"),
     "no such mode": (["--mode", "test"], "mode"),
     "no such config": (["--config", "configs/absent.py"], "configs/absent.py"),
     "a name of no config": (

@@ -1,9 +1,11 @@
 """The same command, started as often as one likes, shares its trainings."""
 
 import logging
+import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +107,28 @@ def test_what_another_run_works_on_is_left_to_it_and_what_is_free_is_trained(
     for name in ("cloth", "weave"):
         assert same_figures(results(workdir / name), results(trained / name))
         assert f"| {name} | " in last.stdout
+
+
+def test_a_summary_holds_all_that_is_there_whatever_its_time(
+    data_dir: Path, trained: Path, tmp_path: Path
+) -> None:
+    """The clock was ahead when another run wrote the summary, which lacks a category."""
+    workdir = tmp_path / "work"
+    shutil.copytree(trained / "weave", workdir / "weave")
+    flags = training(data_dir, workdir, *HOLDOUT, *KEPT)
+    succeeded(*flags, "--config.category=weave")
+    shutil.copytree(trained / "cloth", workdir / "cloth")
+    tomorrow = time.time() + 86_400
+    for path in (workdir, *workdir.rglob("*")):
+        os.utime(path, (tomorrow, tomorrow))
+    for both in (("--config.category=weave",), ()):
+        done = succeeded(*flags, *both)
+        assert begun(done) == []
+        page, table = ((workdir / name).read_text() for name in ("report.html", "results.md"))
+        for name in ("cloth", "weave"):
+            assert f"| {name} | " in table
+            assert f"| {name} | " in done.stdout
+            assert f"{name}</" in page
 
 
 def test_an_empty_folder_is_not_left_of_what_could_not_begin(

@@ -40,6 +40,17 @@ def test_the_threshold_lets_no_held_out_image_pass(data_dir: Path, trained: Path
     assert predictor.thresholds.image_threshold == row["image_threshold"]
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_held_out_images_are_normal_in_batches_of_any_size(
+    data_dir: Path, trained: Path, batch_size: int
+) -> None:
+    predictor = rd_jax.load_predictor(trained / "weave")
+    images = held_out(split_of(data_dir, "weave"))
+    _, scores, anomalous = rd_jax.score_arrays(predictor, images, batch_size)
+    assert not anomalous.any()
+    assert scores.max() > (1 - 2e-4) * predictor.thresholds.image_threshold
+
+
 def test_what_the_held_out_images_can_promise_is_said(trained: Path, tmp_path: Path) -> None:
     workdir = one_category(trained, tmp_path)
     (workdir / "weave" / "thresholds.json").unlink()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rd_jax.store.lock import lock_of
+from rd_jax.store.lock import all_locked, lock_of
 from rd_jax.store.rows import write_arrays, write_json
 from rd_jax.store.workdir import (
     JOINT,
@@ -132,8 +132,11 @@ def test_no_name_that_is_read_from_a_file_leads_out_of_the_workdir(
     if name != JOINT:
         with pytest.raises(UserError, match=r"^category "):
             set_aside(run.folder, ["weave", name])
+        with pytest.raises(UserError, match=r"^category "), all_locked(run.folder, ["weave", name]):
+            pass
     assert len(run.trainings()) == 1
-    assert victim.is_dir()
+    made = [path for path in tmp_path.rglob("*") if not path.is_relative_to(run.folder)]
+    assert sorted(made) == [run.folder.parent, victim]
 
 
 @pytest.mark.parametrize(
