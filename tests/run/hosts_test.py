@@ -114,7 +114,7 @@ def test_one_that_waits_for_others_in_vain_says_so_and_ends(tmp_path: Path) -> N
     for i in range(2):
         address = f"localhost:{free_port()}"
         where = (f"--coordinator_address={address}", "--num_processes=2", f"--process_id={i}")
-        done = Process(tmp_path / f"{i}.log", *flags, *where).done(60)
+        done = Process(tmp_path / f"{i}.log", *flags, *where).done()
         assert f"INFO waiting for 2 processes at {address}\n" in done.stderr
         assert_one_line(done, f"waited 3 s for 2 processes at {address}, not all of which came: st")
     assert not (tmp_path / "work").exists()

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -86,7 +87,9 @@ def test_a_finished_run_that_is_started_again_does_nothing(
     before = [path.stat().st_mtime_ns for path in files]
     compiled, done_again = [], []
     listen = lambda event, *_, **__: compiled.append(event)  # noqa: E731
+    read, own = Counter[Path](), checkpoint.latest_metadata
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "latest_metadata", lambda path: read.update([path]) or own(path))
         for module, name in ((checkpoint, "load_rest"), (figures, "write_figures")):
             patch.setattr(module, name, lambda *_, name=name: done_again.append(name))
         jax.monitoring.register_event_duration_secs_listener(listen)
@@ -98,6 +101,7 @@ def test_a_finished_run_that_is_started_again_does_nothing(
     assert done.stderr.count("evaluated already") == 2
     assert "| weave | " in done.stdout
     assert done_again == []
+    assert max(read.values()) <= 4  # however many other trainings there are
     assert sum("backend_compile" in event for event in compiled) <= 2  # of the random teacher's key
     assert [path.stat().st_mtime_ns for path in files] == before
 
