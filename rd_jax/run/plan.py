@@ -67,20 +67,23 @@ def teacher_of(config: Config) -> LoadedTeacher:
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:
     """Return Adam with the config's rate and betas; the paper's have no schedule."""
-    return optax.adam(config.learning_rate, config.adam_b1, config.adam_b2)
+    return _adam(config.learning_rate, config.adam_b1, config.adam_b2)
+
+
+_adam = cache(optax.adam)  # so that equal optimisers are one
 
 
 def train_steps_of(config: Config, max_steps: int) -> jax.stages.Wrapped:
     """Return up to `max_steps` train steps as one dispatch: `make_parallel_train_steps`."""
-    adam = config.learning_rate, config.adam_b1, config.adam_b2
-    return _train_steps(trained_model_of(config), adam, config.loss, config.ema, max_steps)
+    networks = trained_model_of(config), optimizer_of(config)
+    return _train_steps(*networks, config.loss, max_steps, config.ema)
 
 
 @cache  # trainings that differ in images and seeds alone compile once
 def _train_steps(
-    model: Model, adam: tuple[float, float, float], loss: str, ema: float, max_steps: int
+    model: Model, optimizer: optax.GradientTransformation, loss: str, max_steps: int, ema: float
 ) -> jax.stages.Wrapped:
-    return make_parallel_train_steps(model, optax.adam(*adam), LOSSES[loss], max_steps, ema=ema)
+    return make_parallel_train_steps(model, optimizer, LOSSES[loss], max_steps, ema=ema)
 
 
 def scoring_of(config: Config) -> Scoring:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import load_file
 
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.models.init import init_variables, teacher_shapes
@@ -89,6 +88,8 @@ def _read_file(path: Path) -> Mapping[str, np.ndarray]:
         raise UserError(f"teacher_weights {path}: give a .safetensors, .npz or .pth file")
     with _reading(path):
         if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file  # not on every machine that trains
+
             return load_file(path)
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)

@@ -23,6 +23,14 @@ def _put_back() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Let SIGHUP be heard, whatever started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_noted_and_the_second_stops(
     capfd: pytest.CaptureFixture, number: signal.Signals
@@ -58,7 +66,12 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 # Alone, since a package around it takes seconds to import.
 MODULE = Path(__file__).parents[2] / "rd_jax" / "system" / "interruption.py"
-IMPORT = "import runpy, sys; deferred = runpy.run_path(sys.argv[1])['deferred']"
+# Whoever starts the tests may ignore SIGHUP, as nohup does.
+IMPORT = """
+import runpy, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+deferred = runpy.run_path(sys.argv[1])['deferred']
+"""
 
 
 def test_a_closed_terminal_keeps_nothing_from_being_saved(tmp_path: Path) -> None:
