@@ -1,6 +1,6 @@
 """What a config means: the source, the networks, the optimiser, the scoring, the trainings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -15,8 +15,16 @@ from rd_jax.data.order import holdout_indices, steps_until
 from rd_jax.data.sources import Source
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.models import Model
+from rd_jax.method.models.batch_norm import fold_batch_norm
+from rd_jax.method.models.init import teacher_shapes
 from rd_jax.method.score import Scoring, height_and_width
-from rd_jax.method.train import make_parallel_train_steps
+from rd_jax.method.train import (
+    Metrics,
+    TrainState,
+    make_parallel_train_steps,
+    train_state_shapes,
+)
+from rd_jax.run.loop import steps_per_dispatch
 from rd_jax.store.workdir import JOINT, Evaluation, Training, Workdir
 from rd_jax.weights.teacher import LoadedTeacher, find_teacher
 
@@ -73,17 +81,33 @@ def optimizer_of(config: Config) -> optax.GradientTransformation:
 _adam = cache(optax.adam)  # so that equal optimisers are one
 
 
-def train_steps_of(config: Config, max_steps: int) -> jax.stages.Wrapped:
-    """Return up to `max_steps` train steps as one dispatch: `make_parallel_train_steps`."""
+def train_steps_of(config: Config) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Return `make_parallel_train_steps`, compiled for the config's batches and these devices."""
+    per_device = config.batch_size // jax.device_count()
+    max_steps = steps_per_dispatch(config.batch_size, size_of(config))
+    images = jax.local_device_count(), max_steps, per_device, *size_of(config), 3
     networks = trained_model_of(config), optimizer_of(config)
-    return _train_steps(*networks, config.loss, max_steps, config.ema)
+    return _compiled(*networks, config.loss, config.ema, images)
 
 
 @cache  # trainings that differ in images and seeds alone compile once
-def _train_steps(
-    model: Model, optimizer: optax.GradientTransformation, loss: str, max_steps: int, ema: float
-) -> jax.stages.Wrapped:
-    return make_parallel_train_steps(model, optimizer, LOSSES[loss], max_steps, ema=ema)
+def _compiled(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    loss: str,
+    ema: float,
+    images: tuple[int, ...],
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    steps = make_parallel_train_steps(model, optimizer, LOSSES[loss], images[1], ema=ema)
+    if jax.process_count() > 1:  # where pmap compiles at its first call alone
+        return steps
+    teacher = teacher_shapes(model.backbone, model.bottleneck == "pre")
+    return steps.lower(
+        train_state_shapes(model, optimizer, ema),
+        jax.eval_shape(fold_batch_norm, teacher),
+        jax.ShapeDtypeStruct(images, jnp.uint8),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    ).compile()
 
 
 def scoring_of(config: Config) -> Scoring:

@@ -126,6 +126,12 @@ def _is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
     return is_finished and saved["config"]["num_epochs"] == num_epochs
 
 
+def has_steps_left(plan: Plan) -> bool:
+    """Return whether the training is not there, or not at the end of the config's epochs."""
+    saved = checkpoint.latest_metadata(plan.place.checkpoints)
+    return saved is None or not _is_done(saved, plan.config.num_epochs)
+
+
 def _other_images(now: Mapping[str, str], before: Mapping[str, str]) -> str | None:
     """Say how the images trained on before, by category, differ."""
     if now.keys() != before.keys():

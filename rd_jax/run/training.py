@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -31,7 +32,14 @@ from rd_jax.run.plan import (
     train_steps_of,
 )
 from rd_jax.run.progress import Clock, DivergedError, Timing, followed, row_writer
-from rd_jax.run.resume import begin, check_layout, check_same_training, divergence, set_all_aside
+from rd_jax.run.resume import (
+    begin,
+    check_layout,
+    check_same_training,
+    divergence,
+    has_steps_left,
+    set_all_aside,
+)
 from rd_jax.run.scoring import score_split
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
@@ -114,12 +122,15 @@ def _free(plans: Sequence[Plan]) -> Iterator[Plan]:
 
 
 def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
-    splits = [category.load() for category in plan.categories]
+    with ThreadPoolExecutor(1) as compiler:
+        if has_steps_left(plan):  # XLA compiles without Python, which decodes meanwhile
+            compiler.submit(train_steps_of, plan.config)
+        splits = [category.load() for category in plan.categories]
+        begun = begin(plan)
     if [len(split.train) for split in splits] != [c.num_train for c in plan.categories]:
         raise UserError(
             f"{plan.name}: training images came or went since this run began: start it again"
         )
-    begun = begin(plan)
     if isinstance(begun, Checkpoint):
         trained = begun
         logger.info("%s: trained already, step %d of %d", plan.name, trained.step, trained.step)
@@ -204,9 +215,8 @@ def _dispatches(
 ) -> Iterator:
     config = plan.config
     max_steps = steps_per_dispatch(config.batch_size, size_of(config))
-    train_steps = train_steps_of(config, max_steps)
     batches = Batches(joined_images(splits), plan.trained_on, config.batch_size, config.seed)
-    return dispatches(train_steps, max_steps, teacher.variables, batches, state, pauses)
+    return dispatches(train_steps_of(config), max_steps, teacher.variables, batches, state, pauses)
 
 
 def _figures(plan: Plan, splits: Sequence[Split], teacher: LoadedTeacher, state: TrainState) -> Row:
