@@ -127,9 +127,8 @@ def _is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
 
 
 def has_steps_left(plan: Plan) -> bool:
-    """Return whether the training is not there, or not at the end of the config's epochs."""
-    saved = checkpoint.latest_metadata(plan.place.checkpoints)
-    return saved is None or not _is_done(saved, plan.config.num_epochs)
+    """Return whether the latest checkpoint, if there is one, is of an earlier step than the last."""
+    return checkpoint.steps(plan.place.checkpoints)[:1] != [plan.last_step]
 
 
 def _other_images(now: Mapping[str, str], before: Mapping[str, str]) -> str | None:
