@@ -127,7 +127,7 @@ def _is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
 
 
 def has_steps_left(plan: Plan) -> bool:
-    """Return whether the latest checkpoint, if there is one, is of an earlier step than the last."""
+    """Return whether the latest checkpoint, if any, is of an earlier step than the last."""
     return checkpoint.steps(plan.place.checkpoints)[:1] != [plan.last_step]
 
 
