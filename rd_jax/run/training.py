@@ -196,8 +196,7 @@ def _train(
                     facts = metadata | {"timing": clock.timing(step, config.batch_size)}
                     rest = state.rest if step < last_step or config.keep_optimizer else None
                     student, rest = jax.device_get((state.student_variables, rest))
-                    save(step, student, rest, facts)
-                    saved = Checkpoint(step, student, facts, checkpoint.checksum(student))
+                    saved = Checkpoint(step, student, facts, save(step, student, rest, facts))
                 if stops and step < last_step:
                     break
         # A signal may have come since the last step.

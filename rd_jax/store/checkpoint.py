@@ -53,15 +53,16 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 
 @contextmanager
-def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]], None]]:
+def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]], int]]:
     """Yield a function save(step, student_variables, rest, metadata) for trees of numpy arrays.
 
     `rest` is what else resuming needs: `TrainState.rest`, or None where nothing resumes. The
     function returns once the checkpoint before is complete; all are when the context ends. The two
-    latest are kept. In all processes but the first the function does nothing.
+    latest are kept. The function returns the checksum of the student's variables; in all processes
+    but the first it does nothing else.
     """
     if not hosts.is_first():
-        yield lambda *_: None
+        yield lambda _step, student_variables, *_: checksum(student_variables)
         return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
     )
     manager = ocp.CheckpointManager(_Folder(folder.absolute()), options=options)
 
-    def save(step: int, student_variables: Any, rest: Any, metadata: Mapping[str, Any]) -> None:
+    def save(step: int, student_variables: Any, rest: Any, metadata: Mapping[str, Any]) -> int:
         optimizer = {} if rest is None else {"optimizer": {"opt_state": rest}}
         trees = {"student": student_variables} | optimizer
         checksums = {name: checksum(tree) for name, tree in trees.items()}
@@ -80,6 +81,7 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
         check_writable(folder)  # where Orbax cannot write, it keeps the process alive
         with _write_errors(folder):
             manager.save(step, args=ocp.args.Composite(**items))
+        return checksums["student"]
 
     try:
         yield save
