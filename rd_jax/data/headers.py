@@ -28,7 +28,6 @@ MOST_PIXELS = 2**28  # 16384 x 16384; files that claim more are refused before t
 _NO_IMAGE = f"not an image in {FORMAT_NAMES}"
 _CAMERA = f"{_NO_IMAGE}, but raw data of a camera: convert it"
 _NO_WHITE = "32-bit, signed or fractional pixels have no defined white; convert it to 8 or 16 bits"
-_BROKEN = (SyntaxError, IndexError, TypeError, KeyError, struct.error)
 
 # Chunks of PNG files that may be left out but decide what is seen.
 _SEEN_CHUNKS = (
@@ -50,23 +49,20 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
     if str(stream.name).lower().rstrip().endswith(CAMERA_SUFFIXES):
         raise UnidentifiedImageError(_CAMERA)
     Image.init()
-    # Image.open would apply its limit of pixels, which belongs to the whole program.
-    accepting = (form for form in FORMATS if (accept := Image.OPEN[form][1]) and accept(start))
-    form = next(accepting, None)
+    # Not by Image.open, whose limits of pixels and of texts are those of the whole program.
+    form = next((f for f in FORMATS if (accept := Image.OPEN[f][1]) and accept(start)), None)
     if form is None:
         raise UnidentifiedImageError(_NO_IMAGE)
+    factory: Any = {"PNG": _png, "JPEG": _Jpeg}.get(form, Image.OPEN[form][0])
     try:
-        num_pictures = _pictures_of_tiff(stream, start) if form == "TIFF" else 1
+        num_in_tiff = _pictures_of_tiff(stream, start) if form == "TIFF" else 0
         stream.seek(0)
-        factory: Any = {"PNG": _png, "JPEG": _Jpeg}.get(form, Image.OPEN[form][0])
-        file = factory(stream, "")
-    except _BROKEN as error:
+        file = factory(stream)
+    except (SyntaxError, IndexError, TypeError, KeyError, struct.error) as error:
         if form in ("PNG", "JPEG", "TIFF"):
             raise ValueError(f"its header cannot be read: {error}") from error
         raise UnidentifiedImageError(_NO_IMAGE) from error  # a text may begin like one
-    if form != "TIFF":
-        num_pictures = getattr(file, "n_frames", 1)
-    if num_pictures > 1:
+    if (num_pictures := num_in_tiff or getattr(file, "n_frames", 1)) > 1:
         raise ValueError(f"{num_pictures} pictures in one file: save the one that is meant")
     if file.width * file.height > MOST_PIXELS:
         raise ValueError(
@@ -76,7 +72,7 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
     if file.mode == "F" or (file.mode == "I" and form != "PPM"):
         raise ValueError(_NO_WHITE)
     if form == "TIFF":  # whose plugin would apply the limit when it makes room for the pixels
-        file.im = Image.new(file.mode, file.size[::-1] if _has_lying_tag(file) else file.size).im
+        file.im = Image.new(file.mode, _stored_size(file)).im
     return file
 
 
@@ -90,33 +86,35 @@ def orientation(file: Image.Image) -> int:
 
 def upright_size(file: ImageFile.ImageFile) -> tuple[int, int]:
     """Return width and height of an undecoded picture once it is turned upright."""
-    is_exchanged = _has_lying_tag(file)  # by Pillow
-    return file.size[::-1] if orientation(file) in _LYING and not is_exchanged else file.size
+    width, height = _stored_size(file)
+    return (height, width) if orientation(file) in _LYING else (width, height)
 
 
-def _has_lying_tag(file: Any) -> bool:
-    return file.format == "TIFF" and file.tag_v2.get(ExifTags.Base.Orientation) in _LYING
+def _stored_size(file: Any) -> tuple[int, int]:
+    """Return width and height in the file; those of a TIFF Pillow may have exchanged already."""
+    if file.format != "TIFF":
+        return file.size
+    return file.tag_v2[ExifTags.Base.ImageWidth], file.tag_v2[ExifTags.Base.ImageLength]
 
 
-def _png(stream: BinaryIO, name: str) -> PngImageFile:
+def _png(stream: BinaryIO) -> PngImageFile:
     """Open a PNG file without what decides nothing: texts, profiles, and their checksums.
 
     Pixels come last, so that the orientation is known before they are decoded.
     """
     data = stream.read()
-    head, pixels, start = [data[:8]], list[bytes](), 8
-    while start < len(data):
+    chunks, start, kind = list[bytes](), 8, b""
+    while start < len(data) and kind != b"IEND":
         # No slice up to the end: there may be ten thousand chunks, each as long a copy.
-        size, kind = data[start : start + 4], data[start + 4 : start + 8]
-        end = start + 12 + int.from_bytes(size)
+        end = start + 12 + int.from_bytes(data[start : start + 4])
         chunk, start = data[start:end], end
+        kind = chunk[4:8]
         if kind[:1].isupper():
-            (pixels if kind in (b"IDAT", b"IEND") else head).append(chunk)
+            chunks.append(chunk)
         elif chunk.startswith(_SEEN_CHUNKS, 4):
-            head.append(chunk[:-4] + zlib.crc32(chunk[4:-4]).to_bytes(4))
-        if kind == b"IEND":
-            break
-    return PngImageFile(io.BytesIO(b"".join([*head, *pixels])), name)
+            chunks.append(chunk[:-4] + zlib.crc32(chunk[4:-4]).to_bytes(4))
+    chunks.sort(key=lambda chunk: chunk[4:8] in (b"IDAT", b"IEND"))
+    return PngImageFile(io.BytesIO(b"".join([data[:8], *chunks])))
 
 
 class _Jpeg(JpegImageFile):
@@ -126,24 +124,23 @@ class _Jpeg(JpegImageFile):
     for more, the pixels do not fit the file. Of several scans it does not show that.
     """
 
-    def __init__(self, stream: BinaryIO, name: str):
+    def __init__(self, stream: BinaryIO):
         data = stream.read()
-        super().__init__(io.BytesIO(data), name)
+        self._stream = io.BytesIO(data)
+        super().__init__(self._stream)
         self.is_damaged, self._late = False, 0  # where the last bytes begin
-        start = self._position()
+        start = self._stream.tell()
         end = data.find(b"\xff\xd9", start)
         if end > 0 and "progressive" not in self.info and b"\xff\xda" not in data[start:end]:
             restarts = re.findall(rb"\xff[\xd0-\xd7]", data[start:end])
             self.is_damaged = any(mark[1] & 7 != i % 8 for i, mark in enumerate(restarts))
             self._late = max(start, len(data[:end].rstrip(b"\0\xff")) - 64)
-            self.fp = io.BytesIO(data[:end] + 8 * b"\xff\0")  # as far as libjpeg looks ahead
-
-    def _position(self) -> int:
-        return self.fp.tell() if self.fp else 0
+            # As far behind the end as libjpeg looks ahead.
+            self.fp = self._stream = io.BytesIO(data[:end] + 8 * b"\xff\0")
 
     def load_read(self, read_bytes: int) -> bytes:
         """Return the next bytes for libjpeg."""
-        early = self._late - self._position()
+        early = self._late - self._stream.tell()
         data = super().load_read(min(read_bytes, early) if early > 0 else read_bytes)
         if data or not self._late:
             return data
@@ -152,7 +149,7 @@ class _Jpeg(JpegImageFile):
 
     def load_end(self) -> None:
         """Note that libjpeg needed less than there is."""
-        self.is_damaged |= 0 < self._position() <= self._late
+        self.is_damaged |= 0 < self._stream.tell() <= self._late
 
 
 def _pictures_of_tiff(stream: BinaryIO, start: bytes) -> int:
