@@ -68,15 +68,10 @@ class Joined:
 
     def __init__(self, arrays: Sequence[np.ndarray]):
         self._arrays = arrays
-        self.starts = np.cumsum([0, *map(len, arrays)])  # of each array, and the end
-        self.shape = (len(self), *arrays[0].shape[1:])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
+        self._starts = np.cumsum([0, *map(len, arrays)])  # of each array, and the end
+        self.shape = (int(self._starts[-1]), *arrays[0].shape[1:])
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        chosen = np.empty((len(indices), *self.shape[1:]), self._arrays[0].dtype)
-        of = np.searchsorted(self.starts, indices, "right") - 1
-        for i in np.unique(of):
-            chosen[of == i] = self._arrays[i][indices[of == i] - self.starts[i]]
-        return chosen
+        of = np.searchsorted(self._starts, indices, "right") - 1
+        inside = indices - self._starts[of]
+        return np.stack([self._arrays[i][k] for i, k in zip(of, inside, strict=True)])

@@ -116,8 +116,8 @@ def _read_category(root: Path) -> Files:
     if root.name != printable(root.name):
         raise UserError(f"category {root.name!r} in {root.parent}: rename it to printable text")
     there = listed(root, SUBFOLDERS)
-    subfolders = {name: there.folders[name] for name in SUBFOLDERS if name in there.folders}
-    images = {name: images_by_folder(path, [NORMAL]) for name, path in subfolders.items()}
+    paths = ((name, there.folders[name]) for name in SUBFOLDERS if name in there.folders)
+    images = {name: images_by_folder(path, [NORMAL]) for name, path in paths}
     train, test, masks = (images.get(name, {}) for name in SUBFOLDERS)
     for folder, found in train.items():
         if folder != NORMAL and found:
