@@ -6,7 +6,6 @@ tfds.data_source("mvtec_ad/bottle", split="test")
 
 import io
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from rd_jax.data.cache import each_file
-from rd_jax.data.decode import Notes, png, read_image, warn_of
+from rd_jax.data.decode import png, read_image, warn_of
 from rd_jax.data.masks import read_mask
 from rd_jax.data.mvtec import NORMAL, LabelledImage, find_files
 from rd_jax.system.errors import UserError, printable
@@ -74,13 +73,14 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, images: Sequence[LabelledImage]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        notes, odd_masks = Notes(), Notes()
+        remarks, of_masks = dict[Path, int](), dict[Path, int]()
         for image in images:
-            [pixels] = each_file(partial(read_image, notes=notes), [image.path])
+            [pixels] = each_file(read_image, [image.path])
+            remarks[image.path] = pixels.info["remark"]
             mask = Image.new("L", pixels.size)
             if image.mask is not None:
-                read = partial(read_mask, notes=odd_masks)
-                [mask] = each_file(read, [image.mask], [image.path])
+                [mask] = each_file(read_mask, [image.mask], [image.path])
+                of_masks[image.mask] = mask.info["remark"]
             example = {
                 "image": _file_of(pixels),
                 "mask": _file_of(mask.point(lambda v: 255 if v > 127 else 0)),
@@ -89,8 +89,8 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
                 "name": image.name,
             }
             yield image.name, example
-        warn_of(notes, len(images))
-        warn_of(odd_masks, sum(image.mask is not None for image in images))
+        warn_of(remarks, len(remarks))
+        warn_of(of_masks, len(of_masks))
 
 
 def _file_of(image: Image.Image) -> io.BytesIO:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from rd_jax.data.decode import DECODER_VERSION, NO_REMARK, decode_image, warn_of
+from rd_jax.data.decode import DECODER_VERSION, decode_image, warn_of
 from rd_jax.data.masks import decode_mask
 from rd_jax.system.command import num_processors
 from rd_jax.system.errors import UserError
@@ -53,7 +53,7 @@ def load_masks(
 
 
 def _load(
-    decode: Callable[..., tuple[np.ndarray, str]],
+    decode: Callable[..., tuple[np.ndarray, str, int]],
     files: Sequence[Sequence[Path | None]],
     pixels: np.dtype,
     resize: str,
@@ -62,17 +62,14 @@ def _load(
     size, paths, row = pixels.shape[:2], files[0], row_dtype(pixels, ("remark", np.uint8))
 
     def decoded(part: range) -> np.ndarray:
-        notes = dict[Path | None, int]()
         chosen = [of[part.start : part.stop] for of in files]
-        made = each_file(partial(decode, size=size, resize=resize, notes=notes), *chosen)
-        remarks = (notes.get(path, NO_REMARK) for path in chosen[0])
-        return np.array([(*one, note) for one, note in zip(made, remarks, strict=True)], row)
+        return np.array(each_file(partial(decode, size=size, resize=resize), *chosen), row)
 
     what = f"{decode.__name__}-{size}-{resize}-v{DECODER_VERSION}"
     every = [path for of in files for path in of if path]
     rows = cached_rows(every, what, row, len(paths), decoded) if paths else np.zeros(0, row)
     remarks = zip(paths, rows["remark"].tolist(), strict=True)
-    warn_of({path: remark for path, remark in remarks if path and remark}, sum(map(bool, paths)))
+    warn_of({path: remark for path, remark in remarks if path}, sum(map(bool, paths)))
     return rows["pixels"], tuple(rows["sha256"].tolist())
 
 

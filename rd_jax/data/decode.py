@@ -4,7 +4,7 @@ import hashlib
 import io
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -22,7 +22,7 @@ Region = tuple[int, int, int, int]  # top, left, height, width
 _LOSSY = ("JPEG", "JPEG2000", "WEBP", "AVIF")  # which make levels that were not written
 _RUN_LENGTHS = 3  # zlib's strategy Z_RLE
 _BRIGHTEST_OF_14_BITS = 64  # in 8 bits
-_STRIPE = 2**22  # pixels that are converted at a time
+_STRIPE = 2**22  # pixels that are hashed at a time
 TO_8_BITS = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 _TRANSPOSED = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), start=2))
 
@@ -31,8 +31,7 @@ _LARGE = 2**25
 _ONE_LARGE = threading.Lock()
 
 
-# What of several files is to be said once for all: places in REMARKS, by file.
-Notes = dict[Path, int]
+# What is said once for all files that it is true of; an image's `info["remark"]` is the place.
 NO_REMARK, DAMAGED, DARK, UNCLEAR = range(4)
 _REMARKS = (
     "",
@@ -46,10 +45,10 @@ _REMARKS = (
 )
 
 
-def warn_of(notes: Notes, num_files: int) -> None:
-    """Log what was noted of some files, of so many."""
-    for remark in sorted(set(notes.values())):
-        paths = sorted(path for path in notes if notes[path] == remark)
+def warn_of(remarks: Mapping[Path, int], num_files: int) -> None:
+    """Log the remarks on some files, of so many."""
+    for remark in sorted(set(remarks.values()) - {NO_REMARK}):
+        paths = sorted(path for path in remarks if remarks[path] == remark)
         shown = ", ".join(map(str, paths[:10])) + ", ..." * (len(paths) > 10)
         logger.warning("%d of %d %s: %s", len(paths), num_files, _REMARKS[remark], printable(shown))
 
@@ -77,93 +76,74 @@ def resized(image: Image.Image, size: tuple[int, int], resize: str = "stretch") 
 
 @contextmanager
 def upright(path: Path) -> Iterator[Image.Image]:
-    """Yield the picture in a file, upright; of large ones, one at a time over all threads."""
+    """Yield the picture in a file, upright; of large ones, one at a time over all threads.
+
+    Its `info` says if the file `is_deep`, of more than 8 bits, if it `is_lossy`, and if it
+    `is_damaged`.
+    """
     # From a stream: what Pillow maps into memory by its name, a TIFF that is turned, it garbles.
     with (
         path.open("rb") as stream,
         open_image(stream) as file,
         _ONE_LARGE if file.width * file.height > _LARGE else nullcontext(),
     ):
-        tile = str(file.tile[:1])
-        is_deep = file.mode[0] == "I" or (file.format in ("PNG", "TIFF") and ";16" in tile)
+        is_16_bits = file.format in ("PNG", "TIFF") and ";16" in str(file.tile[:1])
+        is_deep = file.mode[0] == "I" or is_16_bits
         is_lossy = file.format in _LOSSY or "jpeg" in str(file.info.get("compression"))
         # The one kind of negative that Pillow does not make positive.
         is_negative = file.mode == "I;16" and getattr(file, "tag_v2", {}).get(262) == 0
         transposed = _TRANSPOSED.get(orientation(file)) if file.format != "TIFF" else None
         file.load()  # which turns a TIFF
         image: Image.Image = file if transposed is None else file.transpose(transposed)
-        image.info |= {"is_deep": is_deep, "is_lossy": is_lossy, "is_negative": is_negative}
-        image.info["is_damaged"] = getattr(file, "is_damaged", False)
+        if is_negative:
+            image = Image.fromarray(65535 - np.asarray(image, np.uint16))
+        is_damaged = getattr(file, "is_damaged", False)
+        image.info |= {"is_deep": is_deep, "is_lossy": is_lossy, "is_damaged": is_damaged}
         yield image
 
 
 @contextmanager
-def reading(path: Path, notes: Notes | None = None) -> Iterator[Image.Image]:
+def reading(path: Path) -> Iterator[Image.Image]:
     """Yield the picture in a file upright, in 8 bits, in mode L or RGB; alpha is dropped.
 
-    While a large one is in use, other threads wait with theirs. Notes damaged files, and dark
-    pictures of 16 bits.
+    While a large one is in use, other threads wait with theirs. Its `info["remark"]` says if the
+    file is damaged, or a dark picture of 16 bits.
     """
     with upright(path) as stored:
         image = stored
         image.info.pop("transparency", None)
         if image.mode[0] == "I":
-            image = looked_up(image, TO_8_BITS)
+            image = Image.fromarray(TO_8_BITS[np.asarray(image)])
         elif image.mode not in ("L", "RGB"):
             image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-        if notes is not None and stored.info["is_damaged"]:
-            notes[path] = DAMAGED
         is_dark = stored.info["is_deep"] and np.max(image.getextrema()) <= _BRIGHTEST_OF_14_BITS
-        if notes is not None and is_dark:
-            notes[path] = DARK
+        remark = DAMAGED if stored.info["is_damaged"] else NO_REMARK
+        image.info["remark"] = DARK if is_dark else remark
         yield image
 
 
-def read_image(path: Path, notes: Notes | None = None) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """Return the image in a file upright and in RGB, as `reading`."""
-    with reading(path, notes) as image:
+    with reading(path) as image:
         return image.convert("RGB")
 
 
 def decode_image(
-    path: Path, size: tuple[int, int], resize: str = "stretch", notes: Notes | None = None
-) -> tuple[np.ndarray, str]:
-    """Return [H, W, 3] uint8 RGB, as `placed`, and the `pixel_hash`."""
-    with reading(path, notes) as image:
-        return placed(image, size, resize)[0], pixel_hash(image)
+    path: Path, size: tuple[int, int], resize: str = "stretch"
+) -> tuple[np.ndarray, str, int]:
+    """Return [H, W, 3] uint8 RGB, as `placed`, the `pixel_hash`, and the remark."""
+    with reading(path) as image:
+        return placed(image, size, resize)[0], pixel_hash(image), image.info["remark"]
 
 
 def pixel_hash(image: Image.Image) -> str:
     """Return the SHA-256 of an image's size and its pixels in RGB."""
     sha256 = hashlib.sha256(f"{image.height}x{image.width}:".encode())
-    for _, stripe in stripes_of(image):
+    rows = max(1, _STRIPE // image.width)  # all of a large image would fill the memory
+    for top in range(0, image.height, rows):
+        stripe = image.crop((0, top, image.width, min(top + rows, image.height)))
         sha256.update(stripe.convert("RGB").tobytes())
     return sha256.hexdigest()
-
-
-def stripes_of(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield the first row of each stripe of an image, and the stripe."""
-    rows = max(1, _STRIPE // image.width)
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
-
-
-def grey_levels(image: Image.Image) -> np.ndarray:
-    """Return [h, w] of grey levels of 8 or 16 bits, or of those of the brightest colour."""
-    if image.mode[0] == "I":
-        levels = np.asarray(image).astype(np.uint16)
-        return 65535 - levels if image.info.get("is_negative") else levels
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB")).max(-1)
-
-
-def looked_up(image: Image.Image, values: np.ndarray) -> Image.Image:
-    """Return a grey image of the uint8 values that a table has for the levels of an image."""
-    grey = Image.new("L", image.size)
-    for top, stripe in stripes_of(image):
-        grey.paste(Image.fromarray(values[grey_levels(stripe)]), (0, top))
-    return grey
 
 
 def png(pixels: np.ndarray) -> bytes:

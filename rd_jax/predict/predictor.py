@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from rd_jax.data.decode import Notes, Region, placed, reading, warn_of
+from rd_jax.data.decode import Region, placed, reading, warn_of
 from rd_jax.method.score import Scoring, make_scorer
 from rd_jax.method.thresholds import Thresholds
 from rd_jax.run.scoring import Score, bound, score_images
@@ -126,10 +126,12 @@ def score_files(
         for result in score_files(predictor, sorted(Path("photos").glob("*.png"))):
             print(result.path, getattr(result, "score", "unreadable"))
     """
-    notes, num_images = Notes(), 0
+    remarks, num_images = dict[Path, int](), 0
 
     def read(path: Path) -> _Decoded:
-        with reading(path, notes) as image:
+        with reading(path) as image:
+            if remark := image.info.get("remark"):
+                remarks[path] = remark
             is_held = hold_images and 3 * image.width * image.height <= _MOST_HELD
             held = np.asarray(image.convert("RGB")) if is_held else None
             return _Decoded(path, *placed(image, predictor.size, predictor.resize), held)
@@ -142,7 +144,7 @@ def score_files(
         whole = [result for result in batch if isinstance(result, _Decoded)]
         scored = _predictions(predictor, whole, batch_size)
         yield from (next(scored) if isinstance(x, _Decoded) else x for x in batch)
-    warn_of(notes, num_images)
+    warn_of(remarks, num_images)
 
 
 class _Decoded(NamedTuple):

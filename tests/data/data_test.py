@@ -53,7 +53,7 @@ def test_every_mode_decodes_to_the_same_grey(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(grey.astype(np.uint16) * 257 if mode == "I;16" else grey)
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     (image if mode == "I;16" else image.convert(mode)).save(path)
-    pixels, sha256 = decode_image(path, SIZE)
+    pixels, sha256, _ = decode_image(path, SIZE)
     np.testing.assert_array_equal(pixels, np.repeat(grey[..., None], 3, 2))
     Image.fromarray(grey).convert("RGB").save(tmp_path / "rgb.png")
     assert sha256 == decode_image(tmp_path / "rgb.png", (8, 8))[1]

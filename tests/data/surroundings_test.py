@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from rd_jax.data.cache import load_images
-from rd_jax.data.decode import DAMAGED, Notes, read_image
+from rd_jax.data.decode import DAMAGED, read_image
 from rd_jax.data.folders import looks_like_image
 from tests.data.bad_images_test import NO_IMAGE, NO_WHITE, bytes_of, tiff
 from tests.data.refused import refused
@@ -166,11 +166,11 @@ KINDS: dict[str, dict[str, object]] = {
 
 
 def is_noted(tmp_path: Path, data: bytes) -> bool:
-    path, notes = tmp_path / "x.jpg", Notes()
+    path = tmp_path / "x.jpg"
     path.write_bytes(data)
-    image = read_image(path, notes)
+    image = read_image(path)
     assert image.size == Image.open(io.BytesIO(data)).size
-    return notes == {path: DAMAGED}
+    return image.info["remark"] == DAMAGED
 
 
 def cut(data: bytes) -> bytes:
