@@ -59,7 +59,8 @@ def _load(
     resize: str,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return what `decode` makes of one file of each sequence [N] in turn, and hashes."""
-    size, paths, row = pixels.shape[:2], files[0], row_dtype(pixels, ("remark", np.uint8))
+    size, paths = pixels.shape[:2], files[0]
+    row = np.dtype([("pixels", pixels), ("sha256", "U64"), ("remark", np.uint8)])
 
     def decoded(part: range) -> np.ndarray:
         chosen = [of[part.start : part.stop] for of in files]
@@ -71,11 +72,6 @@ def _load(
     remarks = zip(paths, rows["remark"].tolist(), strict=True)
     warn_of({path: remark for path, remark in remarks if path}, sum(map(bool, paths)))
     return rows["pixels"], tuple(rows["sha256"].tolist())
-
-
-def row_dtype(pixels: np.dtype, *others: tuple) -> np.dtype:
-    """Return what is kept of an image: pixels, hash, and others."""
-    return np.dtype([("pixels", pixels.base, pixels.shape), ("sha256", "U64"), *others])
 
 
 def each_file(read: Callable[..., T], paths: Sequence[Path | None], *others: Sequence) -> list[T]:

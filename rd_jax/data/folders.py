@@ -79,15 +79,13 @@ def images_by_folder(root: Path, expected: Sequence[str] = ()) -> dict[str, list
     there = listed(root, expected)
     for path in filter(looks_like_image, there.files):
         raise UserError(f"{path} lies beside the folders in {root}: move it into one, or elsewhere")
-    return {name: _images_in(folder) for name, folder in there.folders.items()}
-
-
-def _images_in(folder: Path) -> list[Path]:
-    there = listed(folder)
-    for inner in there.folders.values():
-        for path in images_below(inner, [folder]):
+    images = {}
+    for name, folder in there.folders.items():
+        inside = listed(folder)
+        for path in (p for inner in inside.folders.values() for p in images_below(inner, [folder])):
             raise UserError(f"{path} lies too deep: move it up into {folder}, or elsewhere")
-    return list(filter(looks_like_image, there.files))
+        images[name] = list(filter(looks_like_image, inside.files))
+    return images
 
 
 def images_below(folder: Path, skipped: Iterable[Path | str] = ()) -> Iterator[Path]:

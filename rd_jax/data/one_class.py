@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rd_jax.data import Category, Source, Split, chosen_names, sha256_of
-from rd_jax.data.cache import cached_rows, row_dtype
+from rd_jax.data.cache import cached_rows
 from rd_jax.data.decode import DECODER_VERSION, pixel_hash, resized
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import user_path
@@ -61,7 +61,8 @@ def _split(train: np.ndarray, test: np.ndarray, number: int) -> Split:
 
 
 def _row_dtype(source: Source) -> np.dtype:
-    return row_dtype(np.dtype((np.uint8, (*source.size, 3))), ("label", np.int64))
+    pixels = ("pixels", np.uint8, (*source.size, 3))
+    return np.dtype([pixels, ("sha256", "U64"), ("label", np.int64)])
 
 
 def _rows(examples: Iterable[tuple[np.ndarray, int]], source: Source) -> np.ndarray:
