@@ -1,4 +1,4 @@
-"""ROC curves over samples counted at the levels of their scores, and the figures read off them."""
+"""ROC curves of scored samples, and the figures read off them."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,9 @@ import numpy as np
 
 
 class Curve(NamedTuple):
-    """The samples of a test set, counted at K ascending levels; samples of one level tie."""
+    """The samples of a test set, counted at their K distinct scores; samples of one score tie."""
 
+    scores: np.ndarray  # [K] ascending
     normal: np.ndarray  # [K] number of normal samples
     anomalous: np.ndarray  # [K] number of anomalous samples
     weights: np.ndarray  # [K] how much these weigh in the true-positive rate, in any unit
@@ -17,34 +18,30 @@ class Curve(NamedTuple):
         """Return whether there are samples of both classes, which every figure needs."""
         return bool(self.normal.any() and self.anomalous.any())
 
+    def unweighted(self) -> "Curve":
+        """Return the curve in which every anomalous sample weighs the same."""
+        return self._replace(weights=self.anomalous)
 
-def counted_at(
-    levels: np.ndarray, labels: np.ndarray, num_levels: int, weights: np.ndarray | None = None
+
+def curve_of(
+    scores: np.ndarray, normal: np.ndarray, anomalous: np.ndarray, weights: np.ndarray
 ) -> Curve:
-    """Return the curve of samples at `levels`, integers from 0; true labels are anomalous.
-
-    `levels` and `labels` have any, but the same shape. `weights` are those of the anomalous
-    samples, in their order; without them all weigh the same.
-    """
-    normal, anomalous = levels[~labels], levels[labels]
-    return Curve(
-        np.bincount(normal, minlength=num_levels),
-        np.bincount(anomalous, minlength=num_levels),
-        np.bincount(anomalous, weights, num_levels).astype(np.float64),
-    )
+    """Return the curve of N samples, or of N scores with any number of samples."""
+    distinct, places = np.unique(scores, return_inverse=True)
+    return Curve(distinct, *(np.bincount(places, x) for x in (normal, anomalous, weights)))
 
 
-def image_curve(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Curve:
-    """Return the exact curve, whose levels are `np.unique(scores)`: see `counted_at`."""
-    distinct, levels = np.unique(scores, return_inverse=True)
-    return counted_at(levels.reshape(labels.shape), labels, distinct.size, weights)
+def image_curve(scores: np.ndarray, labels: np.ndarray) -> Curve:
+    """Return the curve of samples with bool labels, true: anomalous; all weigh the same."""
+    labels = labels.ravel()
+    return curve_of(scores.ravel(), ~labels, labels, labels)
 
 
-def curve_points(curve: Curve) -> np.ndarray:
-    """Return the vertices [K, 2] from (0, 0) to (1, 1): false- and true-positive rate.
+def curve_points(curve: Curve, max_x: float = 1.0) -> np.ndarray:
+    """Return the vertices [., 2] from (0, 0) to x = `max_x`: false- and true-positive rate.
 
-    The curve is aslant where normal and anomalous samples tie. There are no points if a class is
-    empty.
+    The curve is aslant where normal and anomalous samples tie, and interpolated at its end. There
+    are no points if a class is empty.
     """
     if not curve.is_defined:
         return np.empty((0, 2))
@@ -52,31 +49,21 @@ def curve_points(curve: Curve) -> np.ndarray:
     # Where only normal samples lie, the curve is flat: the end of each flat part will do.
     is_vertex = rises | np.append(rises[1:], True)
     counts = (np.cumsum(x[::-1]) for x in (curve.normal, curve.weights))
-    rates = [x[is_vertex] / x[-1] for x in counts]
-    return np.concatenate([[(0.0, 0.0)], np.stack(rates, 1)])
-
-
-def up_to(points: np.ndarray, max_x: float) -> np.ndarray:
-    """Return the part of a rising curve [K, 2] from x = 0 to `max_x`, interpolated there."""
-    if not len(points):
-        return points
-    x, y = points.T
-    inside = points[x <= max_x]
-    limit = max(inside[-1, 1], np.interp(max_x, x, y))
-    return np.concatenate([inside, [(max_x, limit)]])
+    x, y = (np.append(0, of_class[is_vertex] / of_class[-1]) for of_class in counts)
+    end = max(y[x <= max_x][-1], np.interp(max_x, x, y))
+    return np.stack([np.append(x[x <= max_x], max_x), np.append(y[x <= max_x], end)], 1)
 
 
 def area_under_roc(curve: Curve, max_fpr: float = 1.0) -> float:
     """Return the area up to the false-positive rate `max_fpr`, divided by `max_fpr`."""
-    x, y = up_to(curve_points(curve), max_fpr).T
+    x, y = curve_points(curve, max_fpr).T
     return float(np.trapezoid(y, x)) / max_fpr
 
 
 def average_precision(curve: Curve) -> float:
     """Return the mean over anomalous samples of the precision at their score."""
     hits, false_alarms = _num_at_least(curve)
-    precision = hits / np.maximum(hits + false_alarms, 1)
-    return float(np.average(precision, weights=curve.weights))
+    return float(np.average(hits / (hits + false_alarms), weights=curve.weights))
 
 
 def max_f1(curve: Curve) -> float:
@@ -86,6 +73,6 @@ def max_f1(curve: Curve) -> float:
 
 
 def _num_at_least(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many anomalous and normal samples [K] lie at each level or higher."""
+    """Return how many anomalous and normal samples [K] have each score or a higher one."""
     anomalous, normal = (np.cumsum(x[::-1])[::-1] for x in (curve.anomalous, curve.normal))
     return anomalous, normal

@@ -16,7 +16,7 @@ from rd_jax.method.curve import (
     Curve,
     area_under_roc,
     average_precision,
-    counted_at,
+    curve_of,
     image_curve,
     max_f1,
 )
@@ -24,9 +24,8 @@ from rd_jax.method.curve import (
 logger = logging.getLogger(__name__)
 
 MAX_FPR = 0.3  # up to which AUPRO integrates
-_DROPPED_BITS = 7  # of float32's 23 bits of mantissa
-_SMALLEST = int(np.float32(2.0**-40).view(np.int32))  # what is nearer to 0 counts as 0
-_LARGEST_ERROR = 1e-3  # of the pixel AUROC by ties at its levels; below, it is far smaller
+_LAST_BITS = 2**7 - 1  # of float32's 23 bits of mantissa
+_LARGEST_ERROR = 1e-3  # of the pixel AUROC by ties; below, it is far smaller
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -79,7 +78,7 @@ def aupro(maps: ArrayLike, masks: ArrayLike, max_fpr: float = MAX_FPR) -> float:
         raise ValueError(f"max_fpr={max_fpr}: must be above 0 and at most 1")
     maps, masks = np.asarray(maps), _as_bool(masks, "masks")
     _check_maps(maps, masks)
-    curve = image_curve(maps, masks, _shares_of_regions(masks))
+    curve = _counted_exactly(no_pixels(), maps, masks)
     return area_under_roc(curve, max_fpr) if curve.is_defined else math.nan
 
 
@@ -97,87 +96,48 @@ def _check_maps(maps: np.ndarray, masks: np.ndarray) -> None:
         raise ValueError("the anomaly maps hold values that are not finite")
 
 
-def _shares_of_regions(masks: np.ndarray) -> np.ndarray:
-    """Return what share of its 8-connected region each anomalous pixel is, in their order."""
-    shares = [np.empty(0)]
-    for mask in masks:
-        labels, _ = ndimage.label(mask, np.ones((3, 3)))
-        shares.append(1 / np.bincount(labels.ravel())[labels[mask]])
-    return np.concatenate(shares)
+def no_pixels() -> Curve:
+    """Return the pixels of no map at all: see `counted`."""
+    return Curve(*np.zeros((4, 0), bool))
 
 
-class PixelCounts(NamedTuple):
-    """Pixels of any number of maps, counted at K neighbouring levels of their values.
+def counted(pixels: Curve, maps: np.ndarray, masks: np.ndarray | None = None) -> Curve:
+    """Return the pixels with those of more maps [N, H, W] and their masks, bool [N, H, W].
 
-    Values of one level, which tie, differ by less than 1 part in 65536; those nearer to 0 than
-    2**-40 are level 0.
-    """
-
-    lowest: int  # the first of the K levels, ascending
-    normal: np.ndarray  # [K] number of normal pixels
-    anomalous: np.ndarray  # [K] number of anomalous pixels
-    regions: np.ndarray  # [K] sum over anomalous pixels of their share of their region
-
-
-def no_pixels() -> PixelCounts:
-    """Return the counts of no map at all."""
-    return PixelCounts(0, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-
-
-def counted(counts: PixelCounts, maps: np.ndarray, masks: np.ndarray | None) -> PixelCounts:
-    """Return the counts with those of more maps [N, H, W] and their masks, bool [N, H, W].
-
-    Without masks all pixels are normal; anomalous regions are 8-connected. Raises ValueError for
-    unequal shapes or values that are not finite.
+    Memory is bounded: values that differ by less than 1 part in 65536 tie, at the highest of them.
+    Anomalous pixels weigh their share of their 8-connected region. Without masks all pixels are
+    normal. Raises ValueError for unequal shapes or values that are not finite.
     """
     maps = np.asarray(maps, np.float32)
     masks = np.zeros(maps.shape, bool) if masks is None else masks
     _check_maps(maps, masks)
-    if not maps.size:
-        return counts
-    levels, num_before = _levels(maps), counts.normal.size
-    lowest, end = int(levels.min()), int(levels.max()) + 1
-    if num_before:
-        lowest, end = min(lowest, counts.lowest), max(end, counts.lowest + num_before)
-    added = counted_at(levels - lowest, masks, end - lowest, _shares_of_regions(masks))
-    start = counts.lowest - lowest
-    for total, before in zip(added, counts[1:], strict=True):
-        total[start : start + num_before] += before
-    return PixelCounts(lowest, *added)
+    return _counted_exactly(pixels, highest_alike(maps), masks)
 
 
-def _levels(values: np.ndarray) -> np.ndarray:
-    """Return the level of each float32 value, int32: 0 for 0, ascending with the values."""
-    bits = np.abs(values).view(np.int32) - _SMALLEST
-    from_zero = (np.maximum(bits, -1) >> _DROPPED_BITS) + 1
-    return np.where(values < 0, -from_zero, from_zero)
+def _counted_exactly(pixels: Curve, maps: np.ndarray, masks: np.ndarray) -> Curve:
+    """Return `counted`, but of values as they are."""
+    shares = [np.zeros(0)]  # of its region, for each anomalous pixel
+    for mask in masks:
+        labels, _ = ndimage.label(mask, np.ones((3, 3)))
+        shares.append(1 / np.bincount(labels.ravel())[labels[mask]])
+    weights = np.concatenate(shares)
+    # Most pixels are normal; to count them alone takes a fraction of the time.
+    distinct, counts = np.unique(maps[~masks], return_counts=True)
+    normal = distinct, counts, 0 * counts, 0 * counts
+    anomalous = maps[masks], 0 * weights, np.ones_like(weights), weights
+    return curve_of(*map(np.concatenate, zip(pixels, normal, anomalous, strict=True)))
 
 
-def highest_values(levels: np.ndarray) -> np.ndarray:
-    """Return the highest float32 of each level, int [K]: above it are the higher levels alone."""
-    levels = np.asarray(levels, np.int32)
-    from_zero = np.where(levels < 0, ~levels, levels)
-    bits = _SMALLEST + (from_zero << _DROPPED_BITS) - (levels >= 0)
-    return np.copysign(bits.astype(np.int32).view(np.float32), levels)
+def highest_alike(values: np.ndarray) -> np.ndarray:
+    """Return the highest float32 that agrees with each in all but the last bits of mantissa."""
+    bits = (values + 0).view(np.int32)  # -0 becomes 0
+    return np.where(bits < 0, bits & ~_LAST_BITS, bits | _LAST_BITS).view(np.float32)
 
 
-def median(counts: PixelCounts) -> float:
-    """Return the median of all pixels, to the width of a level; 0 if there are none."""
-    up_to_level = np.cumsum(counts.normal + counts.anomalous)
-    if not up_to_level.size:
-        return 0.0
-    place = np.searchsorted(up_to_level, up_to_level[-1] / 2)
-    return float(highest_values(counts.lowest + place))
-
-
-def pixel_curve(counts: PixelCounts) -> Curve:
-    """Return the curve in which every anomalous pixel weighs the same."""
-    return Curve(counts.normal, counts.anomalous, counts.anomalous)
-
-
-def region_curve(counts: PixelCounts) -> Curve:
-    """Return the curve in which every region weighs the same: of the per-region overlap."""
-    return Curve(counts.normal, counts.anomalous, counts.regions)
+def median(pixels: Curve) -> float:
+    """Return the median of all pixels, to 1 part in 65536; 0 if there are none."""
+    up_to = np.cumsum(pixels.normal + pixels.anomalous)
+    return float(pixels.scores[np.searchsorted(up_to, up_to[-1] / 2)]) if up_to.size else 0.0
 
 
 class Metric(NamedTuple):
@@ -202,17 +162,12 @@ METRICS = {
 
 
 class Scored(NamedTuple):
-    """Scores, map sums, map maxima and pixel counts of N test images: all that metrics need."""
+    """All that metrics need of N test images."""
 
     scores: np.ndarray  # [N] float32
     sums: np.ndarray  # [N] of each map
     maxima: np.ndarray  # [N] of each map
-    pixels: PixelCounts  # of all maps; without masks all are normal
-
-
-def sums_and_maxima(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both of each map: [N, H, W] -> [N], [N]."""
-    return maps.sum((1, 2)), maps.max((1, 2))
+    pixels: Curve  # of all maps, by `counted`; without masks all are normal
 
 
 def metrics_of(
@@ -223,18 +178,19 @@ def metrics_of(
     `maps` is float32 [N, H, W], `scores` float32 [N], `labels` bool [N] (true: anomalous),
     `masks` bool [N, H, W].
     """
-    pixels = no_pixels() if masks is None else counted(no_pixels(), maps, masks)
-    return metrics_of_scored(Scored(scores, *sums_and_maxima(maps), pixels), labels)
+    pixels = counted(no_pixels(), maps, masks)
+    return metrics_of_scored(Scored(scores, maps.sum((1, 2)), maps.max((1, 2)), pixels), labels)
 
 
 def metrics_of_scored(scored: Scored, labels: np.ndarray) -> dict[str, float | None]:
     """Return `metrics_of` N images with bool labels [N] from what was counted of their maps.
 
-    Logs a warning if so many normal and anomalous pixels share a level that it may show.
+    Logs a warning if so many normal and anomalous pixels tie that it may show.
     """
-    curves = {of: image_curve(getattr(scored, of), labels) for of in Scored._fields[:3]}
-    curves |= {"pixels": pixel_curve(scored.pixels), "regions": region_curve(scored.pixels)}
-    shares = (x / max(x.sum(), 1) for x in curves["pixels"][:2])
+    curves = {name: image_curve(getattr(scored, name), labels) for name in Scored._fields[:3]}
+    pixels = scored.pixels
+    curves |= {"pixels": pixels.unweighted(), "regions": pixels}
+    shares = (x / max(x.sum(), 1) for x in (pixels.normal, pixels.anomalous))
     if (error := math.prod(shares).sum() / 2) > _LARGEST_ERROR:
         logger.warning("pixel AUROC may be off by %.1g: many pixels are nearly equal", error)
     return {

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rd_jax.method.metrics import PixelCounts, highest_values
+from rd_jax.method.curve import Curve
 
 # A score differs in its last digits from one batch size or device to another. Thresholds lie higher
 # than the score that sets them by this share of it, so that its image is normal everywhere.
@@ -61,18 +61,18 @@ def _as_written(rate: float) -> Fraction:
     return Fraction(repr(float(rate)))
 
 
-def pixel_table(counts: PixelCounts) -> np.ndarray:
+def pixel_table(pixels: Curve) -> np.ndarray:
     """Return [Q, 2] the share of pixels above a value, descending, and the value.
 
-    For each rate of two significant digits from 1e-7 to 0.99, and for 0, it holds the lowest level
-    (see `PixelCounts`) that at most this share of the pixels exceeds.
+    For each rate of two significant digits from 1e-7 to 0.99, and for 0, it holds the lowest value
+    that at most this share of the pixels, as `counted`, exceeds.
     """
-    of_level = counts.normal + counts.anomalous
-    total = int(of_level.sum())
-    above = total - np.cumsum(of_level)
+    counts = pixels.normal + pixels.anomalous
+    total = int(counts.sum())
+    above = total - np.cumsum(counts)
     allowed = [0, *(digits * total // 10**e for e in range(2, 9) for digits in range(10, 100))]
     places = np.unique(np.searchsorted(-above, -np.array(allowed)))
-    return np.stack([above[places] / total, highest_values(counts.lowest + places)], 1)
+    return np.stack([above[places] / total, pixels.scores[places]], 1)
 
 
 def pooled(found: Sequence[NormalScores]) -> NormalScores:
@@ -96,7 +96,7 @@ def thresholds_of(
 
     Too few held-out images for the rate give the highest score as threshold, and a `kept_rate`
     above the one asked for. The thresholds of images lie above the score or maximum that sets them
-    by the relative `MARGIN`; a pixel threshold is exact or too high by less than a level.
+    by the relative `MARGIN`; a pixel threshold is exact or too high by less than 1 part in 65536.
     """
     count = len(normal.scores)
     middle, low = (_value_exceeded_by(normal.pixels, rate) for rate in (0.5, 0.01))

@@ -11,8 +11,8 @@ from PIL import Image
 
 from rd_jax.data import Split
 from rd_jax.data.decode import jpeg, png, resized
-from rd_jax.method.curve import curve_points, image_curve, up_to
-from rd_jax.method.metrics import MAX_FPR, Scored, median, pixel_curve, region_curve
+from rd_jax.method.curve import curve_points, image_curve
+from rd_jax.method.metrics import MAX_FPR, Scored, median
 from rd_jax.method.thresholds import Thresholds
 from rd_jax.report.heatmap import coloured, resized_map, strength
 from rd_jax.store.rows import read_arrays, write_arrays
@@ -78,8 +78,8 @@ def write_evaluation(
         labels=split.labels,
         scores=scored.scores,
         image_roc=thinned(curve_points(image_curve(scored.scores, split.labels))),
-        pixel_roc=thinned(curve_points(pixel_curve(scored.pixels))),
-        pro=thinned(up_to(curve_points(region_curve(scored.pixels)), MAX_FPR)),
+        pixel_roc=thinned(curve_points(scored.pixels.unweighted())),
+        pro=thinned(curve_points(scored.pixels, MAX_FPR)),
         map_range=np.array([low, high]),
         shown=shown,
         size=np.array(size),

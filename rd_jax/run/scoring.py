@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from rd_jax.data import Split
-from rd_jax.method.metrics import PixelCounts, Scored, counted, no_pixels, sums_and_maxima
+from rd_jax.method.curve import Curve
+from rd_jax.method.metrics import Scored, counted, no_pixels
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.run.loop import placement
 from rd_jax.system.errors import UserError
@@ -81,12 +82,12 @@ def score_images(
 
 def score_normal(
     score: Score, images: np.ndarray, batch_size: int, chosen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, PixelCounts]:
+) -> tuple[np.ndarray, np.ndarray, Curve]:
     """Return scores [N], maxima of maps [N] and the pixels of all maps of the chosen images."""
     scores, maxima, pixels = np.empty(len(chosen)), np.empty(len(chosen)), no_pixels()
     for batch in batches(score, images, batch_size, chosen):
         scores[batch.places], maxima[batch.places] = batch.scores, batch.maps.max((1, 2))
-        pixels = counted(pixels, batch.maps, np.zeros(batch.maps.shape, bool))
+        pixels = counted(pixels, batch.maps)
     return scores, maxima, pixels
 
 
@@ -106,9 +107,8 @@ def score_split(score: Score, split: Split, batch_size: int) -> tuple[Scored, Ma
     pixels = no_pixels()
     for places, maps, of_images in batches(score, split.test, batch_size):
         scores[places] = of_images
-        sums[places], maxima[places] = sums_and_maxima(maps)
-        masks = np.zeros(maps.shape, bool) if split.masks is None else split.masks[places]
-        pixels = counted(pixels, maps, masks)
+        sums[places], maxima[places] = maps.sum((1, 2)), maps.max((1, 2))
+        pixels = counted(pixels, maps, None if split.masks is None else split.masks[places])
         if is_held:
             held[places] = maps
 

@@ -14,7 +14,6 @@ from rd_jax.method.curve import (
     curve_points,
     image_curve,
     max_f1,
-    up_to,
 )
 
 SCORES = {
@@ -61,10 +60,12 @@ def test_the_points_rise_as_those_of_scikit_learn(scores_of) -> None:
 
 
 def test_a_curve_ends_where_it_is_cut_also_on_a_jump_and_on_a_slope() -> None:
-    points = np.array([[0, 0], [0.2, 0], [0.2, 0.5], [0.4, 1], [1, 1]])
-    np.testing.assert_allclose(up_to(points, 0.2)[-2:], [[0.2, 0.5], [0.2, 0.5]])
-    np.testing.assert_allclose(up_to(points, 0.3)[-2:], [[0.2, 0.5], [0.3, 0.75]])
-    assert up_to(points, 0.1).tolist() == [[0, 0], [0.1, 0]]
+    curve = Curve(np.arange(4), *np.array([[6, 2, 0, 2], [0, 1, 1, 0], [0, 1, 1, 0]]))
+    points = [[0, 0], [0.2, 0], [0.2, 0.5], [0.4, 1], [1, 1], [1, 1]]
+    np.testing.assert_allclose(curve_points(curve), points)
+    np.testing.assert_allclose(curve_points(curve, 0.2)[-2:], [[0.2, 0.5], [0.2, 0.5]])
+    np.testing.assert_allclose(curve_points(curve, 0.3)[-2:], [[0.2, 0.5], [0.3, 0.75]])
+    assert curve_points(curve, 0.1).tolist() == [[0, 0], [0.1, 0]]
 
 
 @pytest.mark.parametrize("label", [False, True])
@@ -72,12 +73,12 @@ def test_a_single_class_has_no_curve(label: bool) -> None:
     curve = image_curve(np.arange(3.0), np.full(3, label))
     assert not curve.is_defined
     assert curve_points(curve).shape == (0, 2)
-    assert up_to(curve_points(curve), 0.3).shape == (0, 2)
+    assert curve_points(curve, 0.3).shape == (0, 2)
 
 
 def test_more_samples_than_31_bits_count() -> None:
     normal, anomalous = np.array([2**33, 2**32, 0]), np.array([0, 2**31, 2**32])
-    curve = Curve(normal, anomalous, anomalous)
+    curve = Curve(np.arange(3), normal, anomalous, anomalous)
     total = 2**33 + 2**32
     expected = (2 / 3) * 1 + (1 / 3) * (1 - 2**32 / total / 2)
     assert area_under_roc(curve) == pytest.approx(expected, abs=1e-12)

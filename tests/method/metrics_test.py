@@ -10,15 +10,13 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rd_jax import aupro, auroc
-from rd_jax.method.curve import area_under_roc, curve_points, up_to
+from rd_jax.method.curve import area_under_roc, curve_points
 from rd_jax.method.metrics import (
     METRICS,
     counted,
     median,
     metrics_of,
     no_pixels,
-    pixel_curve,
-    region_curve,
 )
 from tests.method.curve_test import SCORES, literal_f1_max
 
@@ -126,7 +124,7 @@ def test_aupro_equals_its_definition_and_the_area_under_its_curve(
     maps, masks = draw_maps(levels)
     expected = literal_aupro(maps, masks, max_fpr)
     assert float(aupro(maps, masks, max_fpr)) == pytest.approx(expected, abs=1e-12)
-    points = up_to(curve_points(region_curve(counted(no_pixels(), maps, masks))), max_fpr)
+    points = curve_points(counted(no_pixels(), maps, masks), max_fpr)
     assert points[-1, 0] == max_fpr
     assert np.trapezoid(points[:, 1], points[:, 0]) / max_fpr == pytest.approx(expected, abs=1e-5)
 
@@ -192,13 +190,13 @@ def test_counted_pixels_give_the_exact_figures_of_smooth_maps(
     assert median(no_pixels()) == 0
 
 
-@pytest.mark.parametrize("of", [lambda x: 1 + 2.0**-23 * x, lambda x: 2.0**-50 * (x + 1)])
 def test_maps_too_much_alike_to_be_counted_apart_give_a_warning(
-    of: Callable, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    maps, masks = of(np.arange(64))[None, None].astype(np.float32), np.arange(64) >= 32
+    maps = (1 + 2.0**-23 * np.arange(64))[None, None].astype(np.float32)
+    masks = np.arange(64) >= 32
     values = metrics_of(maps, maps.max((1, 2)), np.array([True]), masks[None, None])
-    assert values["pixel_auroc"] == 0.5  # all pixels are one level
+    assert values["pixel_auroc"] == 0.5  # all pixels tie
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == "pixel AUROC may be off by 0.5: many pixels are nearly equal"
@@ -223,14 +221,14 @@ def test_signs_zeros_and_values_near_zero_are_in_order() -> None:
     values = np.float32([-2, -1e-3, -1e-30, -0.0, 0.0, 1e-30, 1e-3, 2])
     for i, threshold in enumerate(np.unique(np.where(np.abs(values) < 1e-20, 0, values))):
         masks = (values >= threshold) if abs(threshold) > 0 else values >= -1e-20
-        curve = pixel_curve(counted(no_pixels(), values[None, None], masks[None, None]))
+        curve = counted(no_pixels(), values[None, None], masks[None, None]).unweighted()
         assert curve.is_defined == (i > 0)
         assert i == 0 or area_under_roc(curve) == 1
 
 
 def test_without_masks_all_pixels_are_normal() -> None:
     maps, _ = draw_smooth_maps(2)
-    counts = counted(no_pixels(), maps, None)
+    counts = counted(no_pixels(), maps)
     assert (counts.normal.sum(), counts.anomalous.sum()) == (maps.size, 0)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from rd_jax.data import Split
 from rd_jax.data.synthetic import DEFECTS, weave
-from rd_jax.method.metrics import METRICS, Scored, counted, no_pixels, sums_and_maxima
+from rd_jax.method.metrics import METRICS, Scored, counted, no_pixels
 from rd_jax.method.thresholds import NormalScores, Thresholds
 from rd_jax.report.gallery import Evaluated, chosen, read_evaluation, small_map, write_evaluation
 from rd_jax.store.rows import append_row, write_json
@@ -36,7 +36,8 @@ def write(
     path: Path, split: Split, maps: np.ndarray, scores: np.ndarray, thresholds: Thresholds | None
 ) -> Evaluated:
     """`write_evaluation` of maps and scores of all test images, and what is read of it."""
-    scored = Scored(scores, *sums_and_maxima(maps), counted(no_pixels(), maps, split.masks))
+    pixels = counted(no_pixels(), maps, split.masks)
+    scored = Scored(scores, maps.sum((1, 2)), maps.max((1, 2)), pixels)
     shown = chosen(split, scores, thresholds)
     small = [*map(small_map, maps[shown])]
     write_evaluation(path, split, scored, shown, small, thresholds)
