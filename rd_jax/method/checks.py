@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
 
 
@@ -27,14 +26,4 @@ def check_images(images: Any) -> None:
         raise ValueError(
             f"images are {dtype} {list(shape)}: must be uint8 [B, H, W, 3] with at least one "
             "image, and H and W multiples of 32"
-        )
-
-
-def check_features(teacher: tuple[jax.Array, ...], student: tuple[jax.Array, ...]) -> None:
-    """Raise ValueError unless both have the same scales, at least one, of the same shapes."""
-    shapes = [[x.shape for x in features] for features in (teacher, student)]
-    if shapes[0] != shapes[1] or not shapes[0]:
-        raise ValueError(
-            f"the features of the teacher are {shapes[0]} and of the student {shapes[1]}: there "
-            "must be as many of the same shapes, and at least one"
         )

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rd_jax.method.checks import check_features
 from rd_jax.method.models import Features
 from rd_jax.method.models.batch_norm import widened
 
@@ -29,7 +28,12 @@ def cosine_distances(
 
     Raises ValueError for features of unequal shapes, or none.
     """
-    check_features(teacher_features, student_features)
+    teacher, student = ([x.shape for x in f] for f in (teacher_features, student_features))
+    if teacher != student or not teacher:
+        raise ValueError(
+            f"the features of the teacher are {teacher} and of the student {student}: there must "
+            "be as many of the same shapes, and at least one"
+        )
     return tuple(map(cosine_distance, teacher_features, student_features))
 
 
