@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from rd_jax.method.models.blocks import convolve_transposed
+from rd_jax.method.models.blocks import TransposedConv2x2
 from rd_jax.method.models.cpu import convolve
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -105,9 +105,12 @@ def test_transposed_convolution_equals_xla() -> None:
         of_outputs = kernel.transpose(1, 2, 3, 0)
         return lax.conv_transpose(x, of_outputs, (2, 2), "VALID", transpose_kernel=True)
 
+    def own(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return TransposedConv2x2(7).apply({"params": {"kernel": kernel}}, x)
+
     expected, pull_back = jax.vjp(reference, x, kernel)
-    actual, own_pull_back = jax.vjp(convolve_transposed, x, kernel)
+    actual, own_pull_back = jax.vjp(own, x, kernel)
     np.testing.assert_allclose(actual, expected, atol=2e-5)
     cotangent = rng.standard_normal(expected.shape, np.float32)
-    for own, gradient in zip(own_pull_back(cotangent), pull_back(cotangent), strict=True):
-        np.testing.assert_allclose(own, gradient, atol=1e-4)
+    for of_own, gradient in zip(own_pull_back(cotangent), pull_back(cotangent), strict=True):
+        np.testing.assert_allclose(of_own, gradient, atol=1e-4)

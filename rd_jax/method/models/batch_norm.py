@@ -32,30 +32,23 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1],)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        if (
-            not self.train
-            and not self.is_initializing()
-            and not self.has_variable("params", "scale")
-        ):
+        is_new = self.is_initializing()
+        if not (self.train or is_new or self.has_variable("params", "scale")):
             # In the dtype of the convolution, so that cuDNN adds it there, with ReLU and shortcut.
             return x + bias.astype(x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        if not self.train:
-            return _affine(
-                x, running_mean.value, running_var.value, scale, bias, self.epsilon
-            ).astype(self.dtype)
-        axis_name = None if self.is_initializing() else self.axis_name
-        y, mean, var = _batch_normalized(
-            x, scale, bias, running_mean.value, self.epsilon, axis_name
-        )
-        if not self.is_initializing():
-            count = _num_positions(x, axis_name)
-            unbiased_var = var * (count / max(count - 1, 1))
-            keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * mean
-            running_var.value = keep * running_var.value + (1 - keep) * unbiased_var
+        shift, epsilon, axis_name = running_mean.value, self.epsilon, self.axis_name
+        if is_new or not self.train:
+            y = _affine(x, shift, running_var.value, scale, bias, epsilon)
+            return y.astype(self.dtype)
+        y, mean, var = _batch_normalized(x, scale, bias, shift, epsilon, axis_name)
+        count = x.size // x.shape[-1] * (lax.axis_size(axis_name) if axis_name else 1)
+        unbiased_var = var * (count / max(count - 1, 1))
+        keep = self.momentum
+        running_mean.value = keep * running_mean.value + (1 - keep) * mean
+        running_var.value = keep * running_var.value + (1 - keep) * unbiased_var
         return y.astype(self.dtype)
 
 
@@ -116,11 +109,6 @@ def _averages(values: Any, axis_name: str | None) -> Any:
     return means if axis_name is None else lax.pmean(means, axis_name)
 
 
-def _num_positions(x: Array, axis_name: str | None) -> int:
-    own = x.size // x.shape[-1]
-    return own if axis_name is None else own * lax.axis_size(axis_name)
-
-
 def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Fold {'params', 'batch_stats'} into {'params'} for the same module with train=False.
 
@@ -134,11 +122,7 @@ def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
         mean, var = (statistics[*module, norm, name] for name in ("mean", "var"))
         factor = params.pop((*module, norm, "scale")) / (var + BatchNorm.epsilon) ** 0.5
         params[*module, norm, "bias"] = params[*module, norm, "bias"] - mean * factor
-        kernel_path = (*module, _convolution_before(norm), "kernel")
-        params[kernel_path] = params[kernel_path] * factor
+        # The convolution before bn1 is conv1, before downsample_1 and upsample_1 those with _0.
+        kernel = (*module, norm.replace("bn", "conv").replace("_1", "_0"), "kernel")
+        params[kernel] = params[kernel] * factor
     return {"params": unflatten_dict(params)}
-
-
-def _convolution_before(norm: str) -> str:
-    """Map bn1 to conv1, downsample_1 to downsample_0, upsample_1 to upsample_0."""
-    return norm.replace("bn", "conv") if norm.startswith("bn") else norm.replace("_1", "_0")

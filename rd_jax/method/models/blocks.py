@@ -24,24 +24,12 @@ Conv1x1 = partial(Conv, kernel_size=(1, 1), padding=0, conv_general_dilated=conv
 Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=convolve)
 
 
-def convolve_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve transposed, stride h, w: [B, H, W, I] with [I, h, w, O] -> [B, h*H, w*W, O].
-
-    The patches that it writes do not overlap, so it is a matrix product followed by
-    depth-to-space; the order of the kernel's axes saves a copy of it.
-    """
-    batch, height, width, channels = x.shape
-    _, kernel_height, kernel_width, features = kernel.shape
-    y = x @ kernel.reshape(channels, -1)
-    y = y.reshape(batch, height, width, kernel_height, kernel_width, features)
-    y = y.transpose(0, 1, 3, 2, 4, 5)
-    return y.reshape(batch, kernel_height * height, kernel_width * width, features)
-
-
 class TransposedConv2x2(nn.Module):
     """Transposed convolution, kernel 2, stride 2: [B, H, W, I] -> [B, 2H, 2W, O].
 
-    The kernel is [I, 2, 2, O] and starts as in PyTorch, whose fan-out is here 4 times I.
+    The patches that it writes do not overlap, so it is a matrix product followed by
+    depth-to-space. The kernel is [I, 2, 2, O], which saves a copy of it, and starts as in PyTorch,
+    whose fan-out is here 4 times I.
     """
 
     features: int
@@ -49,66 +37,66 @@ class TransposedConv2x2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1], 2, 2, self.features)
+        batch, height, width, channels = x.shape
+        shape = (channels, 2, 2, self.features)
         kernel = self.param("kernel", transposed_kaiming_normal, shape, jnp.float32)
-        return convolve_transposed(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype).reshape(channels, -1)
+        y = y.reshape(batch, height, width, *shape[1:]).transpose(0, 1, 3, 2, 4, 5)
+        return y.reshape(batch, 2 * height, 2 * width, self.features)
 
 
-def _resizing_conv(
-    features: int, kernel: Literal[1, 3], resize: Resize, dtype: Dtype, name: str
-) -> nn.Module:
-    """Return a convolution that keeps, halves or doubles height and width."""
-    if resize == "up":
-        return TransposedConv2x2(features, dtype=dtype, name=name)
-    conv = Conv3x3 if kernel == 3 else Conv1x1
-    return conv(features, strides=2 if resize == "down" else 1, dtype=dtype, name=name)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (ResNet-10 to -34); "up" turns the first around."""
+class Block(nn.Module):
+    """The fields of both kinds of residual blocks, and the layers that change height and width."""
 
     planes: int
     norm: partial[BatchNorm]
     resize: Resize = "same"
     base_width: int = 64
     dtype: Dtype = jnp.float32
-    expansion: ClassVar[int] = 1
+    expansion: ClassVar[int]
+
+    def resized(self, x: jax.Array, conv: partial[nn.Conv], features: int, name: str) -> jax.Array:
+        """Return a convolution of `x` that keeps, halves or doubles height and width."""
+        if self.resize == "up":
+            return TransposedConv2x2(features, dtype=self.dtype, name=name)(x)
+        strides = 2 if self.resize == "down" else 1
+        return conv(features, strides=strides, dtype=self.dtype, name=name)(x)
+
+    def shortcut(self, x: jax.Array) -> jax.Array:
+        """Return the block's input, projected where its shape is not that of the output."""
+        features = self.planes * self.expansion
+        if self.resize == "same" and x.shape[-1] == features:
+            return x
+        name = "upsample" if self.resize == "up" else "downsample"
+        return self.norm(name=f"{name}_1")(self.resized(x, Conv1x1, features, f"{name}_0"))
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions and a shortcut (ResNet-10 to -34); "up" turns the first around."""
+
+    expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = _resizing_conv(self.planes, 3, self.resize, self.dtype, "conv1")(x)
+        y = self.resized(x, Conv3x3, self.planes, "conv1")
         y = nn.relu(self.norm(name="bn1")(y))
         y = Conv3x3(self.planes, dtype=self.dtype, name="conv2")(y)
         y = self.norm(name="bn2")(y)
-        return nn.relu(y + _shortcut(self, x, self.planes))
+        return nn.relu(y + self.shortcut(x))
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(Block):
     """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50); "up" turns the 3x3 around."""
 
-    planes: int
-    norm: partial[BatchNorm]
-    resize: Resize = "same"
-    base_width: int = 64
-    dtype: Dtype = jnp.float32
-    expansion: ClassVar[int] = 4
+    expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = self.planes * self.base_width // 64
         y = Conv1x1(width, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
-        y = _resizing_conv(width, 3, self.resize, self.dtype, "conv2")(y)
+        y = self.resized(y, Conv3x3, width, "conv2")
         y = nn.relu(self.norm(name="bn2")(y))
         y = Conv1x1(self.planes * self.expansion, dtype=self.dtype, name="conv3")(y)
         y = self.norm(name="bn3")(y)
-        return nn.relu(y + _shortcut(self, x, self.planes * self.expansion))
-
-
-def _shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, features: int) -> jax.Array:
-    """Return the block's input, projected where its shape is not that of the output."""
-    if block.resize == "same" and x.shape[-1] == features:
-        return x
-    name = "upsample" if block.resize == "up" else "downsample"
-    y = _resizing_conv(features, 1, block.resize, block.dtype, f"{name}_0")(x)
-    return block.norm(name=f"{name}_1")(y)
+        return nn.relu(y + self.shortcut(x))

@@ -14,18 +14,15 @@ from rd_jax.method.models.teacher import Teacher
 
 def variable_shapes(module: nn.Module, *inputs: Any) -> Any:
     """Return the variables of `module` as ShapeDtypeStructs."""
-    return jax.eval_shape(module.init, _key_shape(), *inputs)
-
-
-def _key_shape() -> Any:
-    """Return the shape of a key without making one, which would compile."""
-    return jax.eval_shape(lambda: jax.random.key(0))
+    # The key is made inside, since making one outside would compile.
+    return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)
 
 
 def example_shapes(backbone: str) -> tuple[Any, Any]:
     """Return one 32x32 image and its features as ShapeDtypeStructs."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    features, _ = jax.eval_shape(Teacher(backbone).init_with_output, _key_shape(), image)
+    teacher = Teacher(backbone)
+    features = jax.eval_shape(teacher.apply, variable_shapes(teacher, image), image)
     return image, features
 
 

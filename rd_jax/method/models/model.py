@@ -63,9 +63,8 @@ class Model:
         teacher_features: Features,
     ) -> Features:
         """Return the student's features of all scales; BatchNorm uses the stored statistics."""
-        seen = self._seen_by_student(images, teacher_features)
-        variables = self.joined(teacher_variables, student_variables)
-        return self._learner().apply(variables, seen)
+        variables = join_variables(self.bottleneck, teacher_variables, student_variables)
+        return self._learner().apply(variables, self._seen_by_student(images, teacher_features))
 
     def train_features(
         self,
@@ -77,7 +76,7 @@ class Model:
     ) -> tuple[Features, Mapping[str, Any]]:
         """Return features with the batch's statistics in BatchNorm, and the updated batch_stats."""
         seen = self._seen_by_student(images, teacher_features)
-        variables = self.joined(teacher_variables, student_variables)
+        variables = join_variables(self.bottleneck, teacher_variables, student_variables)
         features, updated = self._learner(axis_name).apply(
             variables, seen, train=True, mutable=["batch_stats"]
         )
@@ -87,29 +86,20 @@ class Model:
     def learnt_shapes(self) -> Any:
         """Return the variables of all that can learn as ShapeDtypeStructs."""
         images, features = example_shapes(self.backbone)
-        return variable_shapes(self._learner(), images if self._is_forward else features)
+        seen = images if self.direction == "forward" else features
+        return variable_shapes(self._learner(), seen)
 
     def select(self, features: Features) -> Features:
         """Return the features of the chosen scales, shallow to deep."""
         return tuple(features[scale - 1] for scale in self.scales)
 
-    @property
-    def _is_forward(self) -> bool:
-        return self.direction == "forward"
-
     def _scaled(self, images: jax.Array) -> jax.Array:
         return normalize(images) if self.normalize else rescale(images)
 
     def _seen_by_student(self, images: jax.Array, teacher_features: Features) -> Any:
-        return self._scaled(images) if self._is_forward else teacher_features
-
-    def joined(self, teacher_variables: Any, student_variables: Any) -> Any:
-        """Return the student's variables with what it takes of the teacher's."""
-        if self._is_forward:
-            return student_variables
-        return join_variables(self.bottleneck, teacher_variables, student_variables)
+        return self._scaled(images) if self.direction == "forward" else teacher_features
 
     def _learner(self, axis_name: str | None = None) -> Any:
-        if self._is_forward:
+        if self.direction == "forward":
             return Imitation(self.backbone, self.dtype, axis_name)
         return Reconstruction(self.backbone, self.bottleneck, self.dtype, axis_name)

@@ -1,7 +1,6 @@
 """The teacher: a ResNet whose first three stages give the features (paper, figure 3)."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -33,22 +32,14 @@ class Backbone:
 
     def stage(
         self, name: str, width: int, num_blocks: int, resize: Resize, norm: partial, dtype: Dtype
-    ) -> Callable[[jax.Array], jax.Array]:
+    ) -> nn.Sequential:
         """Return blocks in a row, the first of which resizes; `width` is in units of `planes`."""
-
-        def apply(x: jax.Array) -> jax.Array:
-            for i in range(num_blocks):
-                x = self.block(
-                    width * self.planes,
-                    norm,
-                    resize if i == 0 else "same",
-                    self.base_width,
-                    dtype,
-                    name=f"{name}_{i}",
-                )(x)
-            return x
-
-        return apply
+        block = partial(self.block, width * self.planes, norm, base_width=self.base_width)
+        blocks = [
+            block(resize if i == 0 else "same", dtype=dtype, name=f"{name}_{i}")
+            for i in range(num_blocks)
+        ]
+        return nn.Sequential(blocks)
 
 
 BACKBONES = {
