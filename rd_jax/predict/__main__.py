@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rd_jax.config import FIELDS, RATES
 from rd_jax.method.thresholds import with_threshold
 from rd_jax.predict.inputs import find_inputs
 from rd_jax.predict.outputs import Outputs, check_output, tables, write_images
@@ -38,10 +39,6 @@ from rd_jax.system.files import user_path
 logger = logging.getLogger("rd_jax.predict")  # with python -m, __name__ is no part of the package
 
 _LOG_EVERY = 100  # images, where there is no terminal
-_RATES = {
-    "false_positive_rate": "of new normal images above the threshold",
-    "pixel_false_positive_rate": "of held-out images' pixels above the threshold of masks",
-}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,8 +51,12 @@ def main(argv: Sequence[str]) -> int:
         inputs = find_inputs(flags.images, flags.output)
         counts["images"] = len(inputs)
         require_devices()
-        rates = {name: x for name in _RATES if (x := getattr(flags, name)) is not None}
+        rates = {name: x for name in RATES if (x := getattr(flags, name)) is not None}
         predictor = load_predictor(flags.workdir, flags.teacher_weights, **rates)
+        if flags.threshold is not None:
+            is_maximum = predictor.scoring.reduction == "max"
+            thresholds = with_threshold(predictor.thresholds, flags.threshold, is_maximum)
+            predictor = predictor._replace(thresholds=thresholds)
         _follow(predict(predictor, inputs, _outputs(flags, predictor), flags.batch_size), counts)
         folder = printable(str(flags.output))
         print(f"{_summary(counts)}. Results are in {folder}: predictions.csv, predictions.jsonl")
@@ -117,8 +118,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--batch_size", type=int, default=16, help="images scored at a time (default: 16)")
     add("--threshold", type=float, help="of the image score (default: the checkpoint's)")
     add("--teacher_weights", help="where they are, if not where they were in training")
-    for name, what in _RATES.items():
-        add(f"--{name}", type=float, help=f"{what} (default: as in training)")
+    for name in RATES:
+        add(f"--{name}", type=float, help=f"{FIELDS[name].help} (default: as in training)")
     flags = parser.parse_intermixed_args(argv)
     for name, is_wrong, must in (
         ("batch_size", flags.batch_size < 1, "at least 1"),
@@ -132,17 +133,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
     """Return what the flags ask for. Raise UserError for masks without a threshold."""
-    thresholds, scoring = predictor.thresholds, predictor.scoring
-    if flags.threshold is not None:
-        thresholds = with_threshold(thresholds, flags.threshold, scoring.reduction == "max")
+    thresholds = predictor.thresholds
     if flags.masks and thresholds.pixel_threshold is None:
         raise UserError(
             "--masks needs a threshold for pixels, and the training held no images out to set one "
             "with: train with --config.holdout=0.1"
         )
     logger.info("%s", rate_in_words(thresholds, predictor.categories))
-    shown = flags.heatmaps, flags.heatmap_format
-    return Outputs(flags.output, thresholds, *shown, flags.maps, scoring.fusion, flags.masks)
+    shown, fusion = (flags.heatmaps, flags.heatmap_format), predictor.scoring.fusion
+    return Outputs(flags.output, thresholds, *shown, flags.maps, fusion, flags.masks)
 
 
 if __name__ == "__main__":

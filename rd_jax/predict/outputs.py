@@ -6,8 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from io import FileIO
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,23 +84,22 @@ def tables(outputs: Outputs, names: Iterable[str]) -> Iterator[Callable[[Row], N
     process writes to the folder, or if the disk is full, which leaves whole rows.
     """
     folder = outputs.folder
-    with ExitStack() as opened:
-        if not opened.enter_context(held(folder / ".predictions.lock")):
+    csv_path, jsonl_path = (folder / table for table in TABLES)
+
+    def append(row: Row) -> None:
+        _append(csv_path, _csv_line(row[name] for name in COLUMNS))
+        _append(jsonl_path, json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    with held(folder / ".predictions.lock") as is_free:
+        if not is_free:
             raise UserError(
                 f"--output {folder}: another process writes predictions there; wait for it to end, "
                 "or choose another folder"
             )
         _remove_earlier(outputs, names)
-        with writing(folder):
-            csv_file, jsonl_file = (
-                opened.enter_context(open(folder / table, "wb", buffering=0)) for table in TABLES
-            )
-
-        def append(row: Row) -> None:
-            _append(csv_file, _csv_line(row[name] for name in COLUMNS))
-            _append(jsonl_file, json.dumps(row, allow_nan=False).encode() + b"\n")
-
-        _append(csv_file, _csv_line(COLUMNS))
+        # Where a table is a link, that is replaced: what it leads to is not of this folder.
+        write_whole(csv_path, _csv_line(COLUMNS))
+        write_whole(jsonl_path, b"")
         if outputs.maps == "png16":  # how to get their values back
             scale = {"value": "pixel * scale", "scale": _LIMITS[outputs.fusion] / 65535}
             write_json(folder / "maps" / "scale.json", scale)
@@ -111,20 +109,16 @@ def tables(outputs: Outputs, names: Iterable[str]) -> Iterator[Callable[[Row], N
 def _remove_earlier(outputs: Outputs, names: Iterable[str]) -> None:
     """Remove what the rows of an earlier run name, and what has the names that are written now.
 
-    Nothing but files in FOLDERS and the tables is removed, whatever the rows say. A table goes, so
-    that it is written anew where it is a link: what that leads to is not of this folder.
+    Nothing but files in FOLDERS is removed, whatever the rows say.
     """
     found = [outputs.path(kind, name) for name in names for kind in KINDS] + ["maps/scale.json"]
     with suppress(OSError, ValueError, AttributeError):  # there are no rows, or half a one
         for line in (outputs.folder / "predictions.jsonl").read_text("utf-8").splitlines():
             found += map(str, filter(None, map(json.loads(line).get, KINDS)))
     for path in map(Path, found):
-        if str(path).split("/")[0] in FOLDERS and ".." not in path.parts:
+        if path.parts and path.parts[0] in FOLDERS and ".." not in path.parts:
             with suppress(OSError, ValueError):  # it is not there, a folder, or no name at all
                 (outputs.folder / path).unlink()
-    for table in TABLES:
-        with writing(outputs.folder / table), suppress(IsADirectoryError):
-            (outputs.folder / table).unlink(missing_ok=True)
 
 
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:
@@ -136,20 +130,15 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     Raise UserError for other reasons, such as a full disk.
     """
     row = dict.fromkeys(COLUMNS) | {"file": _as_text(result.path)}
+    if isinstance(result, Prediction) and result.image is None and outputs.take_images:
+        read = attempt(lambda path: np.asarray(read_image(path)), result.path)
+        result = read if isinstance(read, Unreadable) else result._replace(image=read)
     if isinstance(result, Unreadable):
         return row | {"error": result.reason}
-    threshold = outputs.thresholds.image_threshold
-    is_anomalous = threshold is not None and result.score > threshold
-    row |= {"score": result.score, "threshold": threshold}
-    if threshold is not None:
-        row["verdict"] = "anomalous" if is_anomalous else "normal"
-    image = result.image
-    if image is None and outputs.take_images:
-        read = attempt(lambda path: np.asarray(read_image(path)), result.path)
-        if isinstance(read, Unreadable):
-            return row | {"error": read.reason}
-        image = read
-    for kind, content in _contents(outputs, result.anomaly_map, image, is_anomalous):
+    row |= {"score": result.score, "threshold": outputs.thresholds.image_threshold}
+    if result.is_anomalous is not None:
+        row["verdict"] = "anomalous" if result.is_anomalous else "normal"
+    for kind, content in _contents(outputs, result):
         path = outputs.path(kind, name)
         try:
             if os.path.lexists(outputs.folder / path):
@@ -170,16 +159,15 @@ def _as_text(path: Path) -> str:
     return f"./{path}" if str(path).startswith(tuple("=+-@\t\r")) else str(path)
 
 
-def _contents(
-    outputs: Outputs, anomaly_map: np.ndarray, image: np.ndarray | None, is_anomalous: bool
-) -> Iterator[tuple[str, bytes]]:
+def _contents(outputs: Outputs, result: Prediction) -> Iterator[tuple[str, bytes]]:
     """Yield which kind of output each file is, and what is in it."""
-    thresholds = outputs.thresholds
+    thresholds, image, anomaly_map = outputs.thresholds, result.image, result.anomaly_map
     if image is not None and outputs.heatmaps:
-        shown = _at_most(image, outputs.heatmaps)
-        heatmap = overlay(shown, anomaly_map, thresholds.map_low, thresholds.map_high)
+        shown = Image.fromarray(image)
+        shown.thumbnail((outputs.heatmaps, outputs.heatmaps), Image.Resampling.BILINEAR)
+        scale = thresholds.map_low, thresholds.map_high
         encode = png if outputs.heatmap_format == "png" else jpeg
-        yield "heatmap", encode(heatmap)
+        yield "heatmap", encode(overlay(np.asarray(shown), anomaly_map, *scale))
     if outputs.maps == "npy":
         file = io.BytesIO()
         np.save(file, anomaly_map)
@@ -189,31 +177,23 @@ def _contents(
         yield "map", png(np.round(pixels).astype(np.uint16))
     if image is not None and outputs.masks:
         mask = resized_map(anomaly_map, image.shape[:2]) > thresholds.pixel_threshold
-        mask &= is_anomalous  # what is normal has no anomalous pixel
+        mask &= bool(result.is_anomalous)  # what is normal has no anomalous pixel
         yield "mask", png(np.uint8(255) * mask)
 
 
-def _at_most(image: np.ndarray, longer_side: int) -> np.ndarray:
-    """Return the image [h, w, 3], smaller if it is larger than that."""
-    small = Image.fromarray(image)
-    small.thumbnail((longer_side, longer_side), Image.Resampling.BILINEAR)
-    return np.asarray(small)
-
-
-def _csv_line(values: Any) -> bytes:
+def _csv_line(values: Iterable[Any]) -> bytes:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue().encode("utf-8", "surrogateescape")  # file names may be any bytes
 
 
-def _append(file: FileIO, content: bytes) -> None:
+def _append(path: Path, line: bytes) -> None:
     """Append all of it, or nothing."""
-    start = file.tell()
-    with writing(Path(str(file.name))):
+    with writing(path), path.open("ab", buffering=0) as file:
+        start = file.tell()
         try:
-            while content:
-                content = content[file.write(content) :]
+            while line:
+                line = line[file.write(line) :]
         except BaseException:
-            file.seek(start)
-            file.truncate()
+            file.truncate(start)
             raise

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -93,7 +93,9 @@ def score_arrays(
             f"images are {images.dtype} [{shape}]: must be uint8 RGB [N, {sides}]; score_files "
             "takes image files of any size"
         )
-    return _score(predictor, images, _enough(len(images), batch_size))
+    maps, scores = score_images(predictor.score, images, _enough(len(images), batch_size))
+    threshold = predictor.thresholds.image_threshold
+    return maps, scores, None if threshold is None else scores > threshold
 
 
 def _enough(num_images: int, batch_size: int) -> int:
@@ -101,12 +103,13 @@ def _enough(num_images: int, batch_size: int) -> int:
     return min(batch_size, 1 << (max(num_images, 1) - 1).bit_length())
 
 
-def _score(
-    predictor: Predictor, images: np.ndarray, batch_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    maps, scores = score_images(predictor.score, images, batch_size)
-    threshold = predictor.thresholds.image_threshold
-    return maps, scores, None if threshold is None else scores > threshold
+class _Decoded(NamedTuple):
+    """An image file, ready to score."""
+
+    path: Path
+    pixels: np.ndarray  # [H, W, 3] uint8, of the predictor's size
+    region: Region  # where in it the picture lies
+    image: np.ndarray | None  # [h, w, 3] uint8, the picture itself, if it is held
 
 
 def score_files(
@@ -141,32 +144,24 @@ def score_files(
         if not num_images:
             batch_size = _enough(len(batch), batch_size)
         num_images += len(batch)
-        whole = [result for result in batch if isinstance(result, _Decoded)]
-        scored = _predictions(predictor, whole, batch_size)
-        yield from (next(scored) if isinstance(x, _Decoded) else x for x in batch)
+        pixels = [each.pixels for each in batch if isinstance(each, _Decoded)]
+        images = np.reshape(pixels, (-1, *predictor.size, 3))  # all may be unreadable
+        scored = zip(*score_images(predictor.score, images, batch_size), strict=True)
+        for each in batch:
+            if isinstance(each, Unreadable):
+                yield each
+            else:
+                yield _prediction(predictor, each, *next(scored))
     warn_of(remarks, num_images)
 
 
-class _Decoded(NamedTuple):
-    """An image file, ready to score."""
-
-    path: Path
-    pixels: np.ndarray  # [H, W, 3] uint8, of the predictor's size
-    region: Region  # where in it the picture lies
-    image: np.ndarray | None  # [h, w, 3] uint8, the picture itself, if it is held
-
-
-def _predictions(
-    predictor: Predictor, batch: Sequence[_Decoded], batch_size: int
-) -> Iterator[Prediction]:
-    if not batch:
-        return
-    images = np.stack([decoded.pixels for decoded in batch])
-    maps, scores, anomalous = _score(predictor, images, batch_size)
-    verdicts = [None] * len(batch) if anomalous is None else anomalous.tolist()
-    for decoded, score, verdict, shown in zip(batch, scores.tolist(), verdicts, maps, strict=True):
-        anomaly_map = folded(shown, decoded.region)
-        yield Prediction(decoded.path, score, verdict, anomaly_map, decoded.image)
+def _prediction(
+    predictor: Predictor, decoded: _Decoded, anomaly_map: np.ndarray, score: np.float32
+) -> Prediction:
+    threshold = predictor.thresholds.image_threshold
+    is_anomalous = None if threshold is None else float(score) > threshold
+    anomaly_map = folded(anomaly_map, decoded.region)
+    return Prediction(decoded.path, float(score), is_anomalous, anomaly_map, decoded.image)
 
 
 def folded(anomaly_map: np.ndarray, region: Region) -> np.ndarray:
@@ -175,18 +170,13 @@ def folded(anomaly_map: np.ndarray, region: Region) -> np.ndarray:
     What the mirrored margins show is folded back to where it is mirrored from, so that the map's
     maximum stays what it was: the score that the verdict depends on.
     """
-    top, left, height, width = region
-    if (height, width) == anomaly_map.shape:
-        return anomaly_map
-    rows, columns = (
-        np.pad(np.arange(inner), (before, outer - before - inner), "symmetric")
-        for inner, before, outer in zip(
-            (height, width), (top, left), anomaly_map.shape, strict=True
-        )
-    )
-    picture = np.full((height, width), -np.inf, np.float32)
-    np.maximum.at(picture, np.ix_(rows, columns), anomaly_map)
-    return picture
+    top, left, h, w = region
+    height, width = anomaly_map.shape
+    free = [(top, height - top - h), (left, width - left - w)]
+    origins = np.pad(np.arange(h * w).reshape(h, w), free, "symmetric")
+    picture = np.full(h * w, -np.inf, np.float32)
+    np.maximum.at(picture, origins.ravel(), anomaly_map.ravel())
+    return picture.reshape(h, w)
 
 
 def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:

@@ -33,7 +33,7 @@ def prediction(tmp_path: Path) -> Prediction:
     path = tmp_path / "photo.jpg"
     Image.fromarray(draw_images(1, 90)[0][:50]).save(path)
     anomaly_map = np.random.default_rng(0).gamma(2, 0.2, (SIZE, SIZE)).astype(np.float32)
-    return Prediction(path, float(anomaly_map.max()), None, anomaly_map)
+    return Prediction(path, float(anomaly_map.max()), True, anomaly_map)
 
 
 def read(path: Path) -> np.ndarray:
@@ -202,7 +202,8 @@ def test_mask_heatmap_and_verdict_are_one(
     threshold = prediction.score - margin
     thresholds = with_threshold(THRESHOLDS, threshold, is_maximum=True)
     outputs = outputs._replace(thresholds=thresholds._replace(pixel_threshold=0.8 * threshold))
-    row = write_images(outputs._replace(masks=True), prediction, "photo.jpg")
+    result = prediction._replace(is_anomalous=margin > 0)
+    row = write_images(outputs._replace(masks=True), result, "photo.jpg")
     assert row["verdict"] == ("anomalous" if margin > 0 else "normal")
     mask, heatmap = read(outputs.folder / row["mask"]), read(outputs.folder / row["heatmap"])
     assert mask.shape == heatmap.shape[:2] == size[::-1]
@@ -231,13 +232,14 @@ def test_a_mask_shows_the_pixels_above_their_threshold(
 
 
 @pytest.mark.parametrize(
-    ("threshold", "verdict"), [(0.5, "normal"), (0.49, "anomalous"), (None, None)]
+    ("is_anomalous", "verdict"), [(False, "normal"), (True, "anomalous"), (None, None)]
 )
-def test_only_scores_above_the_threshold_are_anomalous(
-    outputs: Outputs, prediction: Prediction, threshold: float | None, verdict: str | None
+def test_a_row_has_score_threshold_and_verdict(
+    outputs: Outputs, prediction: Prediction, is_anomalous: bool | None, verdict: str | None
 ) -> None:
+    threshold = None if is_anomalous is None else 0.3
     thresholds = THRESHOLDS._replace(image_threshold=threshold)
-    result = prediction._replace(score=0.5)
+    result = prediction._replace(score=0.5, is_anomalous=is_anomalous)
     row = write_images(outputs._replace(thresholds=thresholds), result, "photo.jpg")
     assert (row["score"], row["threshold"], row["verdict"]) == (0.5, threshold, verdict)
     assert row["error"] is None

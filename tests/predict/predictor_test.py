@@ -176,6 +176,19 @@ def test_a_result_comes_before_the_next_path_is_asked_for(
     assert count == len(paths)
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.49, None])
+def test_only_scores_above_the_threshold_are_anomalous(
+    predictor: Predictor, paths: list[Path], threshold: float | None
+) -> None:
+    def score(images: Any) -> Any:
+        return np.zeros(images.shape[:3], np.float32), np.full(len(images), 0.5, np.float32)
+
+    thresholds = predictor.thresholds._replace(image_threshold=threshold)
+    (result,) = score_files(predictor._replace(score=score, thresholds=thresholds), paths[:1])
+    assert isinstance(result, Prediction)
+    assert result.is_anomalous is (None if threshold is None else threshold < 0.5)
+
+
 def test_arrays_are_scored_as_files_are(predictor: Predictor, paths: list[Path]) -> None:
     images = np.stack([decode_image(path, (SIZE, SIZE))[0] for path in paths])
     maps, scores, anomalous = score_arrays(predictor, images)
