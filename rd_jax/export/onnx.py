@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -50,32 +49,24 @@ def to_onnx(
         return (maps, scores) if threshold is None else (maps, scores, scores > threshold)
 
     (batch,) = export.symbolic_shape("batch")
-    try:
-        with _quiet("onnx_ir.serde"):  # warns of values whose shapes nobody needs
-            file = jax2onnx.to_onnx(
-                scored,
-                [jax.ShapeDtypeStruct((batch, *height_and_width(size), 3), jnp.uint8)],
-                model_name="rd_jax",
-                opset=OPSET,
-                input_names=["images"],
-                output_names=["map", "score", "anomalous"][: 2 if threshold is None else 3],
-            )
-    except AttributeError as error:  # it takes things of JAX that later versions do not have
-        raise UserError(f"jax2onnx fails with JAX {jax.__version__}: {_INSTALL}") from error
-    file.ir_version = IR_VERSION
-    return file.SerializeToString()
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Let this logger tell no more than errors inside."""
-    logger = logging.getLogger(name)
-    before = logger.level
+    logger = logging.getLogger("onnx_ir.serde")  # warns of values whose shapes nobody needs
+    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        file = jax2onnx.to_onnx(
+            scored,
+            [jax.ShapeDtypeStruct((batch, *height_and_width(size), 3), jnp.uint8)],
+            model_name="rd_jax",
+            opset=OPSET,
+            input_names=["images"],
+            output_names=["map", "score", "anomalous"][: 2 if threshold is None else 3],
+        )
+    except AttributeError as error:  # it takes things of JAX that later versions do not have
+        raise UserError(f"jax2onnx fails with JAX {jax.__version__}: {_INSTALL}") from error
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
+    file.ir_version = IR_VERSION
+    return file.SerializeToString()
 
 
 def with_metadata(content: bytes, known: Mapping[str, Any]) -> bytes:
