@@ -21,7 +21,7 @@ from typing import Any
 
 from rd_jax.export.onnx import to_onnx, with_metadata
 from rd_jax.export.stablehlo import to_stablehlo
-from rd_jax.report.words import NO_THRESHOLD, rate_in_words
+from rd_jax.report.words import rate_in_words
 from rd_jax.run.trained import Trained, load_trained
 from rd_jax.system.command import Parser, require_devices, run_command
 from rd_jax.system.errors import UserError
@@ -84,7 +84,7 @@ def export(trained: Trained, output: Path) -> str:
     else:
         facts = json.dumps(known, indent=2, allow_nan=False) + "\n"
         _write_together({output.with_name(f"{output.name}.json"): facts.encode(), output: content})
-    verdict = rate_in_words(thresholds, trained.categories) if thresholds else NO_THRESHOLD
+    verdict = rate_in_words(thresholds, trained.categories)
     verdict = verdict if threshold is None else f"anomalous [B] ({verdict})"
     size = "{}, {}".format(*trained.size)
     return f"{output}: images uint8 [B, {size}, 3] -> map [B, {size}], score [B], {verdict}"

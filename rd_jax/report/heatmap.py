@@ -18,7 +18,6 @@ def _colours() -> np.ndarray:
 
 def strength(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return the map's place on the scale, uint8: 0 up to `low`, 255 only above `high`."""
-    anomaly_map = np.asarray(anomaly_map, np.float32)
     between = np.clip(255 * (anomaly_map - low) / (high - low), 0, 254)
     return np.where(anomaly_map > high, 255, between).astype(np.uint8)
 

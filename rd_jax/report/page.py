@@ -19,7 +19,7 @@ from rd_jax.report.gallery import Evaluated, examples, informative, read_evaluat
 from rd_jax.report.heatmap import coloured
 from rd_jax.report.tables import TEMPLATES, per_cent, protocol, warnings_of
 from rd_jax.store import checkpoint
-from rd_jax.store.results import TIMING, Result, mean_row, over_seeds, rows_of_categories
+from rd_jax.store.results import TIMING, Result, mean_row, rows_of_categories
 from rd_jax.store.rows import Row
 from rd_jax.store.thresholds import read_thresholds
 from rd_jax.store.workdir import Workdir
@@ -39,13 +39,12 @@ def write_page(workdir: Path, found: dict[str, list[Result]]) -> None:
     rows = rows_of_categories(found)
     table: list[tuple[str, int | None, Row]] = []  # label, number of the section, figures
     sections: list[dict[str, Any]] = []
-    for category, of_category in found.items():
+    for of_category, row in zip(found.values(), rows, strict=True):
         for result in of_category:
             table.append((result.evaluation.label, len(sections), result.row))
             sections.append(_section(len(sections), result, _MAX_IMAGES // len(results)))
         if len(of_category) > 1:
-            label = f"{category}, {len(of_category)} seeds"
-            table.append((label, None, over_seeds([row for _, row in of_category])))
+            table.append((f"{row['category']}, {len(of_category)} seeds", None, row))
     table.append(("mean", None, mean_row(found)))
     script = TEMPLATES.get_template("page.js").render()
     page = TEMPLATES.get_template("page.html").render(

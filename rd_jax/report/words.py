@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from rd_jax.method.thresholds import Thresholds, images_needed, num_exceeding
 
-NO_THRESHOLD = "No thresholds, as no images were held out (--config.holdout=0.1)"
-
 
 def percent(rate: float) -> str:
     """Return a fraction as readers know it."""
@@ -17,14 +15,14 @@ def needs(rate: float) -> str:
     return f"{percent(rate)} needs {images_needed(rate)}" if rate else "none can promise 0%"
 
 
-def rate_in_words(thresholds: Thresholds, categories: Sequence[str] = ()) -> str:
+def rate_in_words(thresholds: Thresholds | None, categories: Sequence[str] = ()) -> str:
     """Return one sentence: the threshold, the rate it keeps, and what the asked one needs.
 
     `categories` are those that the threshold is for; name them where there is a choice.
     """
+    if thresholds is None or thresholds.image_threshold is None:
+        return "No thresholds, as no images were held out (--config.holdout=0.1)"
     count, asked = thresholds.num_images, thresholds.false_positive_rate
-    if thresholds.image_threshold is None:
-        return NO_THRESHOLD
     text = f"Threshold {thresholds.image_threshold:.4g}"
     if thresholds.kept_rate is None:
         return f"{text}, of which nothing is promised"
