@@ -82,8 +82,6 @@ def validate(config: Config, num_devices: int = 1) -> None:
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return a copy with other values. Raise UserError if one is not allowed."""
-    for name in changes:
-        check_field(name)
     copied = dataclasses.replace(config, **changes)
     validate(copied)
     return copied
@@ -94,11 +92,7 @@ def as_dict(config: Config) -> dict[str, Any]:
     height, width = height_and_width(config.image_size)
     values = dataclasses.asdict(config)
     values["image_size"] = height if height == width else (height, width)
-    return {name: _as_json(value) for name, value in values.items()}
-
-
-def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -118,7 +112,7 @@ def differing(
 
     Both mappings are as of `as_dict`; a field that one of them lacks has its default there.
     """
-    defaults = {name: _as_json(field.default) for name, field in FIELDS.items()}
+    defaults = as_dict(Config())
     before, now = {**defaults, **before}, {**defaults, **now}
     return [
         (name, before[name], now[name])
