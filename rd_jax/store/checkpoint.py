@@ -22,6 +22,8 @@ from rd_jax.system.files import check_writable, writing
 
 logger = logging.getLogger(__name__)
 
+_MARGIN = 2**22  # bytes of a checkpoint besides its arrays, at most
+
 
 class DamagedCheckpointError(UserError):
     """A checkpoint that was complete once cannot be read, or holds other values than written."""
@@ -35,6 +37,16 @@ class Checkpoint(NamedTuple):
     # config, teacher_weights, teacher_sha256, train_sha256 by category, last_step, dtype, timing
     metadata: dict[str, Any]
     checksum: int  # of the student's variables
+
+    @property
+    def last_step(self) -> int:
+        """Return the number of steps of its training."""
+        return self.metadata["last_step"]
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether the training has no steps left."""
+        return self.step == self.last_step
 
 
 class _Folder(type(epath.Path())):  # type: ignore[misc]
@@ -80,6 +92,11 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
         items["metadata"] = ocp.args.JsonSave({**metadata, "checksums_v2": checksums})
         check_writable(folder)  # where Orbax cannot write, it keeps the process alive
         with _write_errors(folder):
+            manager.wait_until_finished()  # the checkpoint before, which fills the disk, too
+            # After a write that fails, threads of Orbax go on and print errors of their own.
+            needed = _MARGIN + sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+            if shutil.disk_usage(folder).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             manager.save(step, args=ocp.args.Composite(**items))
         return checksums["student"]
 
@@ -124,10 +141,8 @@ def keep_latest(folder: Path) -> None:
 
 
 def load_latest(folder: Path) -> Checkpoint:
-    """Load the latest checkpoint in `folder`. Raise UserError if it is absent or damaged."""
-    if found := steps(folder):
-        return load(folder, found[0])
-    raise UserError(f"no checkpoint in {folder}: train first, with --mode train")
+    """Load the latest checkpoint in `folder`, which has one: see `load`."""
+    return load(folder, steps(folder)[0])
 
 
 def load(folder: Path, step: int) -> Checkpoint:
