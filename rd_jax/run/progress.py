@@ -5,8 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +64,21 @@ def row_writer(metrics: Path, events: Path | None = None) -> Iterator[Callable[[
     With `events`, its numbers also go as TensorBoard event files into that folder. Only the first
     process writes.
     """
-    if not hosts.is_first():
-        yield lambda _: None
-    elif events is None:
-        yield partial(append_row, metrics)
-    else:
-        from tensorboardX import SummaryWriter
+    with ExitStack() as stack:
+        scalars = None
+        if events and hosts.is_first():
+            from tensorboardX import SummaryWriter
 
-        with SummaryWriter(str(events)) as writer:
+            scalars = stack.enter_context(SummaryWriter(str(events)))
 
-            def write(row: Row) -> None:
+        def write(row: Row) -> None:
+            if hosts.is_first():
                 append_row(metrics, row)
-                for name, value in row.items():
-                    if name != "step" and value is not None:
-                        writer.add_scalar(name, value, row["step"])
+            for name, value in row.items():
+                if scalars and name != "step" and value is not None:
+                    scalars.add_scalar(name, value, row["step"])
 
-            yield write
+        yield write
 
 
 class DivergedError(Exception):
@@ -105,22 +103,20 @@ def followed(
     last_step, batch_size = plan.last_step, plan.config.batch_size
     on_terminal = sys.stderr.isatty()
     losses: list[float] = []
-    since, last_read = time.perf_counter(), first_step
-    last_finite: float | None = None
+    since, num_logged = time.perf_counter(), 0
 
     def read(step: int, metrics: Metrics) -> None:
-        nonlocal since, last_read, last_finite
-        for loss in map(float, np.asarray(metrics["loss"])[: step - last_read]):
-            last_read += 1
+        nonlocal since, num_logged
+        for loss in map(float, np.asarray(metrics["loss"])[: step - first_step - len(losses)]):
             if not math.isfinite(loss):
-                raise DivergedError(last_read, last_finite)
-            last_finite = loss
+                raise DivergedError(first_step + len(losses) + 1, losses[-1] if losses else None)
             losses.append(loss)
             bar.update()
-        if len(losses) < plan.config.log_every_steps and step < last_step:
+        recent = losses[num_logged:]
+        if len(recent) < plan.config.log_every_steps and step < last_step:
             return
         now = time.perf_counter()
-        speed, loss = len(losses) * batch_size / (now - since), float(np.mean(losses))
+        speed, loss = len(recent) * batch_size / (now - since), float(np.mean(recent))
         log({"step": step, "loss": loss, "images_per_second": round(speed, 2)})
         bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} images/s")
         if not on_terminal:
@@ -128,8 +124,7 @@ def followed(
                 "%s: step %d of %d, loss %.4f, %.1f images/s, %.0f s left",
                 *(plan.name, step, last_step, loss, speed, (last_step - step) * batch_size / speed),
             )
-        losses.clear()
-        since = now
+        since, num_logged = now, len(losses)
 
     pending: tuple[int, Metrics] | None = None
     with tqdm(

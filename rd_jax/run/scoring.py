@@ -1,8 +1,8 @@
 """Scoring any number of images on all local devices, in float32."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -52,22 +52,21 @@ def batches(
     num_devices = jax.local_device_count()
     padded_size = -(-batch_size // num_devices) * num_devices
 
-    def fetched(start: int, outputs: tuple[jax.Array, jax.Array]) -> Batch:
-        count = min(batch_size, len(chosen) - start)
-        maps, scores = (np.asarray(output)[:count] for output in outputs)
-        if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
-            raise UserError("scores are not finite: the training diverged; train anew elsewhere")
-        return Batch(start + np.arange(count), maps, scores)
-
-    waiting: deque[tuple[int, tuple[jax.Array, jax.Array]]] = deque()
-    for start in range(0, len(chosen), batch_size):
+    def sent(start: int) -> tuple[jax.Array, jax.Array]:
         batch = images[chosen[start : start + batch_size]]
         padded = np.pad(batch, [(0, padded_size - len(batch)), (0, 0), (0, 0), (0, 0)])
-        waiting.append((start, score(jax.device_put(padded, split))))
-        if len(waiting) > 1:  # while one batch computes, the next one is sent
-            yield fetched(*waiting.popleft())
-    for start, outputs in waiting:
-        yield fetched(start, outputs)
+        return score(jax.device_put(padded, split))
+
+    starts = range(0, len(chosen), batch_size)
+    all_sent = map(sent, starts)
+    ahead = list(islice(all_sent, 1))
+    for start in starts:
+        ahead += islice(all_sent, 1)  # while one batch computes, the next one is sent
+        count = min(batch_size, len(chosen) - start)
+        maps, scores = (np.asarray(output)[:count] for output in ahead.pop(0))
+        if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
+            raise UserError("scores are not finite: the training diverged; train anew elsewhere")
+        yield Batch(start + np.arange(count), maps, scores)
 
 
 def score_images(
