@@ -61,20 +61,20 @@ def export(trained: Trained, output: Path) -> str:
     Raise UserError if the training is finished but not evaluated, or if `output` cannot be written.
     """
     thresholds = trained.thresholds
-    if thresholds is None and trained.is_finished:
+    if thresholds is None and trained.checkpoint.is_finished:
         raise UserError(
             f"{trained.training.folder} has no thresholds: let python -m rd_jax.main --mode eval "
             "score normal images"
         )
     if thresholds is None:
-        steps = trained.step, trained.last_step
+        steps = trained.checkpoint.step, trained.checkpoint.last_step
         logger.warning("UNFINISHED training: exported is step %d of %d", *steps)
     threshold = thresholds and thresholds.image_threshold
     known = _known(trained)
     content = FORMATS[output.suffix](
         trained.model,
-        trained.teacher_variables,
-        trained.student_variables,
+        trained.teacher.variables,
+        trained.checkpoint.student_variables,
         size=trained.size,
         scoring=trained.scoring,
         threshold=threshold,
@@ -108,7 +108,7 @@ def _known(trained: Trained) -> dict[str, Any]:
         "categories": list(trained.categories),
         "height": height,
         "width": width,
-        "resize": trained.resize,
+        "resize": trained.config.resize,
         "image_score": trained.scoring.reduction,
         **{name: getattr(trained.thresholds, name, None) for name in _OF_THRESHOLDS},
     }

@@ -1,6 +1,5 @@
 """Scores and anomaly maps of arrays and of image files, by what a training left."""
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from rd_jax.data.decode import Region, placed, reading, warn_of
-from rd_jax.method.score import Scoring, make_scorer
+from rd_jax.method.score import Scoring
 from rd_jax.method.thresholds import Thresholds
-from rd_jax.run.scoring import Score, bound, score_images
+from rd_jax.run.scoring import Score, score_images
 from rd_jax.run.trained import load_trained
 from rd_jax.system.command import num_processors
 from rd_jax.system.errors import UserError
@@ -64,16 +63,14 @@ def load_predictor(
     trained = load_trained(workdir, teacher_weights, **rates)
     if trained.thresholds is None:
         remedy = "let python -m rd_jax.main --mode eval score normal images"
-        if not trained.is_finished:
+        if not trained.checkpoint.is_finished:
             remedy = "finish the training with the command that began it"
         raise UserError(
-            f"{trained.training.folder} has no thresholds, after step {trained.step} of "
-            f"{trained.last_step}: {remedy}"
+            f"{trained.training.folder} has no thresholds, after step {trained.checkpoint.step} of "
+            f"{trained.checkpoint.last_step}: {remedy}"
         )
-    scorer = make_scorer(trained.model, **dataclasses.asdict(trained.scoring))
-    score = bound(scorer, trained.teacher_variables, trained.student_variables)
-    how = trained.size, trained.resize, trained.scoring
-    return Predictor(score, trained.thresholds, *how, trained.categories)
+    how = trained.size, trained.config.resize, trained.scoring
+    return Predictor(trained.score, trained.thresholds, *how, trained.categories)
 
 
 def score_arrays(

@@ -5,22 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rd_jax.config import FIELDS, Config, Depends, changed, validate
-from rd_jax.data import Category
+from rd_jax.config import FIELDS, Config, Depends, changed, from_dict, validate
+from rd_jax.data import Category, chosen_names
 from rd_jax.data.sources import find_categories
-from rd_jax.run.evaluation import Student, evaluate, evaluate_variables, write_summaries
+from rd_jax.run.evaluation import evaluate, evaluate_variables, write_summaries
 from rd_jax.run.plan import chosen_name, source_of, teacher_of
-from rd_jax.run.trained import check_teacher, config_of
+from rd_jax.run.trained import Trained, check_teacher
 from rd_jax.store import checkpoint
 from rd_jax.store.lock import locked
-from rd_jax.store.workdir import JOINT, Training, Workdir, check_category
+from rd_jax.store.workdir import JOINT, Training, Workdir
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import is_inside, user_path
 from rd_jax.weights.teacher import load_rd4ad
-
-_ONE_CATEGORY = (
-    "config.rd4ad_checkpoint is of one category: set --config.category (or normal_class)"
-)
 
 
 def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path) -> str:
@@ -37,17 +33,17 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
         with locked(training) as is_free:
             if not is_free:
                 raise UserError(f"{training.folder} is being worked on: wait for that to end")
-            student = _student(training, overrides)
+            trained = _trained(training, overrides)
             for category in categories:
-                (found,) = find_categories(source_of(student.config), category)
+                (found,) = find_categories(source_of(trained.config), category)
                 check_apart([found], workdir)
-                evaluate(student, found.load(), training.evaluation(category))
+                evaluate(trained, found.load(), training.evaluation(category))
     return write_summaries(workdir)
 
 
-def _student(training: Training, overrides: Mapping[str, Any]) -> Student:
-    trained = checkpoint.load_latest(training.checkpoints)
-    config = config_of(trained.metadata)
+def _trained(training: Training, overrides: Mapping[str, Any]) -> Trained:
+    loaded = checkpoint.load_latest(training.checkpoints)
+    config = from_dict(loaded.metadata["config"])
     for field, value in overrides.items():
         if FIELDS[field].depends & Depends.CHECKPOINT and value != getattr(config, field):
             raise UserError(
@@ -56,29 +52,26 @@ def _student(training: Training, overrides: Mapping[str, Any]) -> Student:
             )
     config = changed(config, overrides)
     teacher = teacher_of(config)
-    check_teacher(teacher, trained.metadata, training.folder)
-    return Student(config, teacher, trained)
+    check_teacher(teacher, loaded.metadata, training.folder)
+    return Trained(training, config, loaded, teacher)
 
 
 def _chosen(workdir: Path, name: str, seeds: Sequence[int]) -> dict[Training, list[str]]:
     """Return the trainings with a checkpoint, and which of their categories are meant."""
-    name = unicodedata.normalize("NFC", name)
-    asked = [part.strip() for part in name.split(",") if part.strip()]
     found: dict[Training, list[str]] = {}
     for training in Workdir(workdir).trainings():
         metadata = checkpoint.latest_metadata(training.checkpoints)
         if metadata and (not seeds or training.seed in seeds):
-            there = list(metadata["train_sha256"])
-            chosen = [each for each in there if not asked or each == name or each in asked]
-            if chosen:
-                found[training] = chosen
-    known = {category for categories in found.values() for category in categories}
-    missing = [] if name in known else [part for part in asked if part not in known]
+            found[training] = list(metadata["train_sha256"])
+    known = [category for categories in found.values() for category in categories]
+    asked = chosen_names(unicodedata.normalize("NFC", name), known)
+    missing = [each for each in asked if each not in known]
     if missing or not found:
-        which = f" of {', '.join(missing or asked)}" if asked else ""
+        which = f" of {', '.join(missing)}" if missing else ""
         which += f" with seeds {tuple(seeds)}" if seeds else ""
         raise UserError(f"no checkpoint{which} in {workdir}: train first, with --mode train")
-    return found
+    chosen = {t: [each for each in there if each in asked] for t, there in found.items()}
+    return {training: categories for training, categories in chosen.items() if categories}
 
 
 def check_apart(categories: Sequence[Category], workdir: Path) -> None:
@@ -107,26 +100,25 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     variables = load_rd4ad(user_path(config.rd4ad_checkpoint), config.backbone)
     category, *others = find_categories(source_of(config), chosen_name(config))
     if others:
-        raise UserError(_ONE_CATEGORY)
-    check_category(category.name)
+        raise UserError(
+            "config.rd4ad_checkpoint is of one category: set --config.category (or normal_class)"
+        )
     check_apart([category], workdir)
     run = Workdir(workdir)
     for there in run.trainings():
         if there.name in (category.name, JOINT):
             raise UserError(f"{there.folder} holds a training: choose another --workdir")
     teacher, place = teacher_of(config), run.training(category.name)
+    evaluation = place.evaluation(category.name)
     run.make([place])
     with locked(place) as is_free:
         if not is_free:
             raise UserError(f"{place.folder} is being worked on: wait for that to end")
-        split, evaluation = category.load(), place.evaluation(category.name)
-        evaluate_variables(config, teacher, variables, split, evaluation)
+        evaluate_variables(config, teacher, variables, category.load(), evaluation)
     return write_summaries(workdir)
 
 
 def _check_rd4ad(config: Config) -> None:
-    if not chosen_name(config):
-        raise UserError(_ONE_CATEGORY)
     if config.seeds:
         raise UserError(f"config.seeds={config.seeds!r}: rd4ad_checkpoint is trained already")
     if config.joint:

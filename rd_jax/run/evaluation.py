@@ -3,8 +3,6 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from rd_jax.config import EVALUATED_ALIKE, RATES, RECORDED, Config, as_dict
 from rd_jax.data import Split
 from rd_jax.data.order import holdout_indices
 from rd_jax.method.metrics import metrics_of_scored
-from rd_jax.method.score import make_scorer
 from rd_jax.method.thresholds import (
     NormalScores,
     Thresholds,
@@ -25,14 +22,14 @@ from rd_jax.method.thresholds import (
 )
 from rd_jax.report import figures, gallery, page, tables
 from rd_jax.report.words import rate_in_words
-from rd_jax.run.plan import compute_dtype, model_of, scoring_of
-from rd_jax.run.scoring import Score, bound, score_normal, score_split
-from rd_jax.store.checkpoint import Checkpoint
-from rd_jax.store.lock import summarising
+from rd_jax.run.plan import compute_dtype
+from rd_jax.run.scoring import Score, score_normal, score_split
+from rd_jax.run.trained import Trained, bound_scorer
+from rd_jax.store.lock import held
 from rd_jax.store.results import TIMING, read_results
 from rd_jax.store.rows import read_json, write_json
 from rd_jax.store.thresholds import StoredThresholds, read_thresholds, write_thresholds
-from rd_jax.store.workdir import Evaluation
+from rd_jax.store.workdir import Evaluation, Workdir
 from rd_jax.system import hosts
 from rd_jax.weights.teacher import LoadedTeacher
 
@@ -41,62 +38,33 @@ logger = logging.getLogger(__name__)
 _MOST_TRAINED_ON = 200  # scored where none is held out: they set the heatmaps' scale alone
 
 
-@dataclass(frozen=True)
-class Student:
-    """A student to evaluate: what it computes with, and the checkpoint that it comes from."""
-
-    config: Config
-    teacher: LoadedTeacher
-    checkpoint: Checkpoint
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether this is the student of the last step."""
-        return self.checkpoint.step == self.checkpoint.metadata["last_step"]
-
-    @property
-    def score(self) -> Score:
-        """The function of images alone that gives maps and scores."""
-        return bound_scorer(self.config, self.teacher, self.checkpoint.student_variables)
-
-
-_scorer = cache(make_scorer)  # so that trainings which score alike compile once
-
-
-def bound_scorer(config: Config, teacher: LoadedTeacher, student_variables: Any) -> Score:
-    """Return the function of images alone that gives maps and scores."""
-    how = scoring_of(config)
-    scorer = _scorer(model_of(config), how.sigma, how.reduction, how.fusion)
-    return bound(scorer, teacher.variables, student_variables)
-
-
 def evaluate(
-    student: Student, split: Split, place: Evaluation, on_any_device: bool = False
+    trained: Trained, split: Split, place: Evaluation, on_any_device: bool = False
 ) -> None:
     """Evaluate a student on a category and write what came out, unless that is there already.
 
     On these devices or, if that will do, on any.
     """
-    trained = student.checkpoint
-    known = _what_is_evaluated(student.config, split, student.teacher) | {
-        "checkpoint": trained.checksum,
-        "num_steps": trained.step,
-        "last_step": trained.metadata["last_step"],
-        **trained.metadata["timing"],
+    checkpoint = trained.checkpoint
+    known = _what_is_evaluated(trained.config, split, trained.teacher) | {
+        "checkpoint": checkpoint.checksum,
+        "num_steps": checkpoint.step,
+        "last_step": checkpoint.last_step,
+        **checkpoint.metadata["timing"],
     }
-    stored = read_thresholds(place.thresholds, trained.checksum)
+    stored = read_thresholds(place.thresholds, checkpoint.checksum)
     found = read_json(place.results)
     known |= {"device": found.get("device", known["device"])} if on_any_device else {}
     is_complete = gallery.read_evaluation(place.shown) is not None
-    is_complete &= stored is not None or not student.is_finished
+    is_complete &= stored is not None or not checkpoint.is_finished
     if is_complete and known.items() <= found.items():
         logger.info("%s: evaluated already, in %s", split.name, place.results)
         return
     if hosts.is_first():
         place.results.unlink(missing_ok=True)  # which says that the other files are there
-    score, thresholds = student.score, None
-    if student.is_finished and (normal := _normal_scores(student, split, score, stored)):
-        thresholds = _keep_thresholds(student, normal, place)
+    score, thresholds = trained.score, None
+    if checkpoint.is_finished and (normal := _normal_scores(trained, split, score, stored)):
+        thresholds = _keep_thresholds(trained, normal, place)
         logger.info("%s: %s", split.name, rate_in_words(thresholds))
     _write(known, split, score, thresholds, place)
 
@@ -111,17 +79,17 @@ def evaluate_variables(
 
 
 def _normal_scores(
-    student: Student, split: Split, score: Score, stored: StoredThresholds | None
+    trained: Trained, split: Split, score: Score, stored: StoredThresholds | None
 ) -> NormalScores | None:
     """Return what normal images score: those held out, or else some that were trained on.
 
     What is stored holds for other rates, but for no other way of scoring.
     """
-    config = student.config
+    config = trained.config
     alike = {name: as_dict(config)[name] for name in EVALUATED_ALIKE if name not in RATES}
     if stored is not None and alike.items() <= stored.config.items():
         return stored.normal
-    if student.checkpoint.metadata["train_sha256"].get(split.name) != split.train_sha256:
+    if trained.checkpoint.metadata["train_sha256"].get(split.name) != split.train_sha256:
         logger.warning(
             "%s: no thresholds, since the training images are others than in training: set "
             "--config.data_dir to where those are",
@@ -138,11 +106,11 @@ def _normal_scores(
     return NormalScores(is_held_out, scores, maxima, pixel_table(pixels))
 
 
-def _keep_thresholds(student: Student, normal: NormalScores, place: Evaluation) -> Thresholds:
-    fields = as_dict(student.config)
+def _keep_thresholds(trained: Trained, normal: NormalScores, place: Evaluation) -> Thresholds:
+    fields = as_dict(trained.config)
     scored_with = {name: fields[name] for name in EVALUATED_ALIKE}
     thresholds = thresholds_of(normal, **{name: fields[name] for name in RATES})
-    stored = StoredThresholds(student.checkpoint.checksum, scored_with, thresholds, normal)
+    stored = StoredThresholds(trained.checkpoint.checksum, scored_with, thresholds, normal)
     if hosts.is_first():
         write_thresholds(place.thresholds, stored)
     return thresholds
@@ -177,14 +145,14 @@ def _write(
     maps = maps_of(shown, gallery.small_map)
     if not hosts.is_first():
         return
-    held_out = thresholds if thresholds and thresholds.source == "holdout" else None
-    image_threshold = held_out and held_out.image_threshold
+    num_held_out = thresholds.num_images if thresholds and thresholds.source == "holdout" else 0
+    image_threshold = thresholds and thresholds.image_threshold
     row = {
         **known,
-        "num_held_out": held_out.num_images if held_out else 0,
+        "num_held_out": num_held_out,
         "image_threshold": image_threshold,
-        "pixel_threshold": held_out and held_out.pixel_threshold,
-        "kept_false_positive_rate": held_out and held_out.kept_rate,
+        "pixel_threshold": thresholds and thresholds.pixel_threshold,
+        "kept_false_positive_rate": thresholds and thresholds.kept_rate,
         **metrics_of_scored(scored, split.labels),
         **metrics_at(image_threshold, scored.scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
@@ -201,7 +169,7 @@ def write_summaries(workdir: Path) -> str:
     """
     if not hosts.is_first():
         return ""
-    with summarising(workdir):
+    with held(Workdir(workdir).locks / ".summaries", wait=True):
         found = read_results(workdir)
         text = tables.write_results(workdir, found)
         page.write_page(workdir, found)

@@ -1,5 +1,6 @@
 """What a config means: the source, the networks, the optimiser, the scoring, the trainings."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 
 from rd_jax.config import Config
-from rd_jax.data import Category, Joined, Split
+from rd_jax.data import Category
 from rd_jax.data.order import holdout_indices, steps_until
 from rd_jax.data.sources import Source
 from rd_jax.method.loss import LOSSES
@@ -136,11 +137,6 @@ class Plan:
         return [self.place.evaluation(category.name) for category in self.categories]
 
     @property
-    def places(self) -> list[Training | Evaluation]:
-        """All that is written to."""
-        return [self.place, *self.evaluations]
-
-    @property
     def last_step(self) -> int:
         """The number of steps."""
         return self.steps_until(self.config.num_epochs)
@@ -161,26 +157,14 @@ def planned(config: Config, workdir: Workdir, categories: Sequence[Category]) ->
     Raise UserError if the hold-out leaves nothing to train on, or holds nothing.
     """
     groups = [tuple(categories)] if config.joint else [(category,) for category in categories]
-    return [
-        _plan(replace(config, seed=config.seed if seed is None else seed), workdir, group, seed)
-        for group in groups
-        for seed in (config.seeds or (None,))
-    ]
-
-
-def _plan(
-    config: Config, workdir: Workdir, categories: tuple[Category, ...], seed: int | None
-) -> Plan:
-    place = workdir.training(JOINT if config.joint else categories[0].name, seed)
-    counts = [category.num_train for category in categories]
-    starts = np.cumsum([0, *counts])
-    trained_on = [
-        start + holdout_indices(config.seed, config.holdout, count)[0]
-        for start, count in zip(starts, counts, strict=False)
-    ]
-    return Plan(config, categories, place, np.concatenate(trained_on))
-
-
-def joined_images(splits: Sequence[Split]) -> np.ndarray | Joined:
-    """Return the training images of several categories in a row."""
-    return splits[0].train if len(splits) == 1 else Joined([split.train for split in splits])
+    plans = []
+    for group, seed in itertools.product(groups, config.seeds or (None,)):
+        own = config if seed is None else replace(config, seed=seed)
+        place = workdir.training(JOINT if config.joint else group[0].name, seed)
+        start, trained_on = 0, []
+        for category in group:
+            chosen, _ = holdout_indices(own.seed, own.holdout, category.num_train)
+            trained_on.append(start + chosen)
+            start += category.num_train
+        plans.append(Plan(own, group, place, np.concatenate(trained_on)))
+    return plans

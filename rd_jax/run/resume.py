@@ -1,7 +1,7 @@
 """What a workdir holds already: compared with a plan, gone on with or moved aside."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,7 @@ from rd_jax.run.progress import NO_TIME, Timing
 from rd_jax.run.trained import check_teacher
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint, DamagedCheckpointError
-from rd_jax.store.lock import all_locked
-from rd_jax.store.workdir import JOINT, Training, Workdir, moved_aside, set_aside
+from rd_jax.store.workdir import JOINT, Training, Workdir, moved_aside
 from rd_jax.system import hosts
 from rd_jax.system.errors import UserError
 from rd_jax.weights.teacher import LoadedTeacher
@@ -24,36 +23,23 @@ from rd_jax.weights.teacher import LoadedTeacher
 logger = logging.getLogger(__name__)
 
 
-def _touched(plans: Sequence[Plan], run: Workdir) -> list[str]:
+def names_to_replace(plans: Sequence[Plan], run: Workdir) -> list[str]:
     """Return the names of all that restarting moves aside; a joint training goes as a whole."""
-    names = [
-        name for plan in plans for name in (*(c.name for c in plan.categories), plan.place.name)
-    ]
+    names = [place.name for plan in plans for place in (*plan.evaluations, plan.place)]
     for joint in (training for training in run.trainings() if training.name == JOINT):
         metadata = checkpoint.latest_metadata(joint.checkpoints) or {"train_sha256": {}}
         names += [*metadata["train_sha256"], JOINT]
     return list(dict.fromkeys(names))
 
 
-def set_all_aside(plans: Sequence[Plan], run: Workdir) -> None:
-    """Move aside what is there of these trainings. Raise UserError if a process works on them."""
-    if not hosts.is_first():
-        return
-    names = _touched(plans, run)
-    with all_locked(run.folder, names):
-        for name, path in set_aside(run.folder, names).items():
-            logger.warning("%s: starting anew; what was there is kept in %s", name, path)
-
-
-def check_layout(plans: Sequence[Plan], run: Workdir, restart: bool) -> None:
-    """Raise UserError if the workdir holds trainings of another kind, and they are to stay.
+def check_layout(plans: Sequence[Plan], run: Workdir, replaced: Collection[str]) -> None:
+    """Raise UserError if the workdir holds trainings of another kind that are not `replaced`.
 
     One training for all categories and trainings of single ones exclude each other in a workdir,
     as do trainings of one seed and of several in a category.
     """
-    moved = _touched(plans, run) if restart else []
     is_joint, is_seeded = plans[0].place.name == JOINT, plans[0].place.seed is not None
-    for there in (training for training in run.trainings() if training.name not in moved):
+    for there in (training for training in run.trainings() if training.name not in replaced):
         if there.name == JOINT and not is_joint:
             raise UserError(
                 f"{there.folder} holds one training for all categories: set --config.joint=True, "
@@ -88,11 +74,17 @@ def check_same_training(plan: Plan, teacher: LoadedTeacher, run: Workdir) -> Non
                     f"{training.folder} was trained with {problem}; choose another --workdir, or "
                     "start anew with --restart"
                 )
-            if training == plan.place:
-                _check_can_go_on(plan, saved)
+            is_done = _is_done(saved, plan.config.num_epochs)
+            if training == plan.place and not saved["can_go_on"] and not is_done:
+                raise UserError(
+                    f"{training.folder} is finished after {saved['config']['num_epochs']} epochs "
+                    "and did not keep the optimiser's state, which more need: start anew with "
+                    "--restart, next time with --config.keep_optimizer=True"
+                )
 
 
 def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str | None:
+    """Say what differs between a plan and the metadata of the checkpoint of a training."""
     config = plan.config
     goes_on = training == plan.place or training.seed in config.seeds
     changes = [
@@ -107,36 +99,18 @@ def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str
         changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
     if changes:
         return f"another config: {', '.join(changes)}"
-    hashes = {category.name: category.load().train_sha256 for category in plan.categories}
-    return _other_images(hashes, saved["train_sha256"])
-
-
-def _check_can_go_on(plan: Plan, saved: Mapping[str, Any]) -> None:
-    if not saved["can_go_on"] and not _is_done(saved, plan.config.num_epochs):
-        raise UserError(
-            f"{plan.place.folder} is finished after {saved['config']['num_epochs']} epochs and "
-            "did not keep the optimiser's state, which more need: start anew with --restart, "
-            "next time with --config.keep_optimizer=True"
-        )
+    images = {category.name: category.load().train_sha256 for category in plan.categories}
+    trained_on = saved["train_sha256"]
+    if images.keys() != trained_on.keys():
+        return f"the categories {', '.join(trained_on)}, not with {', '.join(images)}"
+    others = ", ".join(name for name in images if images[name] != trained_on[name])
+    return f"other training images of {others} than are there now" if others else None
 
 
 def _is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
     """Return whether the training of a checkpoint's metadata is one of all these epochs."""
     is_finished = saved["step"] == saved["last_step"]
     return is_finished and saved["config"]["num_epochs"] == num_epochs
-
-
-def has_steps_left(plan: Plan) -> bool:
-    """Return whether the latest checkpoint, if any, is of an earlier step than the last."""
-    return checkpoint.steps(plan.place.checkpoints)[:1] != [plan.last_step]
-
-
-def _other_images(now: Mapping[str, str], before: Mapping[str, str]) -> str | None:
-    """Say how the images trained on before, by category, differ."""
-    if now.keys() != before.keys():
-        return f"the categories {', '.join(before)}, not with {', '.join(now)}"
-    others = ", ".join(name for name in now if now[name] != before[name])
-    return f"other training images of {others} than are there now" if others else None
 
 
 def begin(plan: Plan) -> Checkpoint | tuple[TrainState, Timing]:

@@ -1,18 +1,20 @@
-"""What was trained, for prediction, export and research code: found, read and checked once."""
+"""What was trained, for evaluation, prediction, export and research code: read and checked once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rd_jax.config import RATES, Config, as_dict, changed, from_dict
+from rd_jax.config import RATES, Config, as_dict, changed, from_dict, validate
 from rd_jax.method.models import Model
-from rd_jax.method.score import Scoring
+from rd_jax.method.score import Scoring, make_scorer
 from rd_jax.method.thresholds import Thresholds, pooled, thresholds_of
 from rd_jax.run.plan import model_of, scoring_of, size_of, teacher_of
+from rd_jax.run.scoring import Score, bound
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
-from rd_jax.store.thresholds import StoredThresholds, read_thresholds
+from rd_jax.store.thresholds import read_thresholds
 from rd_jax.store.workdir import Training, find_training
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import user_path
@@ -21,59 +23,44 @@ from rd_jax.weights.teacher import LoadedTeacher
 
 @dataclass(frozen=True)
 class Trained:
-    """A student as it was last evaluated: with its thresholds and, once loaded, its teacher."""
+    """A trained student with all that it computes with: read once, then handed on."""
 
     training: Training
-    categories: tuple[str, ...]  # those that the thresholds are for
     config: Config  # of the training, with what the last evaluation changed
     checkpoint: Checkpoint
-    thresholds: Thresholds | None  # None before the training is finished and evaluated
-    teacher_variables: Any = None
+    teacher: LoadedTeacher
+    categories: tuple[str, ...] = ()  # those that the thresholds are for
+    thresholds: Thresholds | None = None  # None before the training is finished and evaluated
 
     @property
     def model(self) -> Model:
-        """The networks, in float32."""
+        """Return the networks, in float32."""
         return model_of(self.config)
 
     @property
     def scoring(self) -> Scoring:
-        """How distances become maps and scores."""
+        """Return how distances become maps and scores."""
         return scoring_of(self.config)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of images in pixels."""
+        """Return height and width of images in pixels."""
         return size_of(self.config)
 
     @property
-    def resize(self) -> str:
-        """How pictures get that size."""
-        return self.config.resize
-
-    @property
-    def student_variables(self) -> dict[str, Any]:
-        """The student's variables, numpy arrays."""
-        return self.checkpoint.student_variables
-
-    @property
-    def step(self) -> int:
-        """The step of the checkpoint."""
-        return self.checkpoint.step
-
-    @property
-    def last_step(self) -> int:
-        """The last step of the training."""
-        return self.checkpoint.metadata["last_step"]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the student is that of the last step."""
-        return self.step == self.last_step
+    def score(self) -> Score:
+        """Return the function of images alone that gives maps and scores."""
+        return bound_scorer(self.config, self.teacher, self.checkpoint.student_variables)
 
 
-def config_of(metadata: Mapping[str, Any]) -> Config:
-    """Return the config of a checkpoint; its teacher is the one that was used."""
-    return from_dict(metadata["config"] | {"teacher_weights": metadata["teacher_weights"]})
+_scorer = cache(make_scorer)  # so that trainings which score alike compile once
+
+
+def bound_scorer(config: Config, teacher: LoadedTeacher, student_variables: Any) -> Score:
+    """Return the function of images alone that gives maps and scores."""
+    how = scoring_of(config)
+    scorer = _scorer(model_of(config), how.sigma, how.reduction, how.fusion)
+    return bound(scorer, teacher.variables, student_variables)
 
 
 def check_teacher(teacher: LoadedTeacher, saved: Mapping[str, Any], folder: Path) -> None:
@@ -104,12 +91,12 @@ def load_trained(
                 f"{name}: prediction and export can change {' and '.join(RATES)}; change others "
                 "with python -m rd_jax.main --mode eval"
             )
-    student = _found(user_path(workdir), rates)
-    where = {"teacher_weights": teacher_weights} if teacher_weights else {}
-    config = changed(student.config, where)
+    training, loaded, categories = _found(user_path(workdir))
+    config, thresholds = _as_evaluated(training, loaded, categories, rates)
+    config = changed(config, {"teacher_weights": teacher_weights or config.teacher_weights})
     teacher = teacher_of(config)
-    check_teacher(teacher, student.checkpoint.metadata, student.training.folder)
-    return replace(student, config=config, teacher_variables=teacher.variables)
+    check_teacher(teacher, loaded.metadata, training.folder)
+    return Trained(training, config, loaded, teacher, categories, thresholds)
 
 
 def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
@@ -122,17 +109,18 @@ def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], 
     "bottle/seed_1"; with one training for all categories, "all-categories" has thresholds for
     all. Raise UserError if `workdir` has no checkpoint of `category`, or a damaged one.
     """
-    student = _found(user_path(workdir) / category, {})
+    training, loaded, categories = _found(user_path(workdir) / category)
+    config, thresholds = _as_evaluated(training, loaded, categories, {})
     known = {
-        "config": as_dict(student.config),
-        "step": student.step,
-        "thresholds": student.thresholds and student.thresholds._asdict(),
+        "config": as_dict(config),
+        "step": loaded.step,
+        "thresholds": thresholds and thresholds._asdict(),
     }
-    return student.model, student.student_variables, student.checkpoint.metadata | known
+    return model_of(config), loaded.student_variables, loaded.metadata | known
 
 
-def _found(folder: Path, rates: Mapping[str, float]) -> Trained:
-    """Find and read the one training in this folder, without its teacher."""
+def _found(folder: Path) -> tuple[Training, Checkpoint, tuple[str, ...]]:
+    """Find the one training in this folder; return it, its checkpoint and the categories meant."""
     training, category = find_training(folder)
     loaded = checkpoint.load_latest(training.checkpoints)
     names = tuple(loaded.metadata["train_sha256"])
@@ -141,35 +129,34 @@ def _found(folder: Path, rates: Mapping[str, float]) -> Trained:
             f"{training.folder} was trained on {', '.join(names)}, not on {category}: set "
             "--workdir to the folder of one of them, or of all"
         )
-    categories = (category,) if category else names
-    stored = _stored(training, categories, loaded)
-    scored_with = stored[0].config if stored else {}
-    known = {**as_dict(config_of(loaded.metadata)), **scored_with, **rates}
-    config = changed(from_dict(known), {})
-    return Trained(training, categories, config, loaded, _thresholds(stored, rates))
+    return training, loaded, (category,) if category else names
 
 
-def _stored(
-    training: Training, categories: tuple[str, ...], loaded: Checkpoint
-) -> list[StoredThresholds]:
-    """Return what was scored for each category, or nothing if one was not evaluated."""
+def _as_evaluated(
+    training: Training,
+    loaded: Checkpoint,
+    categories: tuple[str, ...],
+    rates: Mapping[str, float],
+) -> tuple[Config, Thresholds | None]:
+    """Return the config with what the last evaluation and `rates` change, and the thresholds.
+
+    There are none if one of the categories was not evaluated.
+    """
     places = [training.evaluation(category).thresholds for category in categories]
     found = [read_thresholds(place, loaded.checksum) for place in places]
     stored = [each for each in found if each is not None]
-    if len(stored) < len(found):
-        return []
-    if any(each.config != stored[0].config for each in stored):
+    is_evaluated = len(stored) == len(found)
+    if is_evaluated and any(each.config != stored[0].config for each in stored):
         raise UserError(
             f"the categories of {training.folder} were evaluated differently: set --workdir to "
             "the folder of one of them, or evaluate all alike with --mode eval"
         )
-    return stored
-
-
-def _thresholds(stored: list[StoredThresholds], rates: Mapping[str, float]) -> Thresholds | None:
-    """Return what is kept, or thresholds of other rates, or those for all categories."""
+    scored_with = {**(stored[0].config if is_evaluated else {}), **rates}
+    config = from_dict(loaded.metadata["config"] | scored_with)
+    validate(config)
+    if not is_evaluated:
+        return config, None
     if len(stored) == 1 and not rates:
-        return stored[0].thresholds
-    normal = [each.normal for each in stored]
-    kept = {name: stored[0].config[name] for name in RATES} if stored else {}
-    return thresholds_of(pooled(normal), **{**kept, **rates}) if stored else None
+        return config, stored[0].thresholds
+    normal = pooled([each.normal for each in stored])
+    return config, thresholds_of(normal, **{name: scored_with[name] for name in RATES})

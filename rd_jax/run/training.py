@@ -13,18 +13,17 @@ from pathlib import Path
 import jax
 
 from rd_jax.config import Config, as_dict, validate
-from rd_jax.data import Split
+from rd_jax.data import Joined, Split
 from rd_jax.data.sources import find_categories
 from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.method.train import TrainState
 from rd_jax.run.eval_mode import check_apart
-from rd_jax.run.evaluation import Student, bound_scorer, evaluate, write_summaries
+from rd_jax.run.evaluation import evaluate, write_summaries
 from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
 from rd_jax.run.plan import (
     Plan,
     chosen_name,
     compute_dtype,
-    joined_images,
     planned,
     size_of,
     source_of,
@@ -37,13 +36,13 @@ from rd_jax.run.resume import (
     check_layout,
     check_same_training,
     divergence,
-    has_steps_left,
-    set_all_aside,
+    names_to_replace,
 )
 from rd_jax.run.scoring import score_split
+from rd_jax.run.trained import Trained, bound_scorer
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
-from rd_jax.store.lock import locked
+from rd_jax.store.lock import locked, set_aside
 from rd_jax.store.results import means, read_results
 from rd_jax.store.rows import Row, drop_rows_after
 from rd_jax.store.workdir import Workdir
@@ -72,11 +71,13 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     categories = [replace(category, load=cache(category.load)) for category in found]
     run = Workdir(workdir)
     plans = planned(config, run, categories)
-    run.make([place for plan in plans for place in plan.places])
-    check_layout(plans, run, restart)
+    run.make([place for plan in plans for place in (plan.place, *plan.evaluations)])
+    replaced = names_to_replace(plans, run) if restart else []
+    check_layout(plans, run, replaced)
     teacher = teacher_of(config)
-    if restart:
-        set_all_aside(plans, run)
+    if hosts.is_first():
+        for name, path in set_aside(workdir, replaced).items():
+            logger.warning("%s: starting anew; what was there is kept in %s", name, path)
     # All processes come here before one of them reads what another has moved.
     hosts.check_same(restart, "some processes were started with --restart, others without it")
     for plan in plans:
@@ -122,8 +123,10 @@ def _free(plans: Sequence[Plan]) -> Iterator[Plan]:
 
 
 def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
+    place = plan.place
     with ThreadPoolExecutor(1) as compiler:
-        if has_steps_left(plan):  # XLA compiles without Python, which decodes meanwhile
+        if checkpoint.steps(place.checkpoints)[:1] != [plan.last_step]:  # else it is finished
+            # XLA compiles without Python, which decodes meanwhile.
             compiler.submit(train_steps_of, plan.config)
         splits = [category.load() for category in plan.categories]
         begun = begin(plan)
@@ -132,18 +135,18 @@ def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
             f"{plan.name}: training images came or went since this run began: start it again"
         )
     if isinstance(begun, Checkpoint):
-        trained = begun
-        logger.info("%s: trained already, step %d of %d", plan.name, trained.step, trained.step)
+        last = begun
+        logger.info("%s: trained already, step %d of %d", plan.name, last.step, last.step)
     else:
         try:
-            trained = _train(plan, splits, teacher, *begun)
+            last = _train(plan, splits, teacher, *begun)
         except DivergedError as error:  # what was being saved is complete now
             raise UserError(divergence(plan, splits, *error.args)) from error
     if hosts.is_first():
-        checkpoint.keep_latest(plan.place.checkpoints)
-    student = Student(plan.config, teacher, trained)
-    for split, place in zip(splits, plan.evaluations, strict=True):
-        evaluate(student, split, place, on_any_device=True)
+        checkpoint.keep_latest(place.checkpoints)
+    trained = Trained(place, plan.config, last, teacher)
+    for split, evaluation in zip(splits, plan.evaluations, strict=True):
+        evaluate(trained, split, evaluation, on_any_device=True)
 
 
 def _train(
@@ -158,6 +161,7 @@ def _train(
     first_step = int(state.step)
     evaluate_at = plan.steps_every(config.eval_every_epochs)
     save_at = plan.steps_every(config.checkpoint_every_epochs) | {last_step}
+    pauses = evaluate_at | save_at
     metadata = {
         "config": as_dict(config),
         "teacher_weights": teacher.weights,
@@ -176,10 +180,12 @@ def _train(
         *(plan.name, sum(len(split.train) for split in splits), first_step, last_step),
         *(config.backbone, teacher.weights),
     )
-    clock, pauses = Clock(timing), evaluate_at | save_at
-    steps = _dispatches(plan, splits, teacher, state, pauses)
+    clock, saved = Clock(timing), None
     events = place.tensorboard if config.tensorboard else None
-    saved = None
+    images = Joined([split.train for split in splits])
+    batches = Batches(images, plan.trained_on, config.batch_size, config.seed)
+    most = steps_per_dispatch(config.batch_size, size_of(config))
+    steps = dispatches(train_steps_of(config), most, teacher.variables, batches, state, pauses)
     with _stop_requests() as should_stop:
         with (
             row_writer(place.metrics, events) as write_row,
@@ -203,19 +209,6 @@ def _train(
         if saved is None or saved.step < last_step or (jax.process_count() == 1 and should_stop()):
             raise Interrupted(f"interrupted: {plan.name} is saved at step {step} of {last_step}")
     return saved
-
-
-def _dispatches(
-    plan: Plan,
-    splits: Sequence[Split],
-    teacher: LoadedTeacher,
-    state: TrainState,
-    pauses: set[int],
-) -> Iterator:
-    config = plan.config
-    max_steps = steps_per_dispatch(config.batch_size, size_of(config))
-    batches = Batches(joined_images(splits), plan.trained_on, config.batch_size, config.seed)
-    return dispatches(train_steps_of(config), max_steps, teacher.variables, batches, state, pauses)
 
 
 def _figures(plan: Plan, splits: Sequence[Split], teacher: LoadedTeacher, state: TrainState) -> Row:

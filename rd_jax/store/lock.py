@@ -3,13 +3,15 @@
 A lock ends with the process that holds it, however that ends.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rd_jax.store.workdir import Training, Workdir
+from rd_jax.store.workdir import Training, Workdir, moved_aside
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import writing
 
@@ -24,27 +26,25 @@ def locked(training: Training) -> AbstractContextManager[bool]:
     return held(lock_of(training))
 
 
-@contextmanager
-def all_locked(workdir: Path, names: Iterable[str]) -> Iterator[None]:
-    """Hold all trainings of these names inside, of whatever seed.
+def set_aside(workdir: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Move the folders of these trainings and categories into one replaced-DATE; return where to.
 
-    Raise UserError if another process works on one of them, or for an impossible name, before a
-    file is made: names may come from a checkpoint, which may be anybody's.
+    Raise UserError if another process works on one of them, of whatever seed, or for an impossible
+    name, before a file is made: names may come from a checkpoint, which may be anybody's.
     """
+    trainings = [Workdir(workdir).training(name) for name in names]
+    kept = workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}"
     with ExitStack() as stack:
-        for own in [lock_of(Workdir(workdir).training(name)) for name in names]:
+        for training in trainings:
+            own = lock_of(training)
             for path in {own, *own.parent.glob("*.lock")}:
                 if not stack.enter_context(held(path)):
                     raise UserError(
-                        f"another process works on {workdir / own.parent.name}: wait for that to "
-                        "end, or choose another --workdir"
+                        f"another process works on {training.folder}: wait for that to end, or "
+                        "choose another --workdir"
                     )
-        yield
-
-
-def summarising(workdir: Path) -> AbstractContextManager[bool]:
-    """Read results and write their summaries inside, one process after the other."""
-    return held(Workdir(workdir).locks / ".summaries", wait=True)
+        there = [training.folder for training in trainings if os.path.lexists(training.folder)]
+        return {folder.name: moved_aside(folder, kept) for folder in there}
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,7 @@ class Workdir:
                 f"to the folder of that run, {outer}, or to one outside"
             )
 
-    def make(self, places: Iterable[Training | Evaluation]) -> None:
+    def make(self, places: Iterable[_Place]) -> None:
         """Make the workdir. Raise UserError if it or one of these places cannot be written to."""
         self.check_is_outermost()
         if "\\" in str(self.folder.absolute()):  # which Orbax takes for a separator
@@ -190,16 +189,6 @@ def check_category(name: str) -> None:
 def _is_category(name: str) -> bool:
     is_free = name not in _TAKEN and not name.startswith(_TAKEN_PREFIXES)
     return is_free and not set(name) & set("/\\\0")  # Orbax takes a backslash for a separator
-
-
-def set_aside(workdir: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Move the folders of these trainings and categories into one replaced-DATE; return where to.
-
-    Raise UserError for a name that is no category's, before anything is moved.
-    """
-    folders = [Workdir(workdir).training(name).folder for name in names]
-    kept = workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}"
-    return {path.name: moved_aside(path, kept) for path in folders if os.path.lexists(path)}
 
 
 def moved_aside(path: Path, folder: Path) -> Path:

@@ -330,7 +330,7 @@ def test_the_examples_run_without_this_package(
     rows = [first, second, third]
     trained = load_trained(training)
     scorer = make_scorer(trained.model)
-    _, scores = scorer(trained.teacher_variables, trained.student_variables, images)
+    _, scores = scorer(trained.teacher.variables, trained.checkpoint.student_variables, images)
     np.testing.assert_allclose([float(row.split()[0]) for row in rows], scores, atol=1e-4)
     threshold = trained.thresholds.image_threshold
     verdicts = ["anomalous" if score > threshold else "normal" for score in scores]

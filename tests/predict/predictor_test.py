@@ -53,7 +53,7 @@ def test_results_equal_the_scorers_on_the_same_decoded_images(
     images = np.stack([decode_image(path, (SIZE, SIZE))[0] for path in paths])
     trained = load_trained(training)
     scorer = make_scorer(trained.model)
-    maps, scores = scorer(trained.teacher_variables, trained.student_variables, images)
+    maps, scores = scorer(trained.teacher.variables, trained.checkpoint.student_variables, images)
     assert [result.path for result in results] == paths
     np.testing.assert_allclose([result.score for result in results], scores, atol=1e-5)
     np.testing.assert_allclose([result.anomaly_map for result in results], maps, atol=1e-5)

@@ -11,9 +11,9 @@ from rd_jax import convert_teacher, load_teacher
 from rd_jax.config import Config
 from rd_jax.method.models import Bottleneck, Teacher
 from rd_jax.method.models.bottleneck import join_variables
-from rd_jax.run.evaluation import bound_scorer
 from rd_jax.run.plan import teacher_of
 from rd_jax.run.scoring import score_images
+from rd_jax.run.trained import bound_scorer
 from rd_jax.system.errors import UserError
 from rd_jax.weights.hub import IMAGENET
 from tests.reference_weights import draw_images, draw_state_dict

@@ -7,9 +7,9 @@ from rd_jax.config import Config
 from rd_jax.data import Split
 from rd_jax.method.metrics import METRICS, metrics_of, metrics_of_scored
 from rd_jax.run import scoring
-from rd_jax.run.evaluation import bound_scorer
 from rd_jax.run.plan import teacher_of
 from rd_jax.run.scoring import Score, score_images, score_split
+from rd_jax.run.trained import bound_scorer
 from rd_jax.system.errors import UserError
 from tests.reference_weights import draw_images
 from tests.trained import first_state

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rd_jax.store.lock import all_locked, held, lock_of, locked, summarising
+from rd_jax.store import lock
+from rd_jax.store.lock import held, lock_of, locked, set_aside
 from rd_jax.store.workdir import Workdir
 from rd_jax.system.errors import UserError
 
@@ -37,44 +38,46 @@ def held_elsewhere(path: Path) -> Iterator[subprocess.Popen]:
         process.kill()
 
 
-def test_a_training_is_free_once_the_process_that_holds_it_is_killed(tmp_path: Path) -> None:
+def test_a_training_is_free_once_the_process_that_holds_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Workdir(tmp_path)
     mine, other = run.training("weave", 1), run.training("weave", 2)
     with held_elsewhere(lock_of(mine)):
         with locked(mine) as is_mine, locked(other) as is_other_mine:
             assert (is_mine, is_other_mine) == (False, True)
-        with (
-            pytest.raises(UserError, match=f"another process works on {tmp_path / 'weave'}: wait"),
-            all_locked(tmp_path, ["cloth", "weave"]),
-        ):
-            pass
-        with all_locked(tmp_path, ["cloth"]):
-            pass
-    with all_locked(tmp_path, ["cloth", "weave"]), locked(mine) as is_mine:
-        assert not is_mine
+        with pytest.raises(UserError, match=f"another process works on {tmp_path / 'weave'}: wait"):
+            set_aside(tmp_path, ["cloth", "weave"])
+        assert set_aside(tmp_path, ["cloth"]) == {}
+
+    def moved(folder: Path, kept: Path) -> Path:
+        with locked(mine) as is_mine, locked(other) as is_other_mine:
+            assert (is_mine, is_other_mine) == (False, False)
+        return kept / folder.name
+
+    monkeypatch.setattr(lock, "moved_aside", moved)
+    mine.folder.mkdir(parents=True)
+    assert list(set_aside(tmp_path, ["cloth", "weave"])) == ["weave"]
     with locked(mine) as is_mine:
         assert is_mine
 
 
 def test_a_name_that_leads_elsewhere_makes_no_file_there(tmp_path: Path) -> None:
     """The names are those of a checkpoint's categories."""
-    with (
-        pytest.raises(UserError, match=r"category '\.\./\.\./x'"),
-        all_locked(tmp_path / "r", ["../../x"]),
-    ):
-        pass
+    with pytest.raises(UserError, match=r"category '\.\./\.\./x'"):
+        set_aside(tmp_path / "r", ["../../x"])
     assert not any(tmp_path.iterdir())
 
 
 def test_summaries_are_written_one_after_the_other(tmp_path: Path) -> None:
-    done = []
+    path, done = Workdir(tmp_path).locks / ".summaries", []
 
     def write() -> None:
-        with summarising(tmp_path):
+        with held(path, wait=True):
             done.append("second")
 
     second = threading.Thread(target=write)
-    with summarising(tmp_path):
+    with held(path, wait=True):
         second.start()
         second.join(0.2)
         done.append("first")
