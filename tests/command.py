@@ -3,9 +3,9 @@
 import io
 import json
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from rd_jax import main
+from tests import tiny_main
 
 ROOT = Path(__file__).parents[1]
 METRICS = (
@@ -89,34 +90,44 @@ def _put_back() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
+# Of which each child has all imported already, what else takes seconds, and nothing of JAX used.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.tiny_main"])
+
+
 class Process:
     """`python -m rd_jax.main` in a process of its own, whose errors can be followed in a file."""
 
-    def __init__(self, log: Path, *arguments: str, **environment: str):
-        self.log = log
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "tests.tiny_main", *arguments],
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        what: Callable[[Sequence[str]], int] = tiny_main.run,
+        **environment: str,
+    ):
+        self.log, self.out = log, log.with_suffix(".out")
+        for path in (self.log, self.out):
+            path.write_text("")
+        streams = str(self.out), str(self.log)
+        given = what, streams, os.environ | environment, arguments
+        self.process = _FORKS.Process(target=tiny_main.forked, args=given, daemon=True)
+        self.process.start()
 
     def wait_for(self, text: str) -> None:
         """Return when the process has said this; fail if it ended before."""
         while text not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
+            assert self.process.is_alive(), self.log.read_text()
             time.sleep(0.05)
 
     def done(self, timeout: float = 240) -> Done:
         """Wait for the end; a process that does not come to it is killed."""
-        try:
-            text, _ = self.process.communicate(timeout=timeout)
-        finally:
+        self.process.join(timeout)
+        if self.process.is_alive():
             self.process.kill()
-        return Done(self.process.returncode, text, self.log.read_text())
+            self.process.join()
+        code = self.process.exitcode
+        assert code is not None
+        return Done(code, self.out.read_text(), self.log.read_text())
 
 
 def assert_one_line(done: Done, message: str) -> None:

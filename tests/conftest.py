@@ -11,11 +11,11 @@ import jax
 import pytest
 from filelock import FileLock
 
-import tests.tiny
 from rd_jax.config import Config, get_config
 from rd_jax.data.synthetic import write_category
 from rd_jax.method.models import cpu
 from rd_jax.report import figures
+from tests import tiny, tiny_main
 
 NUM_DEVICES = 4
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)
@@ -24,8 +24,10 @@ os.environ["JAX_NUM_CPU_DEVICES"] = str(NUM_DEVICES)  # of the processes that te
 # Tiny networks compile five times as fast without, and run in no time anyway.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of the processes that tests start
 if jax.__version_info__ < (0, 11):  # a later XLA ends the process at a flag that it has no more
+    # Neither fewer and larger kernels nor more threads, which cost as much as they bring here.
     os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false "
+        "--xla_cpu_parallel_codegen_split_count=1"
     )
 if "RD_JAX_TESTS_CACHE" not in os.environ:  # pytest's workers find their parent's here
     _CACHE = tempfile.TemporaryDirectory(prefix="rd_jax_tests_")
@@ -53,6 +55,12 @@ OWN_CONVOLUTIONS = (
 # Where figures are drawn, which takes as long as a training here.
 DRAWN = ("report", "environment_test.py")
 
+# What takes longest and would leave one of two workers alone at the end.
+FIRST = (
+    *("run", "docs_test.py", "notebook_test.py", "parity_test.py"),
+    *("recipe_test.py", "speed_test.py", "wheel_test.py"),
+)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -61,6 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not {*_place(item.path)} & {*FIRST})
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes many minutes: run with --slow"))
@@ -92,13 +101,13 @@ def _short_cuts(xlas_convolutions: bool = True, figures_too: bool = False) -> It
     with pytest.MonkeyPatch.context() as patch:
         if xlas_convolutions:
             patch.setattr(cpu, "_is_on_cpu", lambda: False)
-            patch.setenv(tests.tiny.XLA_CONVOLUTIONS, "true")
+            patch.setenv(tiny.XLA_CONVOLUTIONS, "true")
         if figures_too:
-            patch.setattr(figures, "write_figures", tests.tiny.WRITE_FIGURES)
-            patch.delenv(tests.tiny.NO_FIGURES, raising=False)
+            patch.setattr(figures, "write_figures", tiny_main.WRITE_FIGURES)
+            patch.delenv(tiny_main.NO_FIGURES, raising=False)
         else:
-            patch.setattr(figures, "write_figures", tests.tiny.no_figures)
-            patch.setenv(tests.tiny.NO_FIGURES, "true")
+            patch.setattr(figures, "write_figures", tiny_main.no_figures)
+            patch.setenv(tiny_main.NO_FIGURES, "true")
         yield
 
 

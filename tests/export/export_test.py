@@ -59,7 +59,7 @@ def case(size: Size = 32, scoring: Scoring = PAPERS, weights: str = "random", **
         noise = rng.uniform(low, high, np.shape(value)).astype(np.float32)
         return np.asarray(value) if path[-1].key == "kernel" else noise
 
-    model = Model(**{"backbone": "tiny", **fields})
+    model = Model(**{"backbone": "tiny10", **fields})
     teacher = load_teacher(model.backbone, weights, model.bottleneck == "pre")
     if weights == "random":
         teacher = jax.tree.map_with_path(drawn, teacher)

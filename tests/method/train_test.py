@@ -16,7 +16,7 @@ from rd_jax.method.train import TrainState, make_parallel_train_steps, train_sta
 from tests.method.networks import OPTIMIZER, descents, step_of, teacher_of
 from tests.reference_weights import draw_images
 
-MODEL, EMA = Model("micro"), 0.5
+MODEL, EMA = Model("tiny"), 0.5
 FORWARD = Model("tiny", direction="forward", scales=(1,))
 
 
@@ -46,16 +46,16 @@ def first_state(ema: float = 0.0) -> TrainState:
 def test_gradients_over_several_devices_are_those_of_the_whole_batch(spread: str) -> None:
     """Of the mixed loss, and so of both that it is the mean of."""
     before, images, devices = first_state(), draw_images(8, 32), jax.devices()
-    alone, _ = step_of(MODEL)(before, teacher_of("micro"), images)
+    alone, _ = step_of(MODEL)(before, teacher_of("tiny"), images)
     if spread == "pmap":
         split = images.reshape(len(devices), 1, -1, *images.shape[1:])
-        spread_out, _ = parallel_step()(first_state(EMA), teacher_of("micro"), split, 1)
+        spread_out, _ = parallel_step()(first_state(EMA), teacher_of("tiny"), split, 1)
     else:
         step = make_train_step(MODEL, OPTIMIZER, LOSSES["mixed"], "batch")
         mesh, whole = Mesh(np.array(devices), ("batch",)), PartitionSpec()
         specs = (whole, whole, PartitionSpec("batch"))
         mapped = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=whole))
-        spread_out, _ = mapped(before, teacher_of("micro"), images)
+        spread_out, _ = mapped(before, teacher_of("tiny"), images)
     gradients, expected = (descents(before.params, s.params) for s in (spread_out, alone))
     for own, of_all in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
         assert np.abs(of_all).max() > 1e-4
@@ -67,7 +67,7 @@ def test_the_average_weighs_what_each_step_ended_with_and_no_initial_values() ->
     state, ends = first_state(EMA), []
     for seed in range(12):
         batch = draw_images(8, 32, seed).reshape(4, 1, 2, 32, 32, 3)
-        state, _ = parallel_step()(state, teacher_of("micro"), batch, 1)
+        state, _ = parallel_step()(state, teacher_of("tiny"), batch, 1)
         ends.append(jax.device_get(state.variables))
     # Of the i-th of n ends: what it brought in, times what every later step left of it.
     kept = np.minimum(EMA, np.arange(12) / (np.arange(12) + 9))
@@ -83,12 +83,12 @@ def test_the_average_weighs_what_each_step_ended_with_and_no_initial_values() ->
 def test_an_average_belongs_to_state_and_step(of_state: float, of_step: float) -> None:
     step = make_train_step(MODEL, OPTIMIZER, ema=of_step)
     with pytest.raises(ValueError, match="give create_train_state and make_train_step the same"):
-        step(first_state(of_state), teacher_of("micro"), draw_images(2, 32))
+        step(first_state(of_state), teacher_of("tiny"), draw_images(2, 32))
 
 
 def test_only_what_the_chosen_scales_see_gets_a_gradient() -> None:
-    before, model = first_state(), Model("micro", scales=(3,))
-    after, _ = step_of(model)(before, teacher_of("micro"), draw_images(2, 32))
+    before, model = first_state(), Model("tiny", scales=(3,))
+    after, _ = step_of(model)(before, teacher_of("tiny"), draw_images(2, 32))
     found = moved(before.params, after.params)
     assert found == {name: name.startswith("layer1") for name in found}
 
@@ -137,8 +137,8 @@ def test_shapes_of_a_state_are_those_of_the_state() -> None:
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_step_and_the_scorer_promote_no_dtypes_implicitly(dtype: type, direction: Any) -> None:
-    model = Model("micro", dtype=dtype, direction=direction)
-    optimizer, teacher = optax.adam(0.005, 0.5, 0.999), teacher_of("micro")
+    model = Model("tiny", dtype=dtype, direction=direction)
+    optimizer, teacher = optax.adam(0.005, 0.5, 0.999), teacher_of("tiny")
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
     with jax.numpy_dtype_promotion("strict"):
         state = train_state_shapes(model, optimizer, EMA)
@@ -167,7 +167,7 @@ BAD_IMAGES = {
 def test_images_that_networks_do_not_take_are_refused_by_shape_and_dtype(
     images: np.ndarray,
 ) -> None:
-    state, teacher = first_state(), teacher_of("micro")
+    state, teacher = first_state(), teacher_of("tiny")
     step = make_train_step(MODEL, OPTIMIZER)
     scorer = make_scorer(MODEL)
     for refusing in (

@@ -1,11 +1,8 @@
 """Several processes as one give what one gives, and end together."""
 
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +10,10 @@ import jax
 import numpy as np
 
 from rd_jax.store import checkpoint
-from tests.command import METRICS, ROOT, Process, assert_one_line, results, training
+from tests.command import METRICS, Process, assert_one_line, results, training
 from tests.run.conftest import HOLDOUT, LAST_STEP
 from tests.run.hosts_worker import trained as trained_here
+from tests.run.hosts_worker import work
 
 TWO_DEVICES = {"JAX_NUM_CPU_DEVICES": "2"}
 
@@ -26,8 +24,11 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def two(folder: Path, *arguments: str, **environment: str) -> list[Process]:
-    """The command in two processes of two devices; what befalls the second is in `environment`."""
+def two(folder: Path, *arguments: str, silence: int = 20, **environment: str) -> list[Process]:
+    """The command in two processes of two devices; what befalls the second is in `environment`.
+
+    After `silence`, in seconds, one counts as dead.
+    """
     where = (f"--coordinator_address=localhost:{free_port()}", "--num_processes=2")
     return [
         Process(
@@ -35,26 +36,21 @@ def two(folder: Path, *arguments: str, **environment: str) -> list[Process]:
             *arguments,
             *where,
             f"--process_id={i}",
-            **TWO_DEVICES | (environment if i else {}),
+            **TWO_DEVICES | {"SILENCE": str(silence)} | (environment if i else {}),
         )
         for i in range(2)
     ]
 
 
 def test_two_processes_of_two_devices_train_as_one_of_four(data_dir: Path, tmp_path: Path) -> None:
-    port = str(free_port())
-    command = [sys.executable, "-m", "tests.run.hosts_worker"]
+    given = ("2", str(free_port()), str(data_dir), str(tmp_path))
     processes = [
-        subprocess.Popen(
-            [*command, str(i), "2", port, str(data_dir), str(tmp_path)],
-            cwd=ROOT,
-            env=os.environ | TWO_DEVICES,
-        )
-        for i in range(2)
+        Process(tmp_path / f"{i}.log", str(i), *given, what=work, **TWO_DEVICES) for i in range(2)
     ]
     with jax.enable_x64(True):
         one = trained_here(data_dir, tmp_path / "one")
-    assert [process.wait(240) for process in processes] == [0, 0]
+    found = [process.done() for process in processes]
+    assert [done.returncode for done in found] == [0, 0], found
     two = np.load(tmp_path / "params.npz")
     assert set(two) == set(one)
     for name, value in one.items():
@@ -110,13 +106,19 @@ def test_processes_with_different_commands_are_refused(data_dir: Path, tmp_path:
 
 def test_one_that_waits_for_others_in_vain_says_so_and_ends(tmp_path: Path) -> None:
     """Both the first one, which others would reach, and one that reaches nobody."""
-    flags = ("--config", "demo", "--workdir", str(tmp_path / "work"), "--join_timeout=3")
-    for i in range(2):
-        address = f"localhost:{free_port()}"
-        where = (f"--coordinator_address={address}", "--num_processes=2", f"--process_id={i}")
-        done = Process(tmp_path / f"{i}.log", *flags, *where).done()
+    flags = ("--config", "demo", "--workdir", str(tmp_path / "work"), "--join_timeout=1")
+    addresses = [f"localhost:{free_port()}" for _ in range(2)]
+    started = [
+        Process(
+            tmp_path / f"{i}.log",
+            *(*flags, f"--coordinator_address={address}", "--num_processes=2", f"--process_id={i}"),
+        )
+        for i, address in enumerate(addresses)
+    ]
+    for process, address in zip(started, addresses, strict=True):
+        done = process.done()
         assert f"INFO waiting for 2 processes at {address}\n" in done.stderr
-        assert_one_line(done, f"waited 3 s for 2 processes at {address}, not all of which came: st")
+        assert_one_line(done, f"waited 1 s for 2 processes at {address}, not all of which came: st")
     assert not (tmp_path / "work").exists()
 
 
@@ -126,7 +128,7 @@ def test_when_one_dies_the_other_ends_and_the_checkpoint_is_whole(
     workdir = shutil.copytree(trained, tmp_path / "work")
     shutil.rmtree(workdir / "weave" / "checkpoints" / str(LAST_STEP))
     flags = training(data_dir, workdir, *HOLDOUT, "--config.category=weave")
-    first, second = two(tmp_path, *flags, AT="weave: 12 images", SIGNAL="SIGKILL")
+    first, second = two(tmp_path, *flags, silence=6, AT="weave: 12 images", SIGNAL="SIGKILL")
     second.done()
     died = time.monotonic()
     done = first.done()

@@ -1,9 +1,6 @@
-"""A small training in float64 by one of several processes, for hosts_test.py.
+"""A small training in float64 by one of several processes, for hosts_test.py."""
 
-python -m tests.run.hosts_worker PROCESS_ID NUM_PROCESSES PORT DATA_DIR OUTPUT
-"""
-
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +40,13 @@ def trained(data_dir: Path, folder: Path) -> dict[str, np.ndarray]:
     return flatten_dict(state.params, sep="/")
 
 
-if __name__ == "__main__":
-    process_id, num_processes, port = map(int, sys.argv[1:4])
-    data_dir, output = map(Path, sys.argv[4:])
-    jax.config.update("jax_num_cpu_devices", 4 // num_processes)
+def work(arguments: Sequence[str]) -> int:
+    """PROCESS_ID NUM_PROCESSES PORT DATA_DIR OUTPUT."""
+    process_id, num_processes, port = map(int, arguments[:3])
+    data_dir, output = map(Path, arguments[3:])
     jax.config.update("jax_enable_x64", True)
     hosts.initialize(f"localhost:{port}", num_processes, process_id)
     params = trained(data_dir, output / "checkpoints")
     if hosts.is_first():
         np.savez(output / "params.npz", **params)
+    return 0

@@ -27,7 +27,7 @@ def content(data: bytes) -> Callable[[Path], Any]:
 @pytest.fixture(scope="module")
 def state_dict() -> dict[str, np.ndarray]:
     """Random weights of the tiny backbone in PyTorch's names and layouts."""
-    return state_dict_of(load_teacher("tiny", "random"))
+    return state_dict_of(load_teacher("tiny10", "random"))
 
 
 TENSORS = {
@@ -60,12 +60,12 @@ def test_weights_that_do_not_fit_are_refused_with_their_names(
 ) -> None:
     path = tmp_path / "w.npz"
     np.savez(path, **state_dict)
-    load_teacher("tiny", str(path))
+    load_teacher("tiny10", str(path))
     change, message = TENSORS[row]
     broken = {name: value.copy() for name, value in state_dict.items()}
     change(broken)
     np.savez(path, **broken)
-    refused(message, load_teacher, "tiny", str(path))
+    refused(message, load_teacher, "tiny10", str(path))
 
 
 class Payload:
@@ -137,7 +137,7 @@ def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, row: str) -> None
     if name.endswith(".pth"):
         pytest.importorskip("torch", reason="the extra `parity` is not installed")
     make(tmp_path / name)
-    line = refused(message, load_teacher, "tiny", str(tmp_path / name))
+    line = refused(message, load_teacher, "tiny10", str(tmp_path / name))
     assert str(tmp_path / name) in line
 
 
@@ -146,7 +146,7 @@ def test_code_in_a_file_of_weights_is_never_run(tmp_path: Path, form: str) -> No
     marker, path = tmp_path / "was run", tmp_path / f"w.{form}"
     pickle.loads(pickle.dumps(Payload(marker)))
     marker.unlink()  # the payload works
-    load: Callable[[], Any] = partial(load_teacher, "tiny", str(path))
+    load: Callable[[], Any] = partial(load_teacher, "tiny10", str(path))
     if form == "array.npz":
         np.savez(path, **{"conv1.weight": np.array([Payload(marker)], object)})
     elif form in ("npz", "old.pth"):
@@ -156,7 +156,7 @@ def test_code_in_a_file_of_weights_is_never_run(tmp_path: Path, form: str) -> No
         if form != "old.pth":
             torch.save({"bn": {}, "decoder": Payload(marker)}, path)
         if form == "rd4ad.pth":
-            load = partial(load_rd4ad, path, "tiny")
+            load = partial(load_rd4ad, path, "tiny10")
     refused(str(path), load)
     assert not marker.exists()
 
@@ -168,10 +168,10 @@ def test_tensors_of_a_pth_file_may_need_gradients_but_must_be_dense(
     path = tmp_path / "w.pth"
     tensors = {n: torch.nn.Parameter(torch.from_numpy(a.copy())) for n, a in state_dict.items()}
     torch.save(tensors, path)
-    load_teacher("tiny", str(path))
+    load_teacher("tiny10", str(path))
     for value in ({"weight": tensors}, 3, torch.eye(3).to_sparse()):
         torch.save({"bn1.weight": value}, path)
-        refused("is not a state dict of tensors (", load_teacher, "tiny", str(path))
+        refused("is not a state dict of tensors (", load_teacher, "tiny10", str(path))
 
 
 def test_safetensors_of_half_precision_are_read(
@@ -179,5 +179,5 @@ def test_safetensors_of_half_precision_are_read(
 ) -> None:
     halved = {name: value.astype(np.float16) for name, value in state_dict.items()}
     save_file(halved, tmp_path / "w.safetensors")
-    loaded = load_teacher("tiny", str(tmp_path / "w.safetensors"))
+    loaded = load_teacher("tiny10", str(tmp_path / "w.safetensors"))
     np.testing.assert_array_equal(loaded["params"]["bn1"]["scale"], halved["bn1.weight"])
