@@ -1,7 +1,7 @@
 """Commands and code of every page run, as printed, in a folder like a user's.
 
 The networks are replaced by tiny ones, and trainings are short: fields are added to the commands
-where the page does not set them.
+where the page does not set them. Batches are those of other tests, which have compiled for them.
 """
 
 import re
@@ -25,6 +25,7 @@ from rd_jax.predict import __main__ as predict
 from rd_jax.run import eval_mode, training
 from rd_jax.weights import teacher
 from tests.command import ROOT, captured
+from tests.conftest import made_once
 from tests.reference_weights import draw_images
 from tests.trained import save_training
 
@@ -34,7 +35,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "rd_jax.predict": predict.main,
     "rd_jax.export": export.main,
 }
-QUICK = {"num_epochs": 1, "image_size": 32, "batch_size": 16}
+QUICK = {"num_epochs": 1, "image_size": 32, "batch_size": 4}
 # What makes environments and what calls this suite: .ci/run runs it, in a clean checkout.
 ELSEWHERE = re.compile(
     r"make (install|demo|novelty|test|lint|docs)\b.*|pip install .+|python -m (pytest|tests)\b.*"
@@ -47,21 +48,30 @@ def blocks(page: Path, languages: str) -> list[tuple[str, str]]:
     return re.findall(rf"```({languages})\n(.*?)```", page.read_text(), re.DOTALL)
 
 
+@pytest.fixture(scope="session")
+def prepared() -> Path:
+    """Trainings that pages speak of without having made them."""
+
+    def save(folder: Path) -> None:
+        for name in ("mine/bracket", "demo/weave"):
+            save_training(folder / name)
+
+    return made_once("prepared", save)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder: data, new images, trainings, and arrays of images."""
+    """The user's folder: data, new images, and arrays of images."""
     write_category(tmp_path / "data", num_train=8, num_test=1, size=32)
     for name in ("mvtec/bottle", "mvtec/cable", "parts/bracket"):
         shutil.copytree(tmp_path / "data" / "weave", tmp_path / "data" / name)
-    for name in ("mine/bracket", "demo/weave"):
-        save_training(tmp_path / "prepared" / name)
     (tmp_path / "new_images").mkdir()
     images = draw_images(4, 32)
     np.save(tmp_path / "images.npy", images)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "new_images" / f"{i}.png")
     for name in [name for name in BACKBONES if "resnet" in name]:
-        monkeypatch.setitem(BACKBONES, name, BACKBONES["tiny50" if "50" in name else "tiny"])
+        monkeypatch.setitem(BACKBONES, name, BACKBONES["tiny"])
     load_teacher = teacher.load_teacher
     monkeypatch.setattr(
         teacher,
@@ -71,7 +81,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     get_config, find_categories = config.get_config, sources.find_categories
 
     def quick_config(**fields: object) -> Config:
-        return get_config(**fields | QUICK)
+        many = {"batch_size": 16} if fields.get("dataset") else {}  # images of ten classes
+        return get_config(**fields | QUICK | many)
 
     monkeypatch.setattr(config, "get_config", quick_config)
     for module in (training, eval_mode):  # of ten classes
@@ -92,11 +103,13 @@ def run_commands(text: str) -> None:
 
 # JAX warns of it, and OpenVINO does so, before anything of JAX is used in the child.
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_block_runs_as_printed(page: Path, folder: Path) -> None:
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "bash|python")], ids=lambda page: page.stem
+)
+def test_every_block_runs_as_printed(page: Path, folder: Path, prepared: Path) -> None:
     for name in ("mine", "demo"):
         if not re.search(rf"main .*--workdir runs/{name}\b", page.read_text()):
-            shutil.copytree(folder / "prepared" / name, folder / "runs" / name)
+            shutil.copytree(prepared / name, folder / "runs" / name)
     for i, (language, text) in enumerate(blocks(page, "bash|python")):
         if language == "bash":
             run_commands(text)

@@ -13,7 +13,8 @@ NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 # Networks that compile fast, in the process that trains and in the notebook's own.
 SMALL = {
     "-m rd_jax.main": "-m tests.tiny_main",
-    "--config folder:weave": "--config folder:weave --config.num_epochs=2 --config.batch_size=8",
+    "--config folder:weave": "--config folder:weave --config.num_epochs=2",
+    "--config.image_size=96": "--config.image_size=32",
     "--config.backbone=resnet10": "--config.backbone=tiny",
     "--config.teacher_weights=embedded": "--config.teacher_weights=random",
     "import rd_jax\n": "import rd_jax\nimport tests.tiny\n",

@@ -1,6 +1,7 @@
 """Convolutions as products equal XLA's own."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,13 @@ from rd_jax.method.models.blocks import TransposedConv2x2
 from rd_jax.method.models.cpu import convolve
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+@partial(jax.jit, static_argnums=0)
+def value_and_gradients(function: Callable, x: jax.Array, kernel: jax.Array, cotangent: jax.Array):
+    """Compiled as one program, and not operation by operation."""
+    value, pull_back = jax.vjp(function, x, kernel)
+    return value, *pull_back(cotangent)
 
 
 @pytest.mark.parametrize(
@@ -41,12 +49,13 @@ def test_values_and_gradients_equal_xla(
     def reference(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=NUMBERS)
 
-    expected, pull_back = jax.vjp(reference, x, kernel)
-    np.testing.assert_allclose(own(x, kernel), expected, atol=2e-5)
-    cotangent = rng.standard_normal(expected.shape, np.float32)
-    own_value, own_pull_back = jax.vjp(own, x, kernel)
+    shape = jax.eval_shape(reference, x, kernel).shape
+    cotangent = rng.standard_normal(shape, np.float32)
+    expected, *gradients = value_and_gradients(reference, x, kernel, cotangent)
+    np.testing.assert_allclose(jax.jit(own)(x, kernel), expected, atol=2e-5)
+    own_value, *own_gradients = value_and_gradients(own, x, kernel, cotangent)
     np.testing.assert_allclose(own_value, expected, atol=2e-5)
-    for actual, gradient in zip(own_pull_back(cotangent), pull_back(cotangent), strict=True):
+    for actual, gradient in zip(own_gradients, gradients, strict=True):
         np.testing.assert_allclose(actual, gradient, atol=1e-4)
 
 
@@ -56,7 +65,8 @@ def test_forward_mode_and_second_derivatives_equal_xla(stride: int) -> None:
     x, x_tangent = rng.standard_normal((2, 2, 8, 8, 3), np.float32)
     kernel, kernel_tangent = rng.standard_normal((2, 3, 3, 3, 5), np.float32)
 
-    def derivatives(convolution: Callable[..., jax.Array]) -> tuple:
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(convolution: Callable, x, kernel, x_tangent, kernel_tangent) -> tuple:
         def y(x: jax.Array, kernel: jax.Array) -> jax.Array:
             padding = ((1, 1), (1, 1))
             return convolution(x, kernel, (stride, stride), padding, dimension_numbers=NUMBERS)
@@ -67,7 +77,8 @@ def test_forward_mode_and_second_derivatives_equal_xla(stride: int) -> None:
         forward = jax.jvp(y, (x, kernel), (x_tangent, kernel_tangent))
         return *forward, jax.jvp(along, (x,), (x_tangent,))[1]
 
-    own, expected = derivatives(convolve), derivatives(lax.conv_general_dilated)
+    given = x, kernel, x_tangent, kernel_tangent
+    own, expected = (derivatives(c, *given) for c in (convolve, lax.conv_general_dilated))
     for actual, reference in zip(own, expected, strict=True):
         np.testing.assert_allclose(actual, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
 
@@ -108,9 +119,9 @@ def test_transposed_convolution_equals_xla() -> None:
     def own(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return TransposedConv2x2(7).apply({"params": {"kernel": kernel}}, x)
 
-    expected, pull_back = jax.vjp(reference, x, kernel)
-    actual, own_pull_back = jax.vjp(own, x, kernel)
+    cotangent = rng.standard_normal((2, 6, 8, 7), np.float32)
+    expected, *gradients = value_and_gradients(reference, x, kernel, cotangent)
+    actual, *own_gradients = value_and_gradients(own, x, kernel, cotangent)
     np.testing.assert_allclose(actual, expected, atol=2e-5)
-    cotangent = rng.standard_normal(expected.shape, np.float32)
-    for of_own, gradient in zip(own_pull_back(cotangent), pull_back(cotangent), strict=True):
+    for of_own, gradient in zip(own_gradients, gradients, strict=True):
         np.testing.assert_allclose(of_own, gradient, atol=1e-4)

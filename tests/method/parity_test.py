@@ -1,7 +1,8 @@
 """Features, maps, gradients and statistics equal those of the authors' networks in PyTorch."""
 
 import json
-from functools import cache
+from collections import Counter
+from functools import cache, lru_cache
 from pathlib import Path
 
 import jax
@@ -24,11 +25,15 @@ from rd_jax import (
     per_position_cosine_loss,
 )
 from rd_jax.method.models import BACKBONES, Teacher, cpu
+from rd_jax.method.models.blocks import BottleneckBlock
+from rd_jax.method.models.teacher import Backbone
 from tests.method.networks import OPTIMIZER, descents, forward_of, step_of
 from tests.method.train_test import largest_difference
 from tests.reference_weights import draw_images, draw_state_dict, sample
 
 REAL_BACKBONES = [name for name in BACKBONES if "resnet" in name]
+# One block and two of the one kind, and many wide ones of the other.
+COMPUTED = ("resnet10", "resnet18", "wide_resnet50_2")
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -53,16 +58,38 @@ def relative_error(actual: jax.Array, expected: np.ndarray) -> float:
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
+def converted(backbone: str, state_dicts: dict[str, dict]) -> tuple[dict, dict]:
+    """Teacher's and student's variables of PyTorch's."""
+    student = convert_rd4ad(state_dicts["bottleneck"], state_dicts["student"], backbone)
+    return convert_teacher(state_dicts["teacher"], backbone), student
+
+
+def golden_shapes(backbone: str) -> dict[str, dict]:
+    """Of all tensors of the networks that a golden file is of."""
+    with np.load(GOLDEN / f"{backbone}.npz") as golden:
+        return json.loads(str(golden["shapes"]))
+
+
+@lru_cache(maxsize=1)
 def drawn_variables(backbone: str) -> tuple[dict, dict]:
     """Teacher's and student's of the weights that the golden files were made with."""
-    with np.load(GOLDEN / f"{backbone}.npz") as golden:
-        shapes = json.loads(str(golden["shapes"]))
-    drawn = {name: draw_state_dict(shapes[name]) for name in shapes}
-    student = convert_rd4ad(drawn["bottleneck"], drawn["student"], backbone)
-    return convert_teacher(drawn["teacher"], backbone), student
+    shapes = golden_shapes(backbone)
+    return converted(backbone, {name: draw_state_dict(shapes[name]) for name in shapes})
 
 
-@pytest.mark.parametrize("backbone", REAL_BACKBONES)
+@pytest.mark.parametrize("backbone", [name for name in REAL_BACKBONES if name not in COMPUTED])
+def test_names_and_shapes_are_those_of_pytorch_for_other_numbers_of_blocks(backbone: str) -> None:
+    zeros = {
+        network: {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        for network, shapes in golden_shapes(backbone).items()
+    }
+    teacher, student = converted(backbone, zeros)
+    stages = Counter(name[:6] for name in teacher["params"] if name.startswith("layer"))
+    assert [*stages.values()] == [*BACKBONES[backbone].stage_sizes[:3]]
+    assert student.keys() == {"params", "batch_stats"}
+
+
+@pytest.mark.parametrize("backbone", COMPUTED)
 def test_networks_losses_and_map_equal_pytorch_golden_files(backbone: str) -> None:
     golden = np.load(GOLDEN / f"{backbone}.npz")
     forward = forward_of(backbone)
@@ -80,18 +107,24 @@ def test_networks_losses_and_map_equal_pytorch_golden_files(backbone: str) -> No
         np.testing.assert_allclose(loss(features, student), golden[name], atol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", ["resnet10", "wide_resnet50_2"])  # one of each kind of block
-def test_every_value_equals_pytorch(backbone: str) -> None:
+def test_every_value_of_wide_blocks_equals_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of basic blocks do so below, of images that are not square."""
+    backbone = "wide_resnet14_2"
     make_golden = reference_module()
     import torch
 
-    modules, _ = make_golden.networks(backbone)
+    stages = make_golden.reference.STAGES
+    monkeypatch.setitem(stages, backbone, ("bottleneck", (1, 1, 1, 1), 128))
+    wide = Backbone(BottleneckBlock, (1, 1, 1, 1), base_width=128)
+    monkeypatch.setitem(BACKBONES, backbone, wide)
+    modules, shapes = make_golden.networks(backbone)
+    variables = converted(backbone, {name: draw_state_dict(shapes[name]) for name in shapes})
     images = draw_images(2, 64, seed=7)
     with torch.no_grad():
         scaled = make_golden.reference.normalize(torch.from_numpy(images))
         expected = modules["teacher"](scaled)
         expected_student = modules["student"](modules["bottleneck"](expected))
-    features, _, student = forward_of(backbone)(*drawn_variables(backbone), images)
+    features, _, student = forward_of(backbone)(*variables, images)
     for own, other in zip((*features, *student), (*expected, *expected_student), strict=True):
         assert relative_error(own, make_golden.channels_last(other)) < 1e-4
 

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rd_jax import convert_teacher, load_teacher
 from rd_jax.config import Config
-from rd_jax.method.models import Bottleneck, Teacher
+from rd_jax.method.models import BACKBONES, Bottleneck
+from rd_jax.method.models.blocks import BottleneckBlock
 from rd_jax.method.models.bottleneck import join_variables
-from rd_jax.run.plan import teacher_of
+from rd_jax.method.models.teacher import Backbone
+from rd_jax.run.plan import model_of, teacher_of
 from rd_jax.run.scoring import score_images
 from rd_jax.run.trained import bound_scorer
 from rd_jax.system.errors import UserError
@@ -47,12 +48,17 @@ def test_the_pretrained_bottleneck_is_frozen_and_all_else_is_trained(
     assert np.abs(scores - other).min() > 0
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-def test_the_pretrained_bottleneck_is_the_teachers_fourth_stage(backbone: str) -> None:
+@pytest.mark.parametrize("backbone", ["resnet10", "resnet14"])  # one of each kind of block
+def test_the_pretrained_bottleneck_is_the_teachers_fourth_stage(
+    monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
     from benchmarks import torch_reference as reference
     from tests.make_golden import channels_last
 
+    blocks = (1, 1, 1, 1)
+    monkeypatch.setitem(BACKBONES, "resnet14", Backbone(BottleneckBlock, blocks))
+    monkeypatch.setitem(reference.STAGES, "resnet14", ("bottleneck", blocks, 64))
     module = reference.Teacher(backbone)
     module.layer4 = module.stage(256 * module.expansion, 512, module.blocks[3], 2)
     module.eval()
@@ -65,14 +71,15 @@ def test_the_pretrained_bottleneck_is_the_teachers_fourth_stage(backbone: str) -
     module.load_state_dict({k: torch.from_numpy(v) for k, v in drawn.items()}, strict=False)
     x = np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
     with torch.no_grad():
-        expected = channels_last(module.layer4(module(torch.from_numpy(x))[2]))
+        features = module(torch.from_numpy(x))
+        expected = channels_last(module.layer4(features[2]))
 
     teacher = convert_teacher(drawn, backbone, layer4=True)
-    features = Teacher(backbone).apply(teacher, jnp.asarray(x.transpose(0, 2, 3, 1)))
     student = {"params": {}, "batch_stats": {}}
     variables = join_variables("pre", teacher, student)
     own = {collection: tree["bottleneck"] for collection, tree in variables.items()}
-    embedding = Bottleneck(backbone, "pre").apply(own, features)
+    apply = jax.jit(Bottleneck(backbone, "pre").apply)
+    embedding = apply(own, tuple(map(channels_last, features)))
     assert np.abs(embedding - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -92,11 +99,12 @@ def test_oce_alone_leaves_the_fusion_out(config: Config) -> None:
 
 @pytest.mark.parametrize("backbone", ["resnet10", *IMAGENET])
 def test_the_backbone_is_that_of_both_trained_networks(config: Config, backbone: str) -> None:
-    pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
     from benchmarks import torch_reference as reference
 
     config.backbone = backbone
-    params = first_state(config).params
+    params = model_of(config).learnt_shapes()["params"]
     for name, module in (("bottleneck", reference.Bottleneck), ("student", reference.Student)):
-        expected = sum(parameter.numel() for parameter in module(backbone).parameters())
+        with torch.device("meta"):  # shapes without values
+            expected = sum(parameter.numel() for parameter in module(backbone).parameters())
         assert num_parameters(params[name]) == expected

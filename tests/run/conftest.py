@@ -15,6 +15,7 @@ KEPT = (
     *("--config.checkpoint_every_epochs=1", "--config.eval_every_epochs=1"),
     "--config.keep_optimizer=True",
 )
+SHORT_RECIPE = ("--config.loss=mixed", "--config.ema=0.999")
 SEEDS = ("--config.category=weave", "--config.seeds=0,1")
 JOINT = ("--config.joint=True",)
 

@@ -21,7 +21,7 @@ from rd_jax.export import __main__ as export
 from rd_jax.method.metrics import METRICS, metrics_of
 from rd_jax.predict import __main__ as predict
 from rd_jax.system import files
-from tests.command import ROOT, SMALL, assert_one_line, captured, results, run, succeeded, training
+from tests.command import ROOT, assert_one_line, captured, results, run, succeeded, training
 from tests.trained import save_training
 
 # With each of them alone, a command could fail or give other figures.
@@ -97,8 +97,8 @@ def test_the_library_gives_float32_of_the_same_values_with_other_promotion() -> 
 
     def all_of_it() -> list[Any]:
         # Adam's bias correction is not meant for strict promotion.
-        model, optimizer = rd_jax.Model("micro"), optax.sgd(0.1)
-        teacher = rd_jax.load_teacher("micro", "random")
+        model, optimizer = rd_jax.Model("tiny"), optax.sgd(0.1)
+        teacher = rd_jax.load_teacher("tiny", "random")
         state = rd_jax.create_train_state(model, optimizer, jax.random.key(0))
         train_step = jax.jit(rd_jax.make_train_step(model, optimizer))
         state, trained = train_step(state, teacher, images)
@@ -131,10 +131,10 @@ def commands(images: Path) -> Commands:
     return {
         "main": (
             main.main,
-            ["main", "--config", "demo", *SMALL, "--workdir=run", "--config.num_epochs=1"],
+            ["main", *training(Path("synthetic"), Path("run"), "--config.num_epochs=1")],
         ),
         "predict": (predict.main, ["--workdir=trained", "--output=out", str(images)]),
-        "export": (export.main, ["--workdir=trained", "--output=a.onnx"]),
+        "export": (export.main, ["--workdir=trained", "--output=a.stablehlo"]),
     }
 
 

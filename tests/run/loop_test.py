@@ -11,7 +11,7 @@ from rd_jax.data.order import steps_until
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.train import TrainState, make_parallel_train_steps
 from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
-from rd_jax.run.plan import trained_model_of
+from rd_jax.run.plan import optimizer_of, teacher_of, trained_model_of
 from tests.reference_weights import draw_images
 from tests.run.hosts_worker import wide
 from tests.trained import largest_difference
@@ -31,13 +31,14 @@ def run_steps(config: Config, images: np.ndarray, devices: list) -> list[TrainSt
     states = []
     for batch in images:
         batch = batch.reshape(len(devices), 1, -1, *batch.shape[1:])
-        state = jax.device_get(step(state, teacher, batch, 1)[0])  # placed alike, compiled once
+        state, _ = step(state, teacher, batch, np.int32(1))
+        state = jax.device_get(state)  # placed alike, compiled once
         states.append(state)
     return states
 
 
 def test_adam_on_several_devices_equals_one_device(config: Config) -> None:
-    images = draw_images(5 * 16, 32).reshape(5, 16, 32, 32, 3)
+    images = draw_images(5 * 8, 32).reshape(5, 8, 32, 32, 3)
     with jax.enable_x64(True):
         one = run_steps(config, images, jax.devices()[:1])
         several = run_steps(config, images, jax.devices())
@@ -56,7 +57,7 @@ def train_all(
     """The last state, the steps after each dispatch and all losses of a whole training."""
     model = trained_model_of(config)
     steps_of = make_parallel_train_steps(model, optimizer, LOSSES[config.loss], max_steps)
-    teacher = load_teacher("tiny", "random")
+    teacher = teacher_of(config).variables
     first = create_train_state(model, optimizer, jax.random.key(0))
     images, steps, losses = draw_images(num_images, 32), [0], []
     batches = Batches(images, np.arange(num_images), config.batch_size, config.seed)
@@ -79,8 +80,8 @@ def test_several_steps_in_one_dispatch_equal_single_steps(config: Config) -> Non
 
 
 def test_training_lowers_the_loss(config: Config) -> None:
-    config.num_epochs = 3
-    _, _, losses = train_all(config, 20, 1, optimizer=optax.adam(0.005))
+    config.num_epochs, config.batch_size = 3, 4
+    _, _, losses = train_all(config, 20, 1, optimizer=optimizer_of(config))
     assert losses[-1] < 0.8 * losses[0]
 
 

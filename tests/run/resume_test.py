@@ -24,7 +24,7 @@ from tests.command import (
     succeeded,
     training,
 )
-from tests.run.conftest import HOLDOUT, KEPT, LAST_STEP
+from tests.run.conftest import HOLDOUT, KEPT, LAST_STEP, SHORT_RECIPE
 from tests.run.leaves import assert_same_leaves, leaves
 from tests.run.whole_run_test import same_figures
 
@@ -115,7 +115,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(data_dir: Path, tmp_path: P
 
 
 def test_two_epochs_gone_on_with_to_four_are_four(data_dir: Path, tmp_path: Path) -> None:
-    averaged = (*HOLDOUT, *ONE, "--config.ema=0.9")
+    averaged = (*HOLDOUT, *ONE, *SHORT_RECIPE, "--config.dtype=bfloat16")
     for folder, epochs in (("at once", 4), ("later", 2), ("later", 4)):
         number = f"--config.num_epochs={epochs}"
         done = succeeded(*training(data_dir, tmp_path / folder, *averaged, number))
@@ -154,14 +154,14 @@ def test_seeds_of_which_one_was_gone_on_with_are_called_unfinished(
 
 def test_starting_anew_keeps_what_was_there(data_dir: Path, trained: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(trained, tmp_path / "copy")
-    other = (*HOLDOUT, "--config.category=weave", "--config.learning_rate=0.001")
+    other = (*HOLDOUT, "--config.category=weave", "--config.seed=3")
     done = run(*training(data_dir, workdir, *other))
-    assert_one_line(done, "learning_rate (0.005, now 0.001); choose another")
+    assert_one_line(done, "seed (0, now 3); choose another")
     done = succeeded(*training(data_dir, workdir, *other, "--restart"))
     (kept,) = workdir.glob("replaced-*/weave")
     assert_same_leaves(kept, trained / "weave")
     assert done.stdout.count("\n| weave | ") == 1
-    assert results(workdir / "weave")["learning_rate"] == 0.001
+    assert results(workdir / "weave")["seed"] == 3
 
 
 @pytest.mark.parametrize("damage", ["an empty file", "a file is missing", "another bit"])
@@ -188,8 +188,8 @@ def test_a_damaged_checkpoint_is_moved_aside_and_trained_again(
 def test_a_checkpoint_of_other_devices_gives_the_same_figures(tmp_path: Path) -> None:
     # Rounding depends on a device's share of a batch. Pixels that it makes change places move a
     # metric by more than 1e-6 where there are only a few thousand of them.
-    write_category(tmp_path / "data", num_train=6, num_test=8, size=64)
-    more = ("--config.batch_size=8", "--config.image_size=64", "--config.num_epochs=1")
+    write_category(tmp_path / "data", num_train=6, num_test=16, size=64)
+    more = ("--config.image_size=64,32", "--config.num_epochs=1")
     flags = training(tmp_path / "data", tmp_path / "work", *more)
     folder = tmp_path / "work" / "weave"
     succeeded(*flags)

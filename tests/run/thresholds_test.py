@@ -9,7 +9,7 @@ import pytest
 import rd_jax
 from rd_jax.run import evaluation as evaluation_module
 from tests.command import assert_one_line, evaluation, results, run, succeeded, training
-from tests.run.conftest import HELD_OUT, HOLDOUT
+from tests.run.conftest import HELD_OUT, HOLDOUT, SHORT_RECIPE
 from tests.run.scores import held_out, maps_and_scores, split_of
 from tests.run.whole_run_test import same_figures
 
@@ -62,7 +62,7 @@ def test_what_the_held_out_images_can_promise_is_said(trained: Path, tmp_path: P
 
 def test_training_in_bfloat16_is_scored_in_float32(data_dir: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "a[b]*"  # a name like a pattern is one like others
-    narrow = (*HOLDOUT, *ONE, "--config.dtype=bfloat16", "--config.num_epochs=1")
+    narrow = (*HOLDOUT, *ONE, *SHORT_RECIPE, "--config.dtype=bfloat16", "--config.num_epochs=1")
     narrow += ("--config.keep_optimizer=True",)
     succeeded(*training(data_dir, workdir, *narrow))
     row, scores = results(workdir / "weave"), held_out_scores(data_dir, workdir)
