@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import sklearn.datasets
 from filelock import FileLock
 
 from rd_jax.config import Config, get_config
@@ -161,6 +162,14 @@ def data_dir() -> Path:
             (folder / "weave").rename(folder / name)
 
     return made_once("data", write)
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixth of scikit-learn's digits, about 30 of each."""
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    few = images[:300], labels[:300]
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda return_X_y: few)  # noqa: ARG005, N803
 
 
 def shared(path: str, what: str) -> Path:

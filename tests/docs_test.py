@@ -103,6 +103,7 @@ def run_commands(text: str) -> None:
 
 # JAX warns of it, and OpenVINO does so, before anything of JAX is used in the child.
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+@pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "bash|python")], ids=lambda page: page.stem
 )

@@ -198,6 +198,7 @@ def test_upright_and_fitted_images_are_the_same_from_training_to_heatmaps(
     assert "evaluated already" in again.stderr
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_one_class_detection_from_the_command_line(tmp_path: Path) -> None:
     common = ("--config", "one_class:digits", "--workdir", str(tmp_path))
     quick = ("--config.backbone=tiny", "--config.teacher_weights=random", "--config.num_epochs=1")
