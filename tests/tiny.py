@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from rd_jax.method.models import BACKBONES, cpu
-from rd_jax.method.models.blocks import BasicBlock, BottleneckBlock, _resizing_conv
+from rd_jax.method.models.blocks import BasicBlock, BottleneckBlock, Conv3x3
 from rd_jax.method.models.teacher import Backbone
 
 XLA_CONVOLUTIONS = "RD_JAX_TESTS_XLA_CONVOLUTIONS"
@@ -24,7 +24,7 @@ class PlainBlock(BasicBlock):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = _resizing_conv(self.planes, 3, self.resize, self.dtype, "conv1")(x)
+        y = self.resized(x, Conv3x3, self.planes, "conv1")
         return nn.relu(self.norm(name="bn1")(y))
 
 
