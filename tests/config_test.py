@@ -92,7 +92,7 @@ def test_the_papers_values_are_those_of_the_paper() -> None:
         ("seed", -1),
         ("seed", 2**32),
         ("seeds", (1, 1)),
-        ("holdout", 1.0),
+        ("holdout", 1.5),
         ("dtype", "float16"),
         ("blur_sigma", -1.0),
         ("blur_sigma", float("nan")),

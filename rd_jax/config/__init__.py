@@ -12,10 +12,28 @@ from rd_jax.config.fields import EVALUATED_ALIKE, FIELDS, RATES, RECORDED, Confi
 from rd_jax.method.score import height_and_width
 from rd_jax.system.errors import UserError
 
-__all__ = ["EVALUATED_ALIKE", "FIELDS", "RATES", "RECORDED", "SHORT", "Config", "Depends"]
+__all__ = [
+    "EVALUATED_ALIKE",
+    "FIELDS",
+    "OWN_PARTS",
+    "RATES",
+    "RECORDED",
+    "SHORT",
+    "Config",
+    "Depends",
+]
 
 # For trainings of 5 to some 80 epochs, by measurement: docs/recipe.md.
 SHORT = {"loss": "mixed", "batch_size": 4, "ema": 0.999}
+
+# For a user's own parts: a backbone that trains on a laptop, and enough images held out.
+OWN_PARTS = SHORT | {
+    "backbone": "resnet18",
+    "num_epochs": 20,
+    "holdout": 0.1,
+    "holdout_at_least": 20,
+    "keep_optimizer": True,  # so that more epochs need no new training
+}
 
 
 def get_config(**changes: Any) -> Config:
@@ -136,3 +154,11 @@ def markdown() -> str:
         default = f"`{field.default}`" if field.default != "" else ""
         lines.append(f"| `{name}` | {default} | {field.rule.allowed} | {field.help} |")
     return "\n".join(lines) + "\n"
+
+
+def plain() -> str:
+    """Return the fields for a terminal: a line each, as it is written on the command line."""
+    return "\n".join(
+        f"--config.{name}={field.default}\n    {field.help} ({field.rule.allowed})"
+        for name, field in FIELDS.items()
+    )

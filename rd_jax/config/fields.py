@@ -73,9 +73,11 @@ def _are_scales(value: Any) -> bool:
     return are_scales and len(value) > 0 and list(value) == sorted(value)
 
 
+OWN = "own:"  # begins the name of a loss that `rd_jax.fit` was given
 TEXT = Rule(_is_text, "a printable text")
 NAME = Rule(lambda value: _is_text(value) and value != "", "a printable text, not empty")
 BOOLEAN = Rule(lambda value: isinstance(value, bool), "True or False")
+SHARE = number(lambda v: 0 <= v < 1 or v == int(v) >= 1, "in [0, 1), or an integer >= 1")
 FRACTION = number(lambda v: 0 <= v < 1, "in [0, 1)")
 POSITIVE = number(lambda v: v > 0, "> 0")
 NOT_NEGATIVE = number(lambda v: v >= 0, ">= 0")
@@ -170,7 +172,10 @@ class Config:
     )
     loss: str = _field(
         "per_position",
-        one_of(LOSSES),
+        Rule(
+            lambda v: isinstance(v, str) and (v in LOSSES or v.startswith(OWN)),
+            f"one of {', '.join(LOSSES)}",
+        ),
         "the paper's; `flattened`: the authors' code's; `mixed`: the mean of the two",
         _FIXED,
     )
@@ -191,7 +196,13 @@ class Config:
         (), SEEDS, "one training for each, reported as mean and deviation; e.g. `0,1,2`"
     )
     holdout: float = _field(
-        0.0, FRACTION, "fraction of the training images held out for thresholds", _FIXED
+        0.0,
+        SHARE,
+        "training images held out for thresholds: a fraction, or from 1 a number",
+        _FIXED,
+    )
+    holdout_at_least: int = _field(
+        0, integer(0), "with `holdout`: hold out so many, but at most a third of the images", _FIXED
     )
     false_positive_rate: float = _field(
         0.01, FRACTION, "of new normal images above the threshold, kept if `holdout` can", _RATE

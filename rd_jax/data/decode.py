@@ -110,16 +110,21 @@ def reading(path: Path) -> Iterator[Image.Image]:
     file is damaged, or a dark picture of 16 bits.
     """
     with upright(path) as stored:
-        image = stored
-        image.info.pop("transparency", None)
-        if image.mode[0] == "I":
-            image = Image.fromarray(TO_8_BITS[np.asarray(image)])
-        elif image.mode not in ("L", "RGB"):
-            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        image = in_8_bits(stored)
         is_dark = stored.info["is_deep"] and np.max(image.getextrema()) <= _BRIGHTEST_OF_14_BITS
         remark = DAMAGED if stored.info["is_damaged"] else NO_REMARK
         image.info["remark"] = DARK if is_dark else remark
         yield image
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image in mode L or RGB; alpha is dropped, and 65535 is white on 16 bits."""
+    image.info.pop("transparency", None)
+    if image.mode[0] == "I":
+        return Image.fromarray(TO_8_BITS[np.asarray(image)])
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
 
 
 def read_image(path: Path) -> Image.Image:

@@ -88,6 +88,22 @@ def images_by_folder(root: Path, expected: Sequence[str] = ()) -> dict[str, list
     return images
 
 
+def images_named(argument: Path, skipped: Iterable[Path | str] = ()) -> list[Path]:
+    """Return the image that a command names, or the sorted images below the folder that it names.
+
+    The folders `skipped` are left out. Raise UserError if the argument does not exist, is a pipe or
+    the like, or is a folder without images.
+    """
+    if not argument.exists():
+        raise UserError(f"{argument} does not exist: give image files or folders of them")
+    if not (argument.is_file() or argument.is_dir()):
+        raise UserError(f"{argument} is neither a file nor a folder, but a pipe or a device")
+    paths = sorted(images_below(argument, skipped)) if argument.is_dir() else [argument]
+    if not paths:
+        raise UserError(f"{argument} holds no images, nor does any folder in it")
+    return paths
+
+
 def images_below(folder: Path, skipped: Iterable[Path | str] = ()) -> Iterator[Path]:
     """Yield what looks like an image in a folder and, after that, in those inside, at any depth.
 

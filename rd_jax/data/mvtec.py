@@ -62,10 +62,14 @@ class Files(NamedTuple):
 
 def find_categories(source: Source, chosen: str) -> list[Category]:
     """Return the categories in `data_dir` that are chosen, as of `find_files`."""
-    return [
-        Category(files.name, len(files.train), _folders_of(files), partial(_load, files, source))
-        for files in find_files(user_path(source.data_dir), chosen)
-    ]
+    data_dir = user_path(source.data_dir)
+    return [category_of(files, source, data_dir) for files in find_files(data_dir, chosen)]
+
+
+def category_of(files: Files, source: Source, *around: Path) -> Category:
+    """Return the category of these files; `around` are folders that are the data's besides."""
+    folders = sorted({Path(os.path.realpath(folder)) for folder in (*_folders_of(files), *around)})
+    return Category(files.name, len(files.train), tuple(folders), partial(_load, files, source))
 
 
 def find_files(data_dir: Path, chosen: str = "") -> list[Files]:
@@ -153,11 +157,9 @@ def _warn_of_unused(there: Listing, used: Sequence[str]) -> None:
         )
 
 
-def _folders_of(files: Files) -> tuple[Path, ...]:
-    """Return the real folders that hold the category, wherever links lead."""
+def _folders_of(files: Files) -> set[Path]:
     of_test = [path for image in files.test for path in (image.path, image.mask) if path]
-    parents = {path.parent: None for path in (files.root, *files.train, *of_test)}
-    return tuple({Path(os.path.realpath(folder)): None for folder in (files.root, *parents)})
+    return {files.root, *(path.parent for path in (*files.train, *of_test))}
 
 
 def _load(files: Files, source: Source) -> Split:

@@ -29,16 +29,22 @@ def steps_until(epoch: int, num_images: int, batch_size: int) -> int:
     return -(-epoch * num_images // batch_size)
 
 
-def holdout_indices(seed: int, holdout: float, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images are trained on and which, a fraction `holdout`, are held out: sorted.
+def holdout_indices(
+    seed: int, holdout: float, num_images: int, at_least: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images are trained on and which are held out, both sorted.
 
-    Raises UserError if either would be empty although there is a hold-out.
+    `holdout` is a fraction of the images, or from 1 on their number; 0 holds out none. Else
+    `at_least` so many are, as far as they are at most a third. Raise UserError if either part would
+    be empty although there is a hold-out.
     """
-    num_held_out = round(holdout * num_images)
+    num_held_out = round(holdout if holdout >= 1 else holdout * num_images)
+    if holdout:
+        num_held_out = max(num_held_out, min(at_least, num_images // 3))
     if holdout and not 0 < num_held_out < num_images:
         raise UserError(
             f"config.holdout={holdout}: of {num_images} training images that is {num_held_out}; "
-            "choose another fraction"
+            "choose another fraction or number"
         )
     shuffled = np.random.default_rng((seed, _HOLDOUT)).permutation(num_images)
     return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])

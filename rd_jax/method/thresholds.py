@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import betaincinv
 
 from rd_jax.method.curve import Curve
 
@@ -21,6 +22,7 @@ class NormalScores(NamedTuple):
     scores: np.ndarray  # [N]
     maxima: np.ndarray  # [N] of each map
     pixels: np.ndarray  # [Q, 2] of all maps: see `pixel_table`
+    num_added: int = 0  # of the N, those that are neither trained on nor held out in training
 
 
 class Thresholds(NamedTuple):
@@ -39,6 +41,8 @@ class Thresholds(NamedTuple):
     map_high: float  # heatmaps are at full strength above
     kept_rate: float | None  # expected of new normal images; may be above the one asked for
     pixel_false_positive_rate: float  # of the pixels of these images, at most
+    possible_rate: float | None = None  # see `possible_rate`
+    num_added: int = 0  # of these images, those that came after the training
 
 
 def num_exceeding(num_images: int, rate: float) -> int:
@@ -49,6 +53,15 @@ def num_exceeding(num_images: int, rate: float) -> int:
     keep the rate, which is below 1/rate - 1.
     """
     return math.floor(_as_written(rate) * (num_images + 1)) - 1
+
+
+def possible_rate(num_images: int, num_above: int) -> float:
+    """Return how large the rate may be: in 95 of 100 draws of held-out images it is no larger.
+
+    `num_above` of these `num_images` lie above the threshold. The share of all normal images above
+    it then has the distribution Beta(num_above + 1, num_images - num_above).
+    """
+    return float(betaincinv(num_above + 1, num_images - num_above, 0.95))
 
 
 def images_needed(rate: float) -> float:
@@ -83,10 +96,10 @@ def pooled(found: Sequence[NormalScores]) -> NormalScores:
         above, of_table = np.concatenate([[(1, -np.inf)], normal.pixels]).T
         at = np.searchsorted(of_table, values, side="right") - 1
         shares += above[at] * len(normal.scores)
-    is_held_out, scores, maxima, _ = zip(*found, strict=True)
+    is_held_out, scores, maxima, _, num_added = zip(*found, strict=True)
     scores, maxima = np.concatenate(scores), np.concatenate(maxima)
     table = np.stack([shares / len(scores), values], 1)
-    return NormalScores(all(is_held_out), scores, maxima, table)
+    return NormalScores(all(is_held_out), scores, maxima, table, sum(num_added))
 
 
 def thresholds_of(
@@ -111,7 +124,8 @@ def thresholds_of(
     )
     pixel = min(_value_exceeded_by(normal.pixels, pixel_rate), high)
     scale, kept_rate = (min(low, high - 1e-6), high), (num_above + 1) / (count + 1)
-    return Thresholds("holdout", *known, image, pixel, *scale, kept_rate, pixel_rate)
+    rates = kept_rate, pixel_rate, possible_rate(count, num_above)
+    return Thresholds("holdout", *known, image, pixel, *scale, *rates, normal.num_added)
 
 
 def _value_exceeded_by(table: np.ndarray, rate: float) -> float:
@@ -125,7 +139,7 @@ def with_threshold(thresholds: Thresholds, threshold: float, is_maximum: bool) -
     If the score is the map's maximum it is one of pixels, too.
     """
     threshold = float(np.float32(threshold))  # as scores and maps are
-    thresholds = thresholds._replace(image_threshold=threshold, kept_rate=None)
+    thresholds = thresholds._replace(image_threshold=threshold, kept_rate=None, possible_rate=None)
     if not is_maximum:
         return thresholds
     pixel = thresholds.pixel_threshold

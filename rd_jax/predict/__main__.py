@@ -30,7 +30,7 @@ from rd_jax.method.thresholds import with_threshold
 from rd_jax.predict.inputs import find_inputs
 from rd_jax.predict.outputs import Outputs, check_output, tables, write_images
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
-from rd_jax.report.words import rate_in_words
+from rd_jax.report.words import caution, rate_in_words
 from rd_jax.store.rows import Row
 from rd_jax.system.command import Parser, num_processors, require_devices, run_command
 from rd_jax.system.errors import UserError, printable
@@ -38,6 +38,7 @@ from rd_jax.system.files import user_path
 
 logger = logging.getLogger("rd_jax.predict")  # with python -m, __name__ is no part of the package
 
+_TOO_MANY = 'see "Too many false alarms" in docs/own_parts.md'
 _LOG_EVERY = 100  # images, where there is no terminal
 
 
@@ -59,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
             predictor = predictor._replace(thresholds=thresholds)
         _follow(predict(predictor, inputs, _outputs(flags, predictor), flags.batch_size), counts)
         folder = printable(str(flags.output))
+        if counts["anomalous"] > counts["scored"] / 2 and counts["scored"] >= 20:
+            logger.warning("most images are called anomalous: if they are good, %s", _TOO_MANY)
         print(f"{_summary(counts)}. Results are in {folder}: predictions.csv, predictions.jsonl")
         return 1 if counts["failed"] else 0
 
@@ -140,6 +143,8 @@ def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
             "with: train with --config.holdout=0.1"
         )
     logger.info("%s", rate_in_words(thresholds, predictor.categories))
+    if few := caution(thresholds):
+        logger.warning("%s", few)
     shown, fusion = (flags.heatmaps, flags.heatmap_format), predictor.scoring.fusion
     return Outputs(flags.output, thresholds, *shown, flags.maps, fusion, flags.masks)
 

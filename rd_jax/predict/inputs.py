@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rd_jax.data.folders import images_below
+from rd_jax.data.folders import images_named
 from rd_jax.predict.outputs import FOLDERS
 from rd_jax.system.errors import UserError
 
@@ -21,18 +21,11 @@ def find_inputs(arguments: Sequence[Path], output: Path) -> dict[Path, str]:
     own = [os.path.realpath(output / name) for name in FOLDERS]
     found: dict[str, Path] = {}
     for argument in arguments:
-        if not argument.exists():
-            raise UserError(f"{argument} does not exist: give image files or folders of them")
-        if not (argument.is_file() or argument.is_dir()):
-            raise UserError(f"{argument} is neither a file nor a folder, but a pipe or a device")
         real = Path(os.path.realpath(argument))
         if any(real.is_relative_to(folder) for folder in own):
             raise UserError(f"{argument} is where outputs are written: choose another --output")
         skipped = {*own, os.path.realpath(output)} - {str(real)}
-        paths = sorted(images_below(argument, skipped)) if argument.is_dir() else [argument]
-        if not paths:
-            raise UserError(f"{argument} holds no images, nor does any folder in it")
-        for path in paths:
+        for path in images_named(argument, skipped):
             found.setdefault(os.path.abspath(path), path)
     folders = [os.path.abspath(a if a.is_dir() else a.parent) for a in arguments]
     common = os.path.commonpath(folders)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from rd_jax.data.decode import Region, placed, reading, warn_of
+from rd_jax.data.decode import Region, in_8_bits, placed, reading, warn_of
 from rd_jax.method.score import Scoring
 from rd_jax.method.thresholds import Thresholds
+from rd_jax.report.heatmap import resized_map
 from rd_jax.run.scoring import Score, score_images
 from rd_jax.run.trained import load_trained
 from rd_jax.system.command import num_processors
@@ -36,10 +38,10 @@ class Predictor(NamedTuple):
 class Prediction(NamedTuple):
     """What one image scored."""
 
-    path: Path
+    path: Path  # Path() for a picture that is no file
     score: float
     is_anomalous: bool | None  # None without a threshold
-    anomaly_map: np.ndarray  # [h, w] float32: the predictor's size, or the picture's part of it
+    anomaly_map: np.ndarray  # [h, w] float32; of a file: the predictor's size, or a part of it
     image: np.ndarray | None = None  # [h, w, 3] uint8, as decoded, if it was to be held
 
 
@@ -100,8 +102,43 @@ def _enough(num_images: int, batch_size: int) -> int:
     return min(batch_size, 1 << (max(num_images, 1) - 1).bit_length())
 
 
+def score_image(predictor: Predictor, image: np.ndarray | Image.Image) -> Prediction:
+    """Score one picture of any size, such as a camera's frame; the map has the picture's size.
+
+    The picture is uint8 [h, w], [h, w, 1] or [h, w, 3] RGB, or an image of Pillow, which is turned
+    upright by its EXIF data. It is resized as for training. Nothing is compiled for another size,
+    and several threads may call this at once. Raise UserError for another picture.
+
+        predictor = load_predictor("runs/bottle")
+        result = score_image(predictor, frame)
+        print(result.score, result.is_anomalous, result.anomaly_map.shape)
+    """
+    picture = _picture(image)
+    decoded = _Decoded(Path(), *placed(picture, predictor.size, predictor.resize), None)
+    maps, scores = score_images(predictor.score, decoded.pixels[None], 1)
+    result = _prediction(predictor, decoded, maps[0], scores[0])
+    size = picture.height, picture.width
+    return result._replace(anomaly_map=resized_map(result.anomaly_map, size))
+
+
+def _picture(image: np.ndarray | Image.Image) -> Image.Image:
+    """Return a picture in mode L or RGB. Raise UserError unless it is one of 8 or 16 bits."""
+    if isinstance(image, Image.Image):
+        if image.mode in ("F", "I"):
+            raise UserError(f"the image has mode {image.mode}: its white is not defined")
+        return in_8_bits(ImageOps.exif_transpose(image))
+    pixels = np.asarray(image)
+    is_picture = pixels.ndim in (2, 3) and (pixels.ndim == 2 or pixels.shape[2] in (1, 3))
+    if pixels.dtype != np.uint8 or not is_picture or 0 in pixels.shape:
+        raise UserError(
+            f"the image is {pixels.dtype} {list(pixels.shape)}: must be uint8 [h, w] or [h, w, 3], "
+            "grey or RGB"
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
 class _Decoded(NamedTuple):
-    """An image file, ready to score."""
+    """A picture, ready to score."""
 
     path: Path
     pixels: np.ndarray  # [H, W, 3] uint8, of the predictor's size

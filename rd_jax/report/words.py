@@ -1,8 +1,11 @@
 """Thresholds in words: for the command lines, the tables and the page."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from rd_jax.method.thresholds import Thresholds, images_needed, num_exceeding
+
+ENOUGH = 20  # held-out images; with fewer, luck decides the rate of false alarms
 
 
 def percent(rate: float) -> str:
@@ -31,6 +34,35 @@ def rate_in_words(thresholds: Thresholds | None, categories: Sequence[str] = ())
     elif categories:
         text += f", that of {categories[0]}"
     text += f": {percent(thresholds.kept_rate)} of new normal images are expected above it"
+    if thresholds.possible_rate is not None:
+        text += f" (in 95 of 100 cases at most {percent(thresholds.possible_rate)})"
     if num_exceeding(count, asked) >= 0:
-        return f"{text}, by {count} held-out images"
-    return f"{text}, the least that {count} held-out images can promise ({needs(asked)})"
+        return f"{text}, by {_counted(thresholds)}"
+    return f"{text}, the least that {_counted(thresholds)} can promise ({needs(asked)})"
+
+
+def _counted(thresholds: Thresholds) -> str:
+    """Return which good images the threshold rests on."""
+    added = thresholds.num_added
+    held_out = thresholds.num_images - added
+    if not added:
+        return f"{held_out} held-out images"
+    return f"{added} added images" + (f" and {held_out} held-out ones" if held_out else "")
+
+
+def caution(thresholds: Thresholds) -> str | None:
+    """Return a warning if the threshold rests on few images, else None."""
+    count, kept, possible = thresholds.num_images, thresholds.kept_rate, thresholds.possible_rate
+    if kept is None or possible is None or count >= ENOUGH:
+        return None
+    return (
+        f"{_counted(thresholds)} are few: on average {_one_in(kept)} good parts will be called "
+        f"anomalous, possibly {_one_in(possible)}; hold out {ENOUGH} or more, or add good images "
+        "with python -m rd_jax.calibrate"
+    )
+
+
+def _one_in(rate: float) -> str:
+    """Return a rate as "2 in 5"."""
+    share = Fraction(rate).limit_denominator(20 if rate < 0.25 else 5)
+    return f"{share.numerator} in {share.denominator}"

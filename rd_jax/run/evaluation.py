@@ -11,7 +11,6 @@ import numpy as np
 
 from rd_jax.config import EVALUATED_ALIKE, RATES, RECORDED, Config, as_dict
 from rd_jax.data import Split
-from rd_jax.data.order import holdout_indices
 from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.method.thresholds import (
     NormalScores,
@@ -21,8 +20,8 @@ from rd_jax.method.thresholds import (
     thresholds_of,
 )
 from rd_jax.report import figures, gallery, page, tables
-from rd_jax.report.words import rate_in_words
-from rd_jax.run.plan import compute_dtype
+from rd_jax.report.words import caution, rate_in_words
+from rd_jax.run.plan import compute_dtype, held_out_of
 from rd_jax.run.scoring import Score, score_normal, score_split
 from rd_jax.run.trained import Trained, bound_scorer
 from rd_jax.store.lock import held
@@ -64,8 +63,10 @@ def evaluate(
         place.results.unlink(missing_ok=True)  # which says that the other files are there
     score, thresholds = trained.score, None
     if checkpoint.is_finished and (normal := _normal_scores(trained, split, score, stored)):
-        thresholds = _keep_thresholds(trained, normal, place)
+        thresholds = _keep_thresholds(trained, normal, stored, place)
         logger.info("%s: %s", split.name, rate_in_words(thresholds))
+        if few := caution(thresholds):
+            logger.warning("%s: %s", split.name, few)
     _write(known, split, score, thresholds, place)
 
 
@@ -97,7 +98,7 @@ def _normal_scores(
         )
         return None
     count = len(split.train)
-    _, chosen = holdout_indices(config.seed, config.holdout, count)
+    _, chosen = held_out_of(config, count)
     is_held_out = len(chosen) > 0
     if not is_held_out:
         chosen = np.linspace(0, count - 1, min(count, _MOST_TRAINED_ON)).astype(int)
@@ -106,13 +107,23 @@ def _normal_scores(
     return NormalScores(is_held_out, scores, maxima, pixel_table(pixels))
 
 
-def _keep_thresholds(trained: Trained, normal: NormalScores, place: Evaluation) -> Thresholds:
+def _keep_thresholds(
+    trained: Trained, normal: NormalScores, stored: StoredThresholds | None, place: Evaluation
+) -> Thresholds:
     fields = as_dict(trained.config)
     scored_with = {name: fields[name] for name in EVALUATED_ALIKE}
     thresholds = thresholds_of(normal, **{name: fields[name] for name in RATES})
-    stored = StoredThresholds(trained.checkpoint.checksum, scored_with, thresholds, normal)
+    kept = StoredThresholds(trained.checkpoint.checksum, scored_with, thresholds, normal)
+    if stored and normal is stored.normal:
+        kept = kept._replace(added=stored.added, before=stored.before)
+    elif stored and stored.added:
+        logger.warning(
+            "%s: good images that were added later do not count any more, as their scores would "
+            "differ: add them again with python -m rd_jax.calibrate",
+            place.label,
+        )
     if hosts.is_first():
-        write_thresholds(place.thresholds, stored)
+        write_thresholds(place.thresholds, kept)
     return thresholds
 
 
@@ -145,21 +156,44 @@ def _write(
     maps = maps_of(shown, gallery.small_map)
     if not hosts.is_first():
         return
-    num_held_out = thresholds.num_images if thresholds and thresholds.source == "holdout" else 0
-    image_threshold = thresholds and thresholds.image_threshold
     row = {
         **known,
-        "num_held_out": num_held_out,
-        "image_threshold": image_threshold,
-        "pixel_threshold": thresholds and thresholds.pixel_threshold,
-        "kept_false_positive_rate": thresholds and thresholds.kept_rate,
         **metrics_of_scored(scored, split.labels),
-        **metrics_at(image_threshold, scored.scores, split.labels),
+        **_by_thresholds(thresholds, scored.scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
     }
     gallery.write_evaluation(place.shown, split, scored, shown, maps, thresholds)
     figures.write_figures(place, row, thresholds)
     write_json(place.results, row)
+
+
+def _by_thresholds(
+    thresholds: Thresholds | None, scores: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Return what results.json says of thresholds, and of verdicts on test images [M] by them."""
+    found = thresholds if thresholds and thresholds.source == "holdout" else None
+    image_threshold = found and found.image_threshold
+    return {
+        "num_held_out": found.num_images if found else 0,
+        "num_added": found.num_added if found else 0,
+        "image_threshold": image_threshold,
+        "pixel_threshold": found and found.pixel_threshold,
+        "kept_false_positive_rate": found and found.kept_rate,
+        "possible_false_positive_rate": found and found.possible_rate,
+        **metrics_at(image_threshold, scores, labels),
+    }
+
+
+def judge_again(place: Evaluation, thresholds: Thresholds) -> None:
+    """Write results.json and the figures of an evaluation anew, with other thresholds.
+
+    Nothing is scored again. What was not evaluated is left as it is.
+    """
+    row, evaluated = read_json(place.results), gallery.read_evaluation(place.shown)
+    if row and evaluated:
+        row |= _by_thresholds(thresholds, evaluated.scores, evaluated.labels)
+        figures.write_figures(place, row, thresholds)
+        write_json(place.results, row)
 
 
 def write_summaries(workdir: Path) -> str:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from rd_jax.config import Config
 from rd_jax.data import Category
 from rd_jax.data.order import holdout_indices, steps_until
 from rd_jax.data.sources import Source
-from rd_jax.method.loss import LOSSES
+from rd_jax.method.loss import LOSSES, LossFunction
 from rd_jax.method.models import Model
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.models.init import teacher_shapes
@@ -74,41 +75,17 @@ def teacher_of(config: Config) -> LoadedTeacher:
     return find_teacher(config.backbone, config.teacher_weights, config.bottleneck == "pre")
 
 
+def held_out_of(config: Config, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of a category's training images are trained on, and which are held out."""
+    return holdout_indices(config.seed, config.holdout, num_images, config.holdout_at_least)
+
+
 def optimizer_of(config: Config) -> optax.GradientTransformation:
     """Return Adam with the config's rate and betas; the paper's have no schedule."""
     return _adam(config.learning_rate, config.adam_b1, config.adam_b2)
 
 
 _adam = cache(optax.adam)  # so that equal optimisers are one
-
-
-def train_steps_of(config: Config) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Return `make_parallel_train_steps`, compiled for the config's batches and these devices."""
-    per_device = config.batch_size // jax.device_count()
-    max_steps = steps_per_dispatch(config.batch_size, size_of(config))
-    images = jax.local_device_count(), max_steps, per_device, *size_of(config), 3
-    networks = trained_model_of(config), optimizer_of(config)
-    return _compiled(*networks, config.loss, config.ema, images)
-
-
-@cache  # trainings that differ in images and seeds alone compile once
-def _compiled(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    loss: str,
-    ema: float,
-    images: tuple[int, ...],
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    steps = make_parallel_train_steps(model, optimizer, LOSSES[loss], images[1], ema=ema)
-    if jax.process_count() > 1:  # where pmap compiles at its first call alone
-        return steps
-    teacher = teacher_shapes(model.backbone, model.bottleneck == "pre")
-    return steps.lower(
-        train_state_shapes(model, optimizer, ema),
-        jax.eval_shape(fold_batch_norm, teacher),
-        jax.ShapeDtypeStruct(images, jnp.uint8),
-        jax.ShapeDtypeStruct((), jnp.int32),
-    ).compile()
 
 
 def scoring_of(config: Config) -> Scoring:
@@ -123,6 +100,8 @@ class Plan:
     config: Config
     categories: tuple[Category, ...]
     place: Training
+    loss: LossFunction
+    optimizer: optax.GradientTransformation
     trained_on: np.ndarray  # which images of all categories in a row are not held out
 
     @property
@@ -151,7 +130,17 @@ class Plan:
         return steps_until(epoch, len(self.trained_on), self.config.batch_size)
 
 
-def planned(config: Config, workdir: Workdir, categories: Sequence[Category]) -> list[Plan]:
+class Given(NamedTuple):
+    """What `rd_jax.fit` is given in place of what a config names."""
+
+    categories: Sequence[Category] = ()
+    loss: LossFunction | None = None
+    optimizer: optax.GradientTransformation | None = None
+
+
+def planned(
+    config: Config, workdir: Workdir, categories: Sequence[Category], given: Given
+) -> list[Plan]:
     """Return the trainings of a run: one for each category, or one for all, and each seed.
 
     Raise UserError if the hold-out leaves nothing to train on, or holds nothing.
@@ -163,8 +152,39 @@ def planned(config: Config, workdir: Workdir, categories: Sequence[Category]) ->
         place = workdir.training(JOINT if config.joint else group[0].name, seed)
         start, trained_on = 0, []
         for category in group:
-            chosen, _ = holdout_indices(own.seed, own.holdout, category.num_train)
+            chosen, _ = held_out_of(own, category.num_train)
             trained_on.append(start + chosen)
             start += category.num_train
-        plans.append(Plan(own, group, place, np.concatenate(trained_on)))
+        learning = given.loss or LOSSES[own.loss], given.optimizer or optimizer_of(own)
+        plans.append(Plan(own, group, place, *learning, np.concatenate(trained_on)))
     return plans
+
+
+def train_steps_of(plan: Plan) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Return `make_parallel_train_steps`, compiled for a plan's batches and these devices."""
+    config = plan.config
+    per_device = config.batch_size // jax.device_count()
+    max_steps = steps_per_dispatch(config.batch_size, size_of(config))
+    images = jax.local_device_count(), max_steps, per_device, *size_of(config), 3
+    networks = trained_model_of(config), plan.optimizer
+    return _compiled(*networks, plan.loss, config.ema, images)
+
+
+@cache  # trainings that differ in images and seeds alone compile once
+def _compiled(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    loss: LossFunction,
+    ema: float,
+    images: tuple[int, ...],
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    steps = make_parallel_train_steps(model, optimizer, loss, images[1], ema=ema)
+    if jax.process_count() > 1:  # where pmap compiles at its first call alone
+        return steps
+    teacher = teacher_shapes(model.backbone, model.bottleneck == "pre")
+    return steps.lower(
+        train_state_shapes(model, optimizer, ema),
+        jax.eval_shape(fold_batch_norm, teacher),
+        jax.ShapeDtypeStruct(images, jnp.uint8),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    ).compile()

@@ -10,7 +10,7 @@ from rd_jax.config import Depends, as_dict, differing
 from rd_jax.data import Split
 from rd_jax.data.order import batch_indices
 from rd_jax.method.train import TrainState, create_train_state
-from rd_jax.run.plan import Plan, compute_dtype, optimizer_of, trained_model_of
+from rd_jax.run.plan import Plan, compute_dtype, trained_model_of
 from rd_jax.run.progress import NO_TIME, Timing
 from rd_jax.run.trained import check_teacher
 from rd_jax.store import checkpoint
@@ -122,8 +122,8 @@ def begin(plan: Plan) -> Checkpoint | tuple[TrainState, Timing]:
     config, folder = plan.config, plan.place.checkpoints
 
     def first() -> TrainState:
-        model, optimizer = trained_model_of(config), optimizer_of(config)
-        return create_train_state(model, optimizer, jax.random.key(config.seed), config.ema)
+        model = trained_model_of(config)
+        return create_train_state(model, plan.optimizer, jax.random.key(config.seed), config.ema)
 
     for step in checkpoint.steps(folder):
         try:

@@ -15,12 +15,14 @@ import jax
 from rd_jax.config import Config, as_dict, validate
 from rd_jax.data import Joined, Split
 from rd_jax.data.sources import find_categories
+from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.method.train import TrainState
 from rd_jax.run.eval_mode import check_apart
 from rd_jax.run.evaluation import evaluate, write_summaries
 from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
 from rd_jax.run.plan import (
+    Given,
     Plan,
     chosen_name,
     compute_dtype,
@@ -54,23 +56,29 @@ from rd_jax.weights.teacher import LoadedTeacher
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: Path, restart: bool = False) -> str:
+def train(
+    config: Config,
+    workdir: Path,
+    restart: bool = False,
+    given: Given = Given(),  # noqa: B008 (it is frozen)
+) -> str:
     """Train and evaluate the configured categories, each alone or all together.
 
     Return the table as Markdown. The same command may run several times at once: each run takes
     the trainings that no other one works on.
 
     A training that `workdir` holds a checkpoint of goes on from there, unless `restart` moves it
-    aside; what is finished and evaluated already is left as it is. Before the first step all
+    aside; what is finished and evaluated already is left as it is. `given` takes
+    the place of what the config names. Before the first step all
     images are found and all checkpoints compared with the config. Raise UserError for what the
     user can mend, Interrupted after a signal.
     """
-    _check_config(config)
-    found = find_categories(source_of(config), chosen_name(config))
+    _check_config(config, given)
+    found = given.categories or find_categories(source_of(config), chosen_name(config))
     check_apart(found, workdir)
     categories = [replace(category, load=cache(category.load)) for category in found]
     run = Workdir(workdir)
-    plans = planned(config, run, categories)
+    plans = planned(config, run, categories, given)
     run.make([place for plan in plans for place in (plan.place, *plan.evaluations)])
     replaced = names_to_replace(plans, run) if restart else []
     check_layout(plans, run, replaced)
@@ -93,8 +101,10 @@ def train(config: Config, workdir: Path, restart: bool = False) -> str:
     return write_summaries(workdir)
 
 
-def _check_config(config: Config) -> None:
+def _check_config(config: Config, given: Given) -> None:
     validate(config, jax.device_count())
+    if config.loss not in LOSSES and given.loss is None:
+        raise UserError(f"config.loss={config.loss!r}: only rd_jax.fit(loss=...) can train with it")
     if config.rd4ad_checkpoint:
         raise UserError("config.rd4ad_checkpoint can only be evaluated: add --mode eval")
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
@@ -127,7 +137,7 @@ def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
     with ThreadPoolExecutor(1) as compiler:
         if checkpoint.steps(place.checkpoints)[:1] != [plan.last_step]:  # else it is finished
             # XLA compiles without Python, which decodes meanwhile.
-            compiler.submit(train_steps_of, plan.config)
+            compiler.submit(train_steps_of, plan)
         splits = [category.load() for category in plan.categories]
         begun = begin(plan)
     if [len(split.train) for split in splits] != [c.num_train for c in plan.categories]:
@@ -167,6 +177,7 @@ def _train(
         "teacher_weights": teacher.weights,
         "teacher_sha256": teacher.sha256,
         "train_sha256": {split.name: split.train_sha256 for split in splits},
+        "train_hashes": {split.name: list(split.train_hashes) for split in splits},
         "last_step": last_step,
         "dtype": compute_dtype(config).name,
     }
@@ -185,7 +196,7 @@ def _train(
     images = Joined([split.train for split in splits])
     batches = Batches(images, plan.trained_on, config.batch_size, config.seed)
     most = steps_per_dispatch(config.batch_size, size_of(config))
-    steps = dispatches(train_steps_of(config), most, teacher.variables, batches, state, pauses)
+    steps = dispatches(train_steps_of(plan), most, teacher.variables, batches, state, pauses)
     with _stop_requests() as should_stop:
         with (
             row_writer(place.metrics, events) as write_row,

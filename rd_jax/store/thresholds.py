@@ -14,20 +14,38 @@ from rd_jax.system.files import write_whole
 logger = logging.getLogger(__name__)
 
 
+class Added(NamedTuple):
+    """Good images that came after the training."""
+
+    date: str  # YYYY-MM-DD
+    hashes: list[str]  # one for each image: see `pixel_hash`
+    replaces: bool  # whether they stand in the place of what was known before
+
+
 class StoredThresholds(NamedTuple):
-    """What an evaluation found out from normal images, for everybody who decides by it."""
+    """What is known of normal images, for everybody who decides by it."""
 
     checkpoint: int  # checksum of the student's variables
     config: dict[str, Any]  # the fields that scores and thresholds depend on
     thresholds: Thresholds
     normal: NormalScores
+    added: tuple[Added, ...] = ()
+    before: "StoredThresholds | None" = None  # to which --undo goes back
 
 
 def write_thresholds(path: Path, stored: StoredThresholds) -> None:
     """Write the whole file or nothing."""
+    write_whole(path, json.dumps(_as_json(stored), allow_nan=False).encode() + b"\n")
+
+
+def _as_json(stored: StoredThresholds) -> dict[str, Any]:
     normal = {name: np.asarray(value).tolist() for name, value in stored.normal._asdict().items()}
-    values = stored._asdict() | {"thresholds": stored.thresholds._asdict(), "normal": normal}
-    write_whole(path, json.dumps(values, allow_nan=False).encode() + b"\n")
+    return stored._asdict() | {
+        "thresholds": stored.thresholds._asdict(),
+        "normal": normal,
+        "added": [added._asdict() for added in stored.added],
+        "before": stored.before and _as_json(stored.before),
+    }
 
 
 def read_thresholds(path: Path, checkpoint: int) -> StoredThresholds | None:
@@ -39,11 +57,25 @@ def read_thresholds(path: Path, checkpoint: int) -> StoredThresholds | None:
     if found.get("checkpoint") != checkpoint:
         return None
     try:
-        is_held_out, scores, maxima, pixels = (found["normal"][n] for n in NormalScores._fields)
-        arrays = np.array(scores, np.float32), np.array(maxima, np.float32), np.array(pixels)
-        thresholds = Thresholds(**found["thresholds"])
-        normal = NormalScores(is_held_out, *arrays)
-        return StoredThresholds(checkpoint, found["config"], thresholds, normal)
+        return _from_json(found)
     except (KeyError, TypeError, ValueError) as error:
         logger.warning("%s is left out (%s): let --mode eval write it again", path, error)
         return None
+
+
+def _from_json(found: dict[str, Any]) -> StoredThresholds:
+    of_normal = found["normal"]
+    scores, maxima = (np.array(of_normal[name], np.float32) for name in ("scores", "maxima"))
+    normal = of_normal | {
+        "scores": scores,
+        "maxima": maxima,
+        "pixels": np.array(of_normal["pixels"]),
+    }
+    return StoredThresholds(
+        found["checkpoint"],
+        found["config"],
+        Thresholds(**found["thresholds"]),
+        NormalScores(**normal),
+        tuple(Added(**added) for added in found["added"]),
+        found["before"] and _from_json(found["before"]),
+    )

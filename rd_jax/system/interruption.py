@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -36,6 +37,9 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
     The second one stops at once.
     """
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield lambda: False
+        return
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from rd_jax.method.thresholds import (
     num_exceeding,
     pixel_table,
     pooled,
+    possible_rate,
     thresholds_of,
     with_threshold,
 )
@@ -52,11 +53,22 @@ def test_new_normal_images_keep_the_stated_rate(num_images: int, rate: float) ->
     kept = 1 - np.array([thresholds.image_threshold for thresholds in draws])
     sampling_error = kept.std() / math.sqrt(len(kept))
     assert kept.mean() == pytest.approx(stated, abs=4 * sampling_error + MARGIN)
+    (possible,) = {thresholds.possible_rate for thresholds in draws}
+    assert possible is not None
+    assert np.mean(kept > possible) == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 2000))
     if num_images >= images_needed(rate):
         assert stated <= rate
         assert stated > rate - 1 / (num_images + 1)  # and no lower than it must be
     else:
         assert stated == 1 / (num_images + 1) > rate
+
+
+def test_the_largest_rate_that_is_likely_has_a_closed_form() -> None:
+    """With the highest of N scores as threshold it is 1 - 0.05 ** (1 / N)."""
+    for num_images in (3, 6, 20, 99, 1000):
+        expected = 1 - 0.05 ** (1 / num_images)
+        assert possible_rate(num_images, 0) == pytest.approx(expected, rel=1e-9)
+    assert [round(100 * possible_rate(n, 0)) for n in (6, 20, 99)] == [39, 14, 3]
 
 
 def test_the_number_of_images_above_is_exact_where_floats_are_not() -> None:
@@ -174,7 +186,7 @@ def test_a_threshold_of_the_users_is_one_of_pixels_by_the_maximum_alone() -> Non
     assert by_maximum.image_threshold == by_maximum.map_high == by_maximum.pixel_threshold == given
     assert by_maximum.map_low < given
     by_sum = with_threshold(thresholds, given, is_maximum=False)
-    assert by_sum == thresholds._replace(image_threshold=given, kept_rate=None)
+    assert by_sum == thresholds._replace(image_threshold=given, kept_rate=None, possible_rate=None)
 
 
 def test_pooled_categories_have_the_thresholds_of_all_their_images() -> None:

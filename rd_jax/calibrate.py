@@ -1,0 +1,61 @@
+"""Sets the thresholds of a training from more good images, without training.
+
+python -m rd_jax.calibrate --workdir DIR[/CATEGORY] IMAGES_OR_FOLDERS... [--replace]
+    [--teacher_weights=FILE]
+python -m rd_jax.calibrate --workdir DIR[/CATEGORY] --undo
+
+Give good images that the training did not see, taken like those to be judged. Their scores join
+those of the images held out in training. Predictions, exports, the report and load_predictor use
+the new thresholds at once. Files that were exported before keep the old ones.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rd_jax.data.folders import images_named
+from rd_jax.report.words import caution, rate_in_words
+from rd_jax.run.calibration import add_normal_images, undo
+from rd_jax.run.trained import load_trained
+from rd_jax.system.command import Parser, require_devices, run_command
+from rd_jax.system.errors import UserError
+from rd_jax.system.files import user_path
+
+logger = logging.getLogger("rd_jax.calibrate")  # with python -m, __name__ is no part of the package
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the flags, set the thresholds, say what they promise; return the exit code."""
+
+    def body() -> int:
+        parser = Parser("python -m rd_jax.calibrate", __doc__)
+        add = parser.add_argument
+        add("images", nargs="*", type=Path, help="good images, or folders that are searched")
+        add("--workdir", required=True, type=user_path, help="of a training: see rd_jax.main")
+        add("--replace", action="store_true", help="leave the images held out in training out")
+        add("--undo", action="store_true", help="go back to the thresholds before")
+        add("--teacher_weights", help="where they are, if not where they were in training")
+        flags = parser.parse_intermixed_args(argv)
+        if flags.undo == bool(flags.images):
+            raise UserError("give good images, or --undo without images (see --help)")
+        require_devices()
+        trained = load_trained(flags.workdir, flags.teacher_weights)
+        before = trained.thresholds
+        if flags.undo:
+            after = undo(trained)
+        else:
+            paths = [path for argument in flags.images for path in images_named(argument)]
+            after = add_normal_images(trained, trained.score, paths, flags.replace)
+        if before is not None:
+            logger.info("before: %s", rate_in_words(before))
+        if few := caution(after):
+            logger.warning("%s", few)
+        print(f"{rate_in_words(after)}. Predictions, exports and the report use it from now on.")
+        return 0
+
+    return run_command(body, lambda _: "interrupted: the thresholds are as they were")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
