@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rd_jax import config, main
+from rd_jax import config, fitting, main
 from rd_jax.config import Config
 from rd_jax.data import sources
 from rd_jax.data.synthetic import write_category
@@ -84,7 +84,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         many = {"batch_size": 16} if fields.get("dataset") else {}  # images of ten classes
         return get_config(**fields | QUICK | many)
 
-    monkeypatch.setattr(config, "get_config", quick_config)
+    for module in (config, fitting):
+        monkeypatch.setattr(module, "get_config", quick_config)
     for module in (training, eval_mode):  # of ten classes
         monkeypatch.setattr(module, "find_categories", lambda *given: find_categories(*given)[:2])
     monkeypatch.chdir(tmp_path)
