@@ -305,3 +305,14 @@ def test_the_module_is_a_command() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: absent does not exist")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("count", "points"), [(20, True), (19, False)])
+def test_many_anomalous_images_point_to_what_to_do_about_false_alarms(
+    run, count: int, points: bool
+) -> None:
+    many_images(count)
+    done = run("many", "--heatmaps=0", "--threshold=0")
+    assert f"{count} of them anomalous" in done.stdout
+    assert ("Too many false alarms" in done.stderr) == points
+    assert "## Too many false alarms\n" in (ROOT / "docs" / "own_parts.md").read_text()
