@@ -124,8 +124,11 @@ def score_image(predictor: Predictor, image: np.ndarray | Image.Image) -> Predic
 def _picture(image: np.ndarray | Image.Image) -> Image.Image:
     """Return a picture in mode L or RGB. Raise UserError unless it is one of 8 or 16 bits."""
     if isinstance(image, Image.Image):
-        if image.mode in ("F", "I"):
-            raise UserError(f"the image has mode {image.mode}: its white is not defined")
+        if image.mode in ("F", "I") or 0 in image.size:
+            raise UserError(
+                f"the image has mode {image.mode} and size {image.size}: must be of 8 bits, or in "
+                "mode I;16, and not empty"
+            )
         return in_8_bits(ImageOps.exif_transpose(image))
     pixels = np.asarray(image)
     is_picture = pixels.ndim in (2, 3) and (pixels.ndim == 2 or pixels.shape[2] in (1, 3))
