@@ -1,38 +1,43 @@
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev
+EXTRAS ?=
 
 .PHONY: install demo novelty test lint docs
 
 comma := ,
-# One file for each choice of extras, so that choosing others installs them; one for any of them.
-CHOSEN := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
-ANY := $(VENV)/.installed
+# One file for each choice of extras, so that choosing others installs them; and one for what was
+# installed by any choice: the package itself, and each extra.
+CHOSEN := $(VENV)/.chosen-$(subst $(comma),-,$(EXTRAS))
+INSTALLED := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 
 install: $(CHOSEN)
 
 $(CHOSEN): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rd_jax needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[dev,$(EXTRAS)]"
-	touch $(CHOSEN) $(ANY)
+	$(VENV)/bin/python -m pip install --quiet --editable ".$(if $(EXTRAS),[$(EXTRAS)])"
+	touch $(CHOSEN) $(INSTALLED) $(patsubst %,$(INSTALLED)-%,$(subst $(comma), ,$(EXTRAS)))
 
-$(ANY): pyproject.toml
+$(INSTALLED): pyproject.toml
 	$(MAKE) install
 
-demo: $(ANY)
+$(DEV): pyproject.toml
+	$(MAKE) install EXTRAS=dev
+
+demo: $(INSTALLED)
 	$(VENV)/bin/python -m rd_jax.main --config configs/demo.py --workdir runs/demo
 
-novelty: $(ANY)
+novelty: $(INSTALLED)
 	$(VENV)/bin/python -m rd_jax.main --config configs/one_class.py:digits --config.backbone=resnet10 --config.teacher_weights=embedded --workdir runs/novelty
 
-test: $(ANY)
+test: $(DEV)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-docs: $(ANY)
+docs: $(INSTALLED)
 	$(VENV)/bin/python -c 'from rd_jax.config import markdown; print(markdown(), end="")' > docs/config.md
 
-lint: $(ANY)
+lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -4,7 +4,7 @@ python -m rd_jax.main --config CONFIG[:category] --workdir DIR [--mode train|eva
     [--config.NAME=VALUE ...]
 
 CONFIG is the path of a file, or the bare name of a config that comes with the package: demo,
-folder, mvtec, mvtec_short, one_class.
+folder, mvtec, mvtec_short, one_class. `rd-jax train --help-config` lists the fields.
 """
 
 import re

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rd_jax import config, fitting, main
+from rd_jax import calibrate, config, fitting, main
 from rd_jax.config import Config
 from rd_jax.data import sources
 from rd_jax.data.synthetic import write_category
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "rd_jax.main": lambda arguments: main.main(["rd_jax.main", *arguments]),
     "rd_jax.predict": predict.main,
     "rd_jax.export": export.main,
+    "rd_jax.calibrate": calibrate.main,
 }
 QUICK = {"num_epochs": 1, "image_size": 32, "batch_size": 4}
 # What makes environments and what calls this suite: .ci/run runs it, in a clean checkout.
@@ -65,11 +66,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_category(tmp_path / "data", num_train=8, num_test=1, size=32)
     for name in ("mvtec/bottle", "mvtec/cable", "parts/bracket"):
         shutil.copytree(tmp_path / "data" / "weave", tmp_path / "data" / name)
-    (tmp_path / "new_images").mkdir()
-    images = draw_images(4, 32)
-    np.save(tmp_path / "images.npy", images)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / "new_images" / f"{i}.png")
+    images = draw_images(8, 32)
+    np.save(tmp_path / "images.npy", images[:4])
+    for name, chosen in (("new_images", images[:4]), ("more_good", images[4:])):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(chosen):
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
     for name in [name for name in BACKBONES if "resnet" in name]:
         monkeypatch.setitem(BACKBONES, name, BACKBONES["tiny"])
     load_teacher = teacher.load_teacher

@@ -67,6 +67,7 @@ def save_training(folder: Path, holdout: bool | None = True, **changes: object) 
         "teacher_weights": teacher.weights,
         "teacher_sha256": teacher.sha256,
         "train_sha256": {folder.name: ""},
+        "train_hashes": {folder.name: []},
         "last_step": 7,
         "timing": {"train_seconds": 1.0, "images_per_second": 2.0},
         **changes,

@@ -157,8 +157,11 @@ def markdown() -> str:
 
 
 def plain() -> str:
-    """Return the fields for a terminal: a line each, as it is written on the command line."""
-    return "\n".join(
+    """Return the fields for a terminal, each as it is written on the command line."""
+    fields = (
         f"--config.{name}={field.default}\n    {field.help} ({field.rule.allowed})"
         for name, field in FIELDS.items()
+    )
+    return "\n".join(
+        ["The fields of a config, with the paper's values. A config sets some.", *fields]
     )
