@@ -1,4 +1,4 @@
-"""Serves a trained model over HTTP: a picture in, a verdict and an overlay out.
+"""Serves a trained model over HTTP: a picture in, a verdict or an overlay out.
 
 pip install tornado
 python examples/serve.py --workdir runs/mine --port 8000
@@ -6,27 +6,55 @@ python examples/serve.py --workdir runs/mine --port 8000
 curl --data-binary @photo.png http://localhost:8000/score
 curl --data-binary @photo.png http://localhost:8000/overlay --output overlay.png
 
-One process scores one picture after the other. If `--queue` pictures wait already, the answer is
-503: try again later.
+One process scores one picture after the other. An error is JSON, {"error": "..."}: 400 if the
+body is no picture, 413 if it is too large, 503 if too many pictures wait already.
 """
 
-import argparse
 import asyncio
 import io
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from socket import socket
+from typing import Any
 
 import numpy as np
+import tornado.httpserver
 import tornado.web
-from PIL import Image
+from PIL import Image, ImageOps
+from tornado.netutil import bind_sockets
 
 import rd_jax
-from rd_jax.data.decode import png
+from rd_jax.data.decode import in_8_bits, png
+from rd_jax.data.headers import open_image
 from rd_jax.predict.predictor import Predictor
 from rd_jax.report.heatmap import overlay
+from rd_jax.system.command import Parser, require_devices, run_command
+from rd_jax.system.errors import UserError, first_line
 
-MOST_BYTES = 2**26  # of a file
+MOST_BYTES = 2**26  # of a body
 
 
+class Body(io.BytesIO):
+    """The file of a picture, as a request holds it."""
+
+    name = "body"
+
+
+def picture_of(body: bytes) -> Image.Image:
+    """Return the picture in the file. Raise UserError if there is none that can be read."""
+    try:
+        picture = open_image(Body(body))
+        picture.load()
+    except Exception as error:  # decoders raise all kinds of errors for broken files
+        raise UserError(
+            f"the body is no picture that can be read ({first_line(error)}): send the bytes of an "
+            "image file, as curl --data-binary @FILE does"
+        ) from error
+    return picture
+
+
+@tornado.web.stream_request_body  # so that a large body is answered and never held
 class Score(tornado.web.RequestHandler):
     """Answer with JSON: score, threshold, verdict."""
 
@@ -35,30 +63,48 @@ class Score(tornado.web.RequestHandler):
     ) -> None:
         """Take what all requests share."""
         self.predictor, self.pool, self.queue = predictor, pool, queue
+        self.body, self.num_bytes = bytearray(), 0
+
+    def data_received(self, chunk: bytes) -> None:
+        """Keep a part of the body, unless it is too large."""
+        self.num_bytes += len(chunk)
+        if self.num_bytes <= MOST_BYTES:
+            self.body += chunk
 
     async def post(self) -> None:
-        """Score the picture that the request holds."""
-        if self.queue.locked():
-            return self.fail(503, "too many pictures are waiting: try again later")
-        async with self.queue:
-            loop = asyncio.get_running_loop()
-            try:
-                answer = await loop.run_in_executor(self.pool, self.answer, self.request.body)
-            except OSError as error:  # which Pillow raises for what is no picture
-                return self.fail(400, f"the request holds no picture: {error}")
-            except ValueError as error:
-                return self.fail(400, str(error))
-        self.finish(answer)
-        return None
+        """Score the picture that the body holds."""
+        if self.num_bytes > MOST_BYTES:
+            self.fail(413, f"the body has {self.num_bytes} bytes: send at most {MOST_BYTES}")
+        elif self.queue.locked():
+            self.fail(503, "too many pictures wait already: send it again later")
+        else:
+            async with self.queue:
+                await self.reply()
+
+    async def reply(self) -> None:
+        """Compute the answer in the pool's thread, so that other requests are received."""
+        loop = asyncio.get_running_loop()
+        try:
+            answer = await loop.run_in_executor(self.pool, self.answer, bytes(self.body))
+        except UserError as error:
+            self.fail(400, str(error))
+        else:
+            if isinstance(answer, bytes):
+                self.set_header("Content-Type", "image/png")
+            self.finish(answer)
 
     def fail(self, status: int, problem: str) -> None:
         """Answer with an error as JSON."""
         self.set_status(status)
         self.finish({"error": problem})
 
+    def write_error(self, status_code: int, **_: Any) -> None:
+        """Answer as JSON where tornado would send a page."""
+        self.fail(status_code, f"{self._reason}: POST a picture to /score or /overlay")
+
     def answer(self, body: bytes) -> dict | bytes:
         """Return what is sent back for the file of a picture."""
-        result = rd_jax.score_image(self.predictor, Image.open(io.BytesIO(body)))
+        result = rd_jax.score_image(self.predictor, picture_of(body))
         verdicts = {None: None, True: "anomalous", False: "normal"}
         return {
             "score": result.score,
@@ -72,37 +118,56 @@ class Overlay(Score):
 
     def answer(self, body: bytes) -> dict | bytes:
         """Return the file of the overlay."""
-        self.set_header("Content-Type", "image/png")
-        picture = Image.open(io.BytesIO(body)).convert("RGB")
+        picture = in_8_bits(ImageOps.exif_transpose(picture_of(body))).convert("RGB")
         result = rd_jax.score_image(self.predictor, picture)
-        thresholds = self.predictor.thresholds
-        scale = thresholds.map_low, thresholds.map_high
+        scale = self.predictor.thresholds.map_low, self.predictor.thresholds.map_high
         return png(overlay(np.asarray(picture), result.anomaly_map, *scale))
 
 
-def application(predictor: Predictor, most_waiting: int) -> tornado.web.Application:
+def application(predictor: Predictor, most_at_once: int) -> tornado.web.Application:
     """Return the application with its two addresses, /score and /overlay."""
     shared = {
         "predictor": predictor,
         "pool": ThreadPoolExecutor(1),
-        "queue": asyncio.Semaphore(most_waiting),
+        "queue": asyncio.Semaphore(most_at_once),
     }
     return tornado.web.Application([("/score", Score, shared), ("/overlay", Overlay, shared)])
 
 
-async def serve(workdir: str, port: int, most_waiting: int) -> None:
-    """Listen until the process ends; the first picture is no slower than the others."""
-    predictor = rd_jax.load_predictor(workdir)
-    rd_jax.score_image(predictor, np.zeros((*predictor.size, 3), np.uint8))
-    application(predictor, most_waiting).listen(port, "127.0.0.1", max_buffer_size=MOST_BYTES)
-    print(f"http://127.0.0.1:{port}/score and /overlay take pictures by POST")
-    await asyncio.Event().wait()
+async def listen(app: tornado.web.Application, sockets: Sequence[socket]) -> None:
+    """Answer requests until this is cancelled."""
+    server = tornado.httpserver.HTTPServer(app, max_body_size=sys.maxsize)
+    server.add_sockets(sockets)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the flags, load, listen; return the exit code."""
+
+    def body() -> int:
+        parser = Parser("python examples/serve.py", __doc__)
+        add = parser.add_argument
+        add("--workdir", required=True, help="of a training: see rd_jax.main")
+        add("--address", default="127.0.0.1", help="0.0.0.0: for other machines, too")
+        add("--port", type=int, default=8000, help="0: one that is free")
+        add("--queue", type=int, default=16, help="pictures at once, scored or waiting")
+        flags = parser.parse_args(argv)
+        require_devices()
+        predictor = rd_jax.load_predictor(flags.workdir)
+        # So that the first picture is no slower than the others.
+        rd_jax.score_image(predictor, np.zeros((*predictor.size, 3), np.uint8))
+        sockets = bind_sockets(flags.port, flags.address)
+        host, port = sockets[0].getsockname()[:2]
+        print(f"http://{host}:{port}/score and /overlay take pictures by POST", flush=True)
+        asyncio.run(listen(application(predictor, flags.queue), sockets))
+        return 0
+
+    return run_command(body, lambda _: "stopped")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--queue", type=int, default=16)
-    flags = parser.parse_args()
-    asyncio.run(serve(flags.workdir, flags.port, flags.queue))
+    sys.exit(main(sys.argv[1:]))
