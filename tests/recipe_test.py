@@ -17,6 +17,7 @@ from rd_jax import load_teacher
 from rd_jax.data.synthetic import write_category
 from rd_jax.weights.hub import IMAGENET
 from tests.bare import bare_machine
+from tests.command import assert_one_line, captured
 from tests.speed_test import command
 
 
@@ -61,6 +62,41 @@ def test_scales_are_all_subsets() -> None:
     assert len({variant.scales for variant in grid}) == 7
     assert {v.bottleneck for v in ablations.grid("bottleneck", "x")} == {"pre", "oce", "mff_oce"}
     assert {v.backbone for v in ablations.grid("backbone", "x")} == set(IMAGENET)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--seeds=a"], "--seeds=a: give integers between commas"),
+        (["--seeds=0,0"], "config.seeds=(0, 0): must be"),
+        (["--num_epochs=0"], "config.num_epochs=0: must be"),
+        (["--grids=depth"], "--grids=depth: choose some of bottleneck,"),
+        (["--backbone=vgg"], "invalid choice: 'vgg'"),
+        (["--backbone=resnet10"], "set --teacher_weights, such as --teacher_weights=embedded"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], said: str
+) -> None:
+    monkeypatch.setattr(ablations, "train", lambda *_: pytest.fail("it trains"))
+    where = ["--data_dir", str(tmp_path), "--workdir", str(tmp_path / "work")]
+    assert_one_line(captured(ablations.main, [*where, *flags]), said)
+
+
+def test_the_embedded_teacher_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def train(variant: ablations.Variant, _: Path, fields: dict[str, Any]) -> str:
+        seen.append((variant.backbone, fields["teacher_weights"], fields["seeds"]))
+        return "not here"
+
+    monkeypatch.setattr(ablations, "train", train)
+    where = ["--data_dir", str(tmp_path), "--workdir", str(tmp_path / "work")]
+    chosen = ["--backbone=resnet10", "--teacher_weights=embedded", "--grids=direction"]
+    done = captured(ablations.main, [*where, *chosen])
+    assert done.returncode == 2
+    assert done.stdout.count("failed: not here") == 2
+    assert seen == 2 * [("resnet10", "embedded", "(0,)")]
 
 
 def test_a_grid_becomes_a_table_and_keeps_what_failed(

@@ -12,15 +12,20 @@ goes on where it was interrupted. Writes WORKDIR/GRID.{md,csv} for each grid.
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from rd_jax.config import changed, get_config
+from rd_jax.method.models import BACKBONES
 from rd_jax.method.models.model import Direction
 from rd_jax.method.score import Fusion
 from rd_jax.report.tables import markdown_protocol, markdown_table, per_cent
 from rd_jax.store.rows import csv_table, read_json
 from rd_jax.store.workdir import Workdir
+from rd_jax.system.command import Parser, run_command
+from rd_jax.system.errors import UserError
 from rd_jax.system.files import write_whole
 from rd_jax.weights.hub import IMAGENET
 
@@ -109,24 +114,45 @@ def _protocol(variants: list[Variant], workdir: Path) -> str:
     return f"{markdown_protocol(rows)}\n" if rows else ""
 
 
-def main() -> int:
+def _check(given: argparse.Namespace) -> None:
+    """Raise UserError, before the first training, for what no variant could be trained with."""
+    try:
+        seeds = tuple(int(seed) for seed in given.seeds.split(","))
+    except ValueError as error:
+        raise UserError(f"--seeds={given.seeds}: give integers between commas") from error
+    data = {"data_dir": given.data_dir, "category": given.category}
+    changed(get_config(), data | {"seeds": seeds, "num_epochs": given.num_epochs})
+    if given.teacher_weights == "imagenet" and given.backbone not in IMAGENET:
+        raise UserError(
+            f"--backbone={given.backbone} has no ImageNet weights: set --teacher_weights, such as "
+            "--teacher_weights=embedded"
+        )
+
+
+def main(argv: Sequence[str]) -> int:
     """Train all variants and print the tables; return 2 if one could not be trained."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    again = "interrupted; the same command goes on from there"
+    return run_command(lambda: _run(argv), lambda _: again)
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = Parser("python -m benchmarks.recipe.ablations", __doc__)
     parser.add_argument("--data_dir", required=True, help="folder in MVTec AD layout")
     parser.add_argument("--workdir", required=True, help="where variants and tables are kept")
     parser.add_argument("--category", default="", help="one category; default: all in data_dir")
     parser.add_argument("--grids", default=",".join(GRIDS), help="which tables")
     parser.add_argument("--seeds", default="0", help="several: their mean and deviation")
     parser.add_argument("--num_epochs", type=int, default=200, help="of each training")
-    parser.add_argument("--backbone", default="wide_resnet50_2", choices=IMAGENET)
+    parser.add_argument("--backbone", default="wide_resnet50_2", choices=BACKBONES)
     parser.add_argument("--teacher_weights", default="imagenet", help="BACKBONE is replaced")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     grids = given.grids.split(",")
     if not {*grids} <= {*GRIDS}:
-        parser.error(f"--grids={given.grids}: choose some of {','.join(GRIDS)}")
+        raise UserError(f"--grids={given.grids}: choose some of {','.join(GRIDS)}")
     workdir = Path(given.workdir).expanduser()
     fields = {name: getattr(given, name) for name in ("data_dir", "category", "teacher_weights")}
     fields |= {"seeds": f"({given.seeds},)", "num_epochs": given.num_epochs}
+    _check(given)
     trained: dict[Variant, dict[str, Any] | str] = {}
     texts = []
     for name in grids:
@@ -140,7 +166,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from there")
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Writes a trained scorer as one file that runs without rd_jax.
 
 python -m rd_jax.export --workdir DIR[/CATEGORY] --output FILE.{stablehlo,onnx}
-    [--teacher_weights=FILE] [--false_positive_rate=X]
+    [--teacher_weights=FILE] [--false_positive_rate=X] [--threshold=X]
 
 The file takes uint8 RGB images [B, H, W, 3], any number B of the size trained with, and gives
 map [B, H, W] and score [B] (float32) and, if the training held images out to set a threshold
@@ -10,8 +10,10 @@ FILE.onnx by ONNX Runtime. How images are resized for it, thresholds and categor
 FILE.stablehlo.json, and in the ONNX model's metadata.
 """
 
+import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from typing import Any
 
 from rd_jax.export.onnx import to_onnx, with_metadata
 from rd_jax.export.stablehlo import to_stablehlo
+from rd_jax.method.thresholds import with_threshold
 from rd_jax.report.words import rate_in_words
 from rd_jax.run.trained import Trained, load_trained
 from rd_jax.system.command import Parser, require_devices, run_command
@@ -44,15 +47,32 @@ def main(argv: Sequence[str]) -> int:
         add("--teacher_weights", help="where they are, if not where they were in training")
         asked = "of new normal images above the threshold (default: as in training)"
         add("--false_positive_rate", type=float, help=asked)
+        add("--threshold", type=float, help="of the image score (default: the checkpoint's)")
         flags = parser.parse_args(argv)
         _check(flags.output)
         require_devices()
         rate = flags.false_positive_rate
         rates = {} if rate is None else {"false_positive_rate": rate}
-        print(export(load_trained(flags.workdir, flags.teacher_weights, **rates), flags.output))
+        trained = load_trained(flags.workdir, flags.teacher_weights, **rates)
+        if flags.threshold is not None:
+            trained = _by(trained, flags.threshold)
+        print(export(trained, flags.output))
         return 0
 
     return run_command(body, lambda _: "interrupted: nothing was written")
+
+
+def _by(trained: Trained, threshold: float) -> Trained:
+    """Return what was trained, with the user's threshold of the image score."""
+    if not math.isfinite(threshold):
+        raise UserError(f"--threshold={threshold}: must be a finite number")
+    if trained.thresholds is None:
+        raise UserError(
+            f"--threshold: {trained.training.folder} is not evaluated: let training end"
+        )
+    is_maximum = trained.scoring.reduction == "max"
+    thresholds = with_threshold(trained.thresholds, threshold, is_maximum)
+    return dataclasses.replace(trained, thresholds=thresholds)
 
 
 def export(trained: Trained, output: Path) -> str:

@@ -22,7 +22,7 @@ def convert_teacher(
     that are missing, have another shape, or hold values that such tensors never hold.
     """
     what = f"{backbone} with its fourth stage, for bottleneck 'pre'" if layer4 else backbone
-    return _convert(state_dict, teacher_shapes(backbone, layer4), what)
+    return _convert(_plain(state_dict), teacher_shapes(backbone, layer4), what)
 
 
 def convert_rd4ad(
@@ -35,9 +35,14 @@ def convert_rd4ad(
     UserError as `convert_teacher`.
     """
     _, features = example_shapes(backbone)
-    both = {f"bottleneck.{name}": value for name, value in bottleneck.items()}
-    both |= {f"student.{name}": value for name, value in student.items()}
+    both = {f"bottleneck.{name}": value for name, value in _plain(bottleneck).items()}
+    both |= {f"student.{name}": value for name, value in _plain(student).items()}
     return _convert(both, variable_shapes(Reconstruction(backbone), features), backbone)
+
+
+def _plain(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors without the `module.` that PyTorch's DataParallel puts before names."""
+    return {name.removeprefix("module."): value for name, value in state_dict.items()}
 
 
 _NAMES = dict(kernel="weight", scale="weight", bias="bias", mean="running_mean", var="running_var")

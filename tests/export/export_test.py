@@ -19,7 +19,14 @@ import optax
 import pytest
 from PIL import Image
 
-from rd_jax import Model, create_train_state, load_teacher, make_scorer
+from rd_jax import (
+    Model,
+    create_train_state,
+    load_predictor,
+    load_teacher,
+    make_scorer,
+    score_files,
+)
 from rd_jax.data.decode import placed, read_image
 from rd_jax.export import __main__ as export
 from rd_jax.export.onnx import to_onnx
@@ -292,7 +299,7 @@ def run_command(training: Path, output: Path, *more: str) -> Done:
     ("example", "suffix", "absent"),
     [
         (
-            example("model.stablehlo"),
+            example("compiles once"),
             ".stablehlo",
             ("rd_jax", "flax", "orbax", "onnx", "ml_collections"),
         ),
@@ -337,6 +344,35 @@ def test_the_examples_run_without_this_package(
     assert [row.split()[1] for row in rows] == verdicts
 
 
+def test_the_pages_script_goes_from_files_to_verdicts_and_overlays_without_this_package(
+    training: Path, tmp_path: Path
+) -> None:
+    assert run_command(training, tmp_path / "model.stablehlo").returncode == 0
+    (tmp_path / "new_images").mkdir()
+    shapes = {"a.png": (50, 90), "b.png": (20, 20)}
+    for name, shape in shapes.items():
+        forms(shape)["rgb.png"](tmp_path / "new_images" / name)
+    without = "import sys; sys.modules.update(dict.fromkeys(('rd_jax', 'flax', 'orbax')))\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", without + example("def prepare")],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    predictor = load_predictor(training)
+    results = list(score_files(predictor, [tmp_path / "new_images" / name for name in shapes]))
+    for (name, score, verdict), result in zip(rows, results, strict=True):
+        assert Path(name).name == result.path.name
+        assert float(score) == pytest.approx(result.score, abs=1e-4)
+        assert verdict == ("anomalous" if result.is_anomalous else "normal")
+        shown = np.asarray(Image.open(tmp_path / f"{result.path.stem}_overlay.png"), int)
+        plain, _ = placed(read_image(result.path), (32, 32), "stretch")
+        low, high = predictor.thresholds.map_low, predictor.thresholds.map_high
+        share = np.clip((result.anomaly_map - low) / (high - low), 0, 1)[..., None] / 2
+        expected = share * [255, 0, 0] + (1 - share) * plain
+        np.testing.assert_allclose(shown, expected, atol=3)
+
+
 @NEEDS_JAX2ONNX
 def test_what_the_user_of_a_file_has_to_know_comes_with_it(training: Path, tmp_path: Path) -> None:
     for suffix in ("stablehlo", "onnx"):
@@ -374,6 +410,11 @@ def test_another_rate_or_training_replaces_model_and_facts(training: Path, tmp_p
     assert usual is not None
     assert lower < usual
     assert f"Threshold {lower:.4g}" in done.stdout
+    chosen, done = written(training, "--threshold=0.375")
+    assert chosen == 0.375
+    assert "Threshold 0.375, of which nothing is promised" in done.stdout
+    threshold, _ = written(save_training(tmp_path / "free", holdout=False), "--threshold=0.25")
+    assert threshold == 0.25
     threshold, done = written(save_training(tmp_path / "other", holdout=False))
     assert threshold is None
     assert "No thresholds" in done.stdout
@@ -433,6 +474,9 @@ def test_mistakes_are_one_line_and_leave_the_old_file(
     assert_error("is a folder: name a file", training, tmp_path / "folder.onnx")
     assert_error("unrecognized arguments: --what", training, old, "--what")
     assert_error("must be ", training, old, "--false_positive_rate=2")
+    assert_error("--threshold=nan: must be a finite number", training, old, "--threshold=nan")
+    begun = save_training(tmp_path / "begun", holdout=None, last_step=9)
+    assert_error("is not evaluated", begun, old, "--threshold=0.5")
     assert_error("not a readable npz", training, old, f"--teacher_weights={tmp_path}/teacher.npz")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
     assert_error("disk full", training, old)

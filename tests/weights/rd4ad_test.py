@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -76,6 +77,18 @@ def test_maps_of_real_images_equal_pytorch(
     maps, _ = make_scorer(Model(backbone))(teacher_variables, student_variables, images)
     assert expected.std() > 1e-3
     np.testing.assert_allclose(maps, expected, atol=1e-4)
+
+
+def test_a_file_saved_on_several_gpus_is_the_same(tmp_path: Path) -> None:
+    saved = write_checkpoint(tmp_path / "one.pth", "resnet10")
+    expected = load_rd4ad(tmp_path / "one.pth", "resnet10")
+    wrapped = {
+        key: {f"module.{name}": value for name, value in state_dict.items()}
+        for key, state_dict in saved.items()
+    }
+    torch.save(wrapped, tmp_path / "several.pth")
+    found = load_rd4ad(tmp_path / "several.pth", "resnet10")
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
 
 def test_a_file_of_another_kind_or_backbone_is_refused(tmp_path: Path) -> None:

@@ -87,6 +87,12 @@ def test_pth_files_run_no_code(tmp_path: Path) -> None:
         load_teacher("resnet18", str(tmp_path / "code.pth"))
 
 
+def test_a_teacher_saved_on_several_gpus_is_the_same(state_dict: StateDict) -> None:
+    expected = convert_teacher(state_dict, "resnet18")
+    wrapped = {f"module.{name}": value for name, value in state_dict.items()}
+    assert teacher_sha256(convert_teacher(wrapped, "resnet18")) == teacher_sha256(expected)
+
+
 def test_missing_and_misshapen_tensors_are_listed(state_dict: StateDict) -> None:
     broken = dict(state_dict)
     del broken["layer2.0.downsample.0.weight"], broken["bn1.running_var"]
