@@ -74,6 +74,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.fromarray(image).save(tmp_path / name / f"{i}.png")
     for name in [name for name in BACKBONES if "resnet" in name]:
         monkeypatch.setitem(BACKBONES, name, BACKBONES["tiny"])
+    monkeypatch.setitem(BACKBONES, "resnet26", BACKBONES["tiny"])  # which a page adds
     load_teacher = teacher.load_teacher
     monkeypatch.setattr(
         teacher,
