@@ -121,7 +121,7 @@ class Overlay(Score):
         picture = in_8_bits(ImageOps.exif_transpose(picture_of(body))).convert("RGB")
         result = rd_jax.score_image(self.predictor, picture)
         scale = self.predictor.thresholds.map_low, self.predictor.thresholds.map_high
-        return png(overlay(np.asarray(picture), result.anomaly_map, *scale))
+        return png(overlay(np.asarray(picture), result.anomaly_map, *scale, result.is_anomalous))
 
 
 def application(predictor: Predictor, most_at_once: int) -> tornado.web.Application:

@@ -28,8 +28,7 @@ class NormalScores(NamedTuple):
 class Thresholds(NamedTuple):
     """Above which scores images, and above which values their pixels, are anomalous.
 
-    The pixels of normal images are normal, whatever their value. With the maximum as score, none of
-    these lies above `map_high`, which then is `image_threshold`.
+    The pixels of normal images are normal, whatever their value.
     """
 
     source: str  # "holdout" or "train": the normal images that were scored
@@ -37,8 +36,8 @@ class Thresholds(NamedTuple):
     false_positive_rate: float  # of new normal images, as asked for
     image_threshold: float | None  # None without held-out images
     pixel_threshold: float | None  # likewise
-    map_low: float  # heatmaps are calm up to here, as 99% of normal pixels are
-    map_high: float  # heatmaps are at full strength above
+    map_low: float  # heatmaps are calm up to here: `pixel_threshold`, if there is one
+    map_high: float  # heatmaps are at full strength from here: twice that
     kept_rate: float | None  # expected of new normal images; may be above the one asked for
     pixel_false_positive_rate: float  # of the pixels of these images, at most
     possible_rate: float | None = None  # see `possible_rate`
@@ -112,20 +111,24 @@ def thresholds_of(
     by the relative `MARGIN`; a pixel threshold is exact or too high by less than 1 part in 65536.
     """
     count = len(normal.scores)
-    middle, low = (_value_exceeded_by(normal.pixels, rate) for rate in (0.5, 0.01))
     known, pixel_rate = (count, false_positive_rate), pixel_false_positive_rate
     if not normal.is_held_out:
+        middle, low = (_value_exceeded_by(normal.pixels, rate) for rate in (0.5, 0.01))
         high = low + 4 * max(low - middle, 1e-6)
         return Thresholds("train", *known, None, None, low, high, None, pixel_rate)
     num_above = max(num_exceeding(count, false_positive_rate), 0)
-    image, high = (
+    image, highest = (
         float(np.float32(score + MARGIN * abs(score)))
         for score in (np.sort(x)[count - 1 - num_above] for x in (normal.scores, normal.maxima))
     )
-    pixel = min(_value_exceeded_by(normal.pixels, pixel_rate), high)
-    scale, kept_rate = (min(low, high - 1e-6), high), (num_above + 1) / (count + 1)
-    rates = kept_rate, pixel_rate, possible_rate(count, num_above)
-    return Thresholds("holdout", *known, image, pixel, *scale, *rates, normal.num_added)
+    pixel = min(_value_exceeded_by(normal.pixels, pixel_rate), highest)
+    rates = (num_above + 1) / (count + 1), pixel_rate, possible_rate(count, num_above)
+    return Thresholds("holdout", *known, image, pixel, *_scale(pixel), *rates, normal.num_added)
+
+
+def _scale(pixel_threshold: float) -> tuple[float, float]:
+    """Return where the heatmaps' colours begin and where they are at full strength."""
+    return pixel_threshold, max(2 * pixel_threshold, pixel_threshold + 1e-6)
 
 
 def _value_exceeded_by(table: np.ndarray, rate: float) -> float:
@@ -143,11 +146,9 @@ def with_threshold(thresholds: Thresholds, threshold: float, is_maximum: bool) -
     if not is_maximum:
         return thresholds
     pixel = thresholds.pixel_threshold
-    return thresholds._replace(
-        pixel_threshold=threshold if pixel is None else min(pixel, threshold),
-        map_low=min(thresholds.map_low, threshold - 1e-6),
-        map_high=threshold,
-    )
+    pixel = threshold if pixel is None else min(pixel, threshold)
+    low, high = _scale(pixel)
+    return thresholds._replace(pixel_threshold=pixel, map_low=low, map_high=high)
 
 
 def metrics_at(

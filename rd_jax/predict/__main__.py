@@ -4,21 +4,29 @@ python -m rd_jax.predict --workdir DIR[/CATEGORY] IMAGES_OR_FOLDERS... --output 
     [--heatmaps=PIXELS] [--heatmap_format=png|jpg] [--maps=npy|png16] [--masks]
     [--batch_size=N] [--threshold=X] [--teacher_weights=FILE]
     [--false_positive_rate=X] [--pixel_false_positive_rate=X]
+python -m rd_jax.predict --workdir DIR[/CATEGORY] --watch FOLDER --output OUT [...]
 
-OUT/predictions.csv and OUT/predictions.jsonl get a row for each image: file, score, threshold,
-verdict, and where in OUT its heatmap, map and mask are. These are named after the image: x/1.jpg
-below the folder given becomes heatmaps/x/1.jpg.png; of several folders, below the one that holds
-them all. What an earlier run wrote to OUT is removed. The exit code is 0 if all images were scored
-and written, 1 if some were not: their rows say why, 2 for a mistake.
+OUT/index.html shows the heatmaps, highest scores first. OUT/predictions.csv and predictions.jsonl
+get a row for each image: file, score, threshold, verdict, and where in OUT its heatmap, map and
+mask are. These are named after the image: x/1.jpg below the folder given becomes
+heatmaps/x/1_heatmap.png; of several folders, below the one that holds them all. What an earlier run
+wrote to OUT is removed. The exit code is 0 if all images were scored and written, 1 if some were
+not: their rows say why, 2 for a mistake.
+
+With --watch, images are scored as they arrive in FOLDER, until Ctrl-C or SIGTERM ends that with
+exit code 0. Rows are appended to those in OUT, nothing is removed, and images that have rows
+already are not scored again.
 """
 
 import argparse
 import logging
 import math
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,18 +36,22 @@ from tqdm import tqdm
 from rd_jax.config import FIELDS, RATES
 from rd_jax.method.thresholds import with_threshold
 from rd_jax.predict.inputs import find_inputs
-from rd_jax.predict.outputs import Outputs, check_output, tables, write_images
+from rd_jax.predict.outputs import Outputs, check_output, write_images
 from rd_jax.predict.predictor import Predictor, load_predictor, score_files
+from rd_jax.predict.tables import begun
+from rd_jax.predict.watch import watch
 from rd_jax.report.words import caution, rate_in_words
 from rd_jax.store.rows import Row
 from rd_jax.system.command import Parser, num_processors, require_devices, run_command
 from rd_jax.system.errors import UserError, printable
 from rd_jax.system.files import user_path
+from rd_jax.system.interruption import deferred
 
 logger = logging.getLogger("rd_jax.predict")  # with python -m, __name__ is no part of the package
 
 _TOO_MANY = 'see "Too many false alarms" in docs/own_parts.md'
 _LOG_EVERY = 100  # images, where there is no terminal
+_PAUSE = 1.0  # seconds between two looks into a watched folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     def body() -> int:
         flags = _parse(argv)
         check_output(flags.output)
-        inputs = find_inputs(flags.images, flags.output)
+        inputs = {} if flags.watch else find_inputs(flags.images, flags.output)
         counts["images"] = len(inputs)
         require_devices()
         rates = {name: x for name in RATES if (x := getattr(flags, name)) is not None}
@@ -58,11 +70,16 @@ def main(argv: Sequence[str]) -> int:
             is_maximum = predictor.scoring.reduction == "max"
             thresholds = with_threshold(predictor.thresholds, flags.threshold, is_maximum)
             predictor = predictor._replace(thresholds=thresholds)
-        _follow(predict(predictor, inputs, _outputs(flags, predictor), flags.batch_size), counts)
+        outputs = _outputs(flags, predictor)
+        if flags.watch:
+            _attend(watch(predictor, flags.watch, outputs, flags.batch_size), counts)
+            print(f"ended: {_summary(counts)}")
+            return 0
+        _follow(predict(predictor, inputs, outputs, flags.batch_size), counts)
         folder = printable(str(flags.output))
         if counts["anomalous"] > counts["scored"] / 2 and counts["scored"] >= 20:
             logger.warning("most images are called anomalous: if they are good, %s", _TOO_MANY)
-        print(f"{_summary(counts)}. Results are in {folder}: predictions.csv, predictions.jsonl")
+        print(f"{_summary(counts)}. Open {folder}/index.html (pictures) or predictions.csv (rows)")
         return 1 if counts["failed"] else 0
 
     return run_command(body, lambda _: f"interrupted: {_summary(counts)}")
@@ -79,10 +96,10 @@ def predict(
     """
     scored = score_files(predictor, inputs, batch_size, hold_images=outputs.take_images)
     results = zip(scored, inputs.values(), strict=True)
-    with tables(outputs, inputs.values()) as append, ThreadPoolExecutor(num_processors()) as pool:
+    with begun(outputs, inputs.values()) as tables, ThreadPoolExecutor(num_processors()) as pool:
         while batch := list(islice(results, batch_size)):
             for row in pool.map(partial(write_images, outputs), *zip(*batch, strict=True)):
-                append(row)
+                tables.append(row)
                 yield row
 
 
@@ -91,13 +108,34 @@ def _follow(rows: Iterator[Row], counts: Counter[str]) -> None:
     total, on_terminal = counts["images"], sys.stderr.isatty()
     bar = tqdm(rows, total=total, unit="image", disable=not on_terminal)
     for num_done, row in enumerate(bar, 1):
-        if row["error"]:
-            tqdm.write(printable(f"failed: {row['file']}: {row['error']}"), file=sys.stderr)
-        counts["failed"] += bool(row["error"])
-        counts["scored"] += row["score"] is not None
-        counts["anomalous"] += row["verdict"] == "anomalous"
+        _count(row, counts)
         if num_done % _LOG_EVERY == 0 and not on_terminal:
             logger.info("%d of %d images", num_done, total)
+
+
+def _count(row: Row, counts: Counter[str]) -> None:
+    """Count a row; say what failed."""
+    if row["error"]:
+        tqdm.write(printable(f"failed: {row['file']}: {row['error']}"), file=sys.stderr)
+    counts["failed"] += bool(row["error"])
+    counts["scored"] += row["score"] is not None
+    counts["anomalous"] += row["verdict"] == "anomalous"
+
+
+def _attend(arriving: Generator[list[Row]], counts: Counter[str]) -> None:
+    """Log the rows of what arrives and look again after a pause, until a signal ends that."""
+    with deferred("ending after this batch") as should_stop, closing(arriving):
+        for rows in arriving:
+            for row in rows:
+                counts["images"] += 1
+                _count(row, counts)
+                if row["score"] is not None:
+                    verdict = row["verdict"] or ""
+                    logger.info("%s: %.4g %s", printable(row["file"]), row["score"], verdict)
+            if should_stop():
+                return
+            if not rows:
+                time.sleep(_PAUSE)
 
 
 def _summary(counts: Counter[str]) -> str:
@@ -110,7 +148,8 @@ def _summary(counts: Counter[str]) -> str:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m rd_jax.predict", __doc__)
     add = parser.add_argument
-    add("images", nargs="+", type=Path, help="image files, or folders that are searched for them")
+    add("images", nargs="*", type=Path, help="image files, or folders that are searched for them")
+    add("--watch", type=user_path, metavar="FOLDER", help="score what arrives there, until Ctrl-C")
     add("--workdir", required=True, type=user_path, help="of a training: see rd_jax.main")
     add("--output", required=True, type=user_path, help="the folder to write to")
     help_ = "at most so many at the longer side; 0: none (default: as the image)"
@@ -124,6 +163,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in RATES:
         add(f"--{name}", type=float, help=f"{FIELDS[name].help} (default: as in training)")
     flags = parser.parse_intermixed_args(argv)
+    if bool(flags.images) == bool(flags.watch):
+        parser.error("give images, or a folder to --watch")
+    if flags.watch and not flags.watch.is_dir():
+        raise UserError(f"--watch {flags.watch}: there is no such folder")
     for name, is_wrong, must in (
         ("batch_size", flags.batch_size < 1, "at least 1"),
         ("heatmaps", flags.heatmaps < 0, "at least 0"),

@@ -1,7 +1,8 @@
 """The images that a command line names, and a name for the outputs of each."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from rd_jax.data.folders import images_named
@@ -13,20 +14,41 @@ def find_inputs(arguments: Sequence[Path], output: Path) -> dict[Path, str]:
     """Return what looks like an image among `arguments` and below the folders among them, once.
 
     Keys are paths as the user wrote them; values are what their outputs are named after: the path
-    below the deepest folder that holds all inputs. Arguments keep their order; a folder's images
-    are sorted. What is hidden is left out, and so is the folder `output` where it lies below. Raise
-    UserError if an argument does not exist, is a pipe or the like, is a folder without images, or
-    lies where outputs are written.
+    below the deepest folder that holds all inputs, as `name_of_outputs`. Arguments keep their
+    order; a folder's images are sorted. What is hidden is left out, and so is the folder `output`
+    where it lies below. Raise UserError if an argument does not exist, is a pipe or the like, is a
+    folder without images, or lies where outputs are written.
     """
-    own = [os.path.realpath(output / name) for name in FOLDERS]
     found: dict[str, Path] = {}
     for argument in arguments:
-        real = Path(os.path.realpath(argument))
-        if any(real.is_relative_to(folder) for folder in own):
-            raise UserError(f"{argument} is where outputs are written: choose another --output")
-        skipped = {*own, os.path.realpath(output)} - {str(real)}
-        for path in images_named(argument, skipped):
+        for path in images_named(argument, not_inputs(argument, output)):
             found.setdefault(os.path.abspath(path), path)
     folders = [os.path.abspath(a if a.is_dir() else a.parent) for a in arguments]
     common = os.path.commonpath(folders)
-    return {path: os.path.relpath(key, common) for key, path in found.items()}
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for key, path in found.items():
+        names[path] = name_of_outputs(
+            os.path.relpath(key, common), lambda name: name.casefold() in taken
+        )
+        taken.add(names[path].casefold())
+    return names
+
+
+def not_inputs(argument: Path, output: Path) -> set[str]:
+    """Return the folders of outputs, in which images are no inputs.
+
+    Raise UserError if `argument` lies in one.
+    """
+    own = [os.path.realpath(output / name) for name in FOLDERS]
+    real = Path(os.path.realpath(argument))
+    if any(real.is_relative_to(folder) for folder in own):
+        raise UserError(f"{argument} is where outputs are written: choose another --output")
+    return {*own, os.path.realpath(output)} - {str(real)}
+
+
+def name_of_outputs(image: str, is_taken: Callable[[str], bool]) -> str:
+    """Return a name that is not taken: the image's without its suffix, with it, or numbered."""
+    numbered = (f"{image}_{number}" for number in count(2))
+    names = chain((os.path.splitext(image)[0], image), numbered)
+    return next(name for name in names if not is_taken(name))

@@ -1,34 +1,31 @@
-"""What predictions leave on disk: rows in two tables; for each image a heatmap, a map, a mask."""
+"""What predictions leave of each image: a heatmap, a map, a mask, and its row."""
 
-import csv
 import errno
 import io
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from rd_jax.data.decode import jpeg, png, read_image
 from rd_jax.method.score import Fusion
 from rd_jax.method.thresholds import Thresholds
 from rd_jax.predict.predictor import Prediction, Unreadable, attempt
 from rd_jax.report.heatmap import overlay, resized_map
-from rd_jax.store.lock import held
 from rd_jax.store.rows import Row, write_json
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import check_writable, write_whole, writing
+from rd_jax.system.files import check_writable, write_whole
 
 # No map has values above: distances are at most 2, at three scales. 65535 in maps of 16 bits.
 _LIMITS = {"sum": 6.0, "product": 8.0}
 KINDS = ("heatmap", "map", "mask")
-TABLES = ("predictions.csv", "predictions.jsonl")
 FOLDERS = tuple(f"{kind}s" for kind in KINDS)
 COLUMNS = ("file", "score", "threshold", "verdict", *KINDS, "error")
+FIELDS = (*COLUMNS, "regions")  # of a row
 _OF_DATA = ("train", "test", "ground_truth")  # folders of a category
 # What a file system answers to a name that it does not take, or has something else under.
 _OF_THE_NAME = {
@@ -57,7 +54,17 @@ class Outputs(NamedTuple):
         """Return where in the folder the heatmap, map or mask of this image is written."""
         map_suffix = "png" if self.maps == "png16" else "npy"
         suffix = {"heatmap": self.heatmap_format, "map": map_suffix, "mask": "png"}[kind]
-        return f"{kind}s/{name}.{suffix}"
+        return f"{kind}s/{name}_{kind}.{suffix}"
+
+    def paths(self, name: str) -> list[str]:
+        """Return all that may be written of this image."""
+        return [self.path(kind, name) for kind in KINDS]
+
+    def write_scale(self) -> None:
+        """Write how to get the values of maps of 16 bits back."""
+        if self.maps == "png16":
+            scale = {"value": "pixel * scale", "scale": _LIMITS[self.fusion] / 65535}
+            write_json(self.folder / "maps" / "scale.json", scale)
 
 
 def check_output(folder: Path) -> None:
@@ -75,52 +82,6 @@ def check_output(folder: Path) -> None:
         check_writable(folder / name)
 
 
-@contextmanager
-def tables(outputs: Outputs, names: Iterable[str]) -> Iterator[Callable[[Row], None]]:
-    """Begin predictions.csv and predictions.jsonl anew; yield what appends a row to both.
-
-    What an earlier run wrote for its images, or may have for these names, is removed. An appended
-    row is with the operating system, not in a buffer of this process. Raise UserError if another
-    process writes to the folder, or if the disk is full, which leaves whole rows.
-    """
-    folder = outputs.folder
-    csv_path, jsonl_path = (folder / table for table in TABLES)
-
-    def append(row: Row) -> None:
-        _append(csv_path, _csv_line(row[name] for name in COLUMNS))
-        _append(jsonl_path, json.dumps(row, allow_nan=False).encode() + b"\n")
-
-    with held(folder / ".predictions.lock") as is_free:
-        if not is_free:
-            raise UserError(
-                f"--output {folder}: another process writes predictions there; wait for it to end, "
-                "or choose another folder"
-            )
-        _remove_earlier(outputs, names)
-        # Where a table is a link, that is replaced: what it leads to is not of this folder.
-        write_whole(csv_path, _csv_line(COLUMNS))
-        write_whole(jsonl_path, b"")
-        if outputs.maps == "png16":  # how to get their values back
-            scale = {"value": "pixel * scale", "scale": _LIMITS[outputs.fusion] / 65535}
-            write_json(folder / "maps" / "scale.json", scale)
-        yield append
-
-
-def _remove_earlier(outputs: Outputs, names: Iterable[str]) -> None:
-    """Remove what the rows of an earlier run name, and what has the names that are written now.
-
-    Nothing but files in FOLDERS is removed, whatever the rows say.
-    """
-    found = [outputs.path(kind, name) for name in names for kind in KINDS] + ["maps/scale.json"]
-    with suppress(OSError, ValueError, AttributeError):  # there are no rows, or half a one
-        for line in (outputs.folder / "predictions.jsonl").read_text("utf-8").splitlines():
-            found += map(str, filter(None, map(json.loads(line).get, KINDS)))
-    for path in map(Path, found):
-        if path.parts and path.parts[0] in FOLDERS and ".." not in path.parts:
-            with suppress(OSError, ValueError):  # it is not there, a folder, or no name at all
-                (outputs.folder / path).unlink()
-
-
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:
     """Write what was asked for of one image, named after `name`; return its row.
 
@@ -129,7 +90,7 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     have it. What keeps an output from being written is the row's error if it lies in its name.
     Raise UserError for other reasons, such as a full disk.
     """
-    row = dict.fromkeys(COLUMNS) | {"file": _as_text(result.path)}
+    row = dict.fromkeys(FIELDS) | {"file": as_text(result.path)}
     if isinstance(result, Prediction) and result.image is None and outputs.take_images:
         read = attempt(lambda path: np.asarray(read_image(path)), result.path)
         result = read if isinstance(read, Unreadable) else result._replace(image=read)
@@ -138,6 +99,7 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     row |= {"score": result.score, "threshold": outputs.thresholds.image_threshold}
     if result.is_anomalous is not None:
         row["verdict"] = "anomalous" if result.is_anomalous else "normal"
+        row["regions"] = regions(result, outputs.thresholds.pixel_threshold)
     for kind, content in _contents(outputs, result):
         path = outputs.path(kind, name)
         try:
@@ -154,9 +116,28 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
     return row
 
 
-def _as_text(path: Path) -> str:
+def as_text(path: Path) -> str:
     """Return a path in a form that no spreadsheet takes for a formula."""
     return f"./{path}" if str(path).startswith(tuple("=+-@\t\r")) else str(path)
+
+
+def regions(result: Prediction, pixel_threshold: float | None) -> list[dict[str, Any]] | None:
+    """Return the regions of an image above the threshold, highest first; none of a normal image.
+
+    Pixels that touch at a side or corner are of one region. It has a box [left, top, width, height]
+    and an area in pixels of the picture, and its highest value. None without a threshold.
+    """
+    if not result.is_anomalous or pixel_threshold is None:
+        return None if result.is_anomalous else []
+    values = resized_map(result.anomaly_map, result.size)
+    labels, _ = ndimage.label(values > pixel_threshold, np.ones((3, 3)))
+    found = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        inside = labels[rows, columns] == number
+        highest = float(values[rows, columns][inside].max())
+        box = [columns.start, rows.start, *inside.shape[::-1]]
+        found.append({"box": box, "area": int(inside.sum()), "highest": highest})
+    return sorted(found, key=lambda region: -region["highest"])
 
 
 def _contents(outputs: Outputs, result: Prediction) -> Iterator[tuple[str, bytes]]:
@@ -167,7 +148,9 @@ def _contents(outputs: Outputs, result: Prediction) -> Iterator[tuple[str, bytes
         shown.thumbnail((outputs.heatmaps, outputs.heatmaps), Image.Resampling.BILINEAR)
         scale = thresholds.map_low, thresholds.map_high
         encode = png if outputs.heatmap_format == "png" else jpeg
-        yield "heatmap", encode(overlay(np.asarray(shown), anomaly_map, *scale))
+        is_marked = bool(result.is_anomalous) and thresholds.pixel_threshold is not None
+        colours = overlay(np.asarray(shown), anomaly_map, *scale, is_marked)
+        yield "heatmap", encode(colours)
     if outputs.maps == "npy":
         file = io.BytesIO()
         np.save(file, anomaly_map)
@@ -179,21 +162,3 @@ def _contents(outputs: Outputs, result: Prediction) -> Iterator[tuple[str, bytes
         mask = resized_map(anomaly_map, image.shape[:2]) > thresholds.pixel_threshold
         mask &= bool(result.is_anomalous)  # what is normal has no anomalous pixel
         yield "mask", png(np.uint8(255) * mask)
-
-
-def _csv_line(values: Iterable[Any]) -> bytes:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue().encode("utf-8", "surrogateescape")  # file names may be any bytes
-
-
-def _append(path: Path, line: bytes) -> None:
-    """Append all of it, or nothing."""
-    with writing(path), path.open("ab", buffering=0) as file:
-        start = file.tell()
-        try:
-            while line:
-                line = line[file.write(line) :]
-        except BaseException:
-            file.truncate(start)
-            raise

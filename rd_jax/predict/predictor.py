@@ -42,6 +42,7 @@ class Prediction(NamedTuple):
     score: float
     is_anomalous: bool | None  # None without a threshold
     anomaly_map: np.ndarray  # [h, w] float32; of a file: the predictor's size, or a part of it
+    size: tuple[int, int]  # height and width of the picture
     image: np.ndarray | None = None  # [h, w, 3] uint8, as decoded, if it was to be held
 
 
@@ -114,11 +115,10 @@ def score_image(predictor: Predictor, image: np.ndarray | Image.Image) -> Predic
         print(result.score, result.is_anomalous, result.anomaly_map.shape)
     """
     picture = _picture(image)
-    decoded = _Decoded(Path(), *placed(picture, predictor.size, predictor.resize), None)
+    decoded = _decoded(Path(), picture, predictor)
     maps, scores = score_images(predictor.score, decoded.pixels[None], 1)
     result = _prediction(predictor, decoded, maps[0], scores[0])
-    size = picture.height, picture.width
-    return result._replace(anomaly_map=resized_map(result.anomaly_map, size))
+    return result._replace(anomaly_map=resized_map(result.anomaly_map, result.size))
 
 
 def _picture(image: np.ndarray | Image.Image) -> Image.Image:
@@ -144,9 +144,15 @@ class _Decoded(NamedTuple):
     """A picture, ready to score."""
 
     path: Path
+    size: tuple[int, int]  # height and width of the picture
     pixels: np.ndarray  # [H, W, 3] uint8, of the predictor's size
     region: Region  # where in it the picture lies
-    image: np.ndarray | None  # [h, w, 3] uint8, the picture itself, if it is held
+    image: np.ndarray | None = None  # [h, w, 3] uint8, the picture itself, if it is held
+
+
+def _decoded(path: Path, picture: Image.Image, predictor: Predictor) -> _Decoded:
+    size = picture.height, picture.width
+    return _Decoded(path, size, *placed(picture, predictor.size, predictor.resize))
 
 
 def score_files(
@@ -174,7 +180,7 @@ def score_files(
                 remarks[path] = remark
             is_held = hold_images and 3 * image.width * image.height <= _MOST_HELD
             held = np.asarray(image.convert("RGB")) if is_held else None
-            return _Decoded(path, *placed(image, predictor.size, predictor.resize), held)
+            return _decoded(path, image, predictor)._replace(image=held)
 
     decoded = _in_parallel(lambda path: attempt(read, Path(path)), paths, batch_size)
     while batch := list(islice(decoded, batch_size)):
@@ -198,7 +204,8 @@ def _prediction(
     threshold = predictor.thresholds.image_threshold
     is_anomalous = None if threshold is None else float(score) > threshold
     anomaly_map = folded(anomaly_map, decoded.region)
-    return Prediction(decoded.path, float(score), is_anomalous, anomaly_map, decoded.image)
+    found = float(score), is_anomalous, anomaly_map
+    return Prediction(decoded.path, *found, decoded.size, decoded.image)
 
 
 def folded(anomaly_map: np.ndarray, region: Region) -> np.ndarray:

@@ -14,7 +14,7 @@ from rd_jax.data.decode import jpeg, png, resized
 from rd_jax.method.curve import curve_points, image_curve
 from rd_jax.method.metrics import MAX_FPR, Scored, median
 from rd_jax.method.thresholds import Thresholds
-from rd_jax.report.heatmap import coloured, resized_map, strength
+from rd_jax.report.heatmap import overlay, resized_map
 from rd_jax.store.rows import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,12 @@ def write_evaluation(
         low, high = thresholds.map_low, thresholds.map_high
     size = _thumbnail(*split.test.shape[1:3])
     images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
-    heatmaps = map(coloured, images, (strength(of_image, low, high) for of_image in maps))
+    threshold = thresholds.image_threshold if thresholds else None
+    called = scored.scores > (np.inf if threshold is None else threshold)
+    heatmaps = [
+        overlay(image, of_image, low, high, bool(called[i]))
+        for image, of_image, i in zip(images, maps, shown, strict=True)
+    ]
     all_masks = () if split.masks is None else split.masks[shown]
     masks = [resized_map(255 * mask.astype(np.uint8), size).astype(np.uint8) for mask in all_masks]
     evaluated = Evaluated(

@@ -4,8 +4,11 @@ from functools import cache
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
-_OPACITIES = np.round(0.7 * np.arange(256)).astype(np.uint8)  # from nothing to 70%
+_OPACITIES = np.round(0.44 * np.arange(256)).astype(np.uint8)  # from nothing to 44%
+_CONTOUR = np.array([255, 0, 200], np.uint8)  # which few products and none of the colours have
+_SIDE = 500  # a contour has one pixel for so many of the longer side, and at least two
 
 
 @cache
@@ -17,9 +20,8 @@ def _colours() -> np.ndarray:
 
 
 def strength(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return the map's place on the scale, uint8: 0 up to `low`, 255 only above `high`."""
-    between = np.clip(255 * (anomaly_map - low) / (high - low), 0, 254)
-    return np.where(anomaly_map > high, 255, between).astype(np.uint8)
+    """Return the map's place on the scale, uint8: 0 up to `low`, 255 from `high`."""
+    return np.clip(255 * (anomaly_map - low) / (high - low), 0, 255).astype(np.uint8)
 
 
 def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -34,12 +36,19 @@ def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized
 
 
-def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
+def overlay(
+    image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float, is_anomalous: bool | None
+) -> np.ndarray:
     """Return the image [H, W, 3] uint8 under the map [h, w] in colours.
 
-    The more anomalous, the more colour: where the map is calm the image itself is seen.
+    Up to `low` the image itself is seen. From there to `high` the colour grows, and the image stays
+    visible. In an anomalous image a contour surrounds what is above `low`.
     """
-    return coloured(image, strength(resized_map(anomaly_map, image.shape[:2]), low, high))
+    values = resized_map(anomaly_map, image.shape[:2])
+    shown = coloured(image, strength(values, low, high))
+    if is_anomalous:
+        shown[contour(values > low)] = _CONTOUR
+    return shown
 
 
 def coloured(image: np.ndarray, level: np.ndarray) -> np.ndarray:
@@ -48,4 +57,11 @@ def coloured(image: np.ndarray, level: np.ndarray) -> np.ndarray:
     colours, background, opacity = map(
         Image.fromarray, (_colours()[level], image, _OPACITIES[level])
     )
-    return np.asarray(Image.composite(colours, background, opacity))
+    return np.array(Image.composite(colours, background, opacity))
+
+
+def contour(mask: np.ndarray) -> np.ndarray:
+    """Return the border of a mask [H, W] bool, inside it, two pixels wide; wider if it is large."""
+    width = max(2, max(mask.shape) // _SIDE)
+    inside = ndimage.minimum_filter(mask.view(np.uint8), 2 * width + 1, mode="constant")
+    return mask & (inside == 0)

@@ -46,17 +46,16 @@ def write_page(workdir: Path, found: dict[str, list[Result]]) -> None:
         if len(of_category) > 1:
             table.append((f"{row['category']}, {len(of_category)} seeds", None, row))
     table.append(("mean", None, mean_row(found)))
-    script = TEMPLATES.get_template("page.js").render()
     page = TEMPLATES.get_template("page.html").render(
         title=f"Reverse Distillation: {workdir.resolve().name}",
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=script_hash(),
         warnings=warnings_of(rows),
         protocol=protocol(rows),
         metrics={n: METRICS[n].label for n in METRICS if any(r[n] is not None for _, r in results)},
         table=table,
         per_cent=per_cent,
         sections=sections,
-        scale=_scale(),
+        scale=scale_picture(),
         settings=_settings(results),
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -107,7 +106,13 @@ def _gallery(evaluated: Evaluated, thresholds: Thresholds | None, limit: int) ->
     }
 
 
-def _scale() -> str:
+def script_hash() -> str:
+    """Return what allows the page's own script to run, and no other."""
+    script = TEMPLATES.get_template("page.js").render()
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def scale_picture() -> str:
     """Return a picture of what the heatmaps' colours mean."""
     ramp = np.tile(np.uint8(np.arange(0, 256, 2)), (8, 1))
     return _uri(png(coloured(np.full((8, 128, 3), 128, np.uint8), ramp)), "png")

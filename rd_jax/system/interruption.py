@@ -32,22 +32,23 @@ def _stop_at_once(_: int, __: FrameType | None) -> None:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
+def deferred(what_follows: str = "saving a checkpoint") -> Iterator[Callable[[], bool]]:
     """Inside, the first of these signals only makes should_stop() return True.
 
-    The second one stops at once.
+    It says what follows. The second one stops at once.
     """
     if threading.current_thread() is not threading.main_thread():  # which alone hears signals
         yield lambda: False
         return
     received: list[int] = []
+    line = f"interrupted: {what_follows} (once more stops at once)\n".encode()
 
     def note(number: int, frame: FrameType | None) -> None:
         if received:
             _stop_at_once(number, frame)
         received.append(number)
         try:  # not to the log's stream, a write to which may be interrupted by this
-            os.write(2, b"interrupted: saving a checkpoint (once more stops at once)\n")
+            os.write(2, line)
         except OSError:  # the terminal was closed: what is still said goes nowhere
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)

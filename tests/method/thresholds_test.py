@@ -158,24 +158,27 @@ def test_without_held_out_images_there_is_a_scale_and_no_threshold() -> None:
     assert high - np.median(maps) == pytest.approx(5 * (low - np.median(maps)), rel=1e-3)
 
 
-def test_the_scale_begins_at_calm_pixels_and_ends_at_the_threshold() -> None:
+def test_the_scale_begins_at_the_threshold_of_pixels_and_ends_at_twice_that() -> None:
     maps = draw_maps(40)
     normal = normal_of(maps)
-    thresholds = thresholds_of(normal, 0.1, 0.1)
+    thresholds = thresholds_of(normal, 0.1, 0.01)
+    assert thresholds.map_low == thresholds.pixel_threshold
     assert np.mean(maps > thresholds.map_low) == pytest.approx(0.01, abs=1e-4)
-    assert thresholds.map_high == thresholds.image_threshold
-    # By the sum, images have another threshold; the scale keeps that of maxima.
+    assert thresholds.map_high == 2 * thresholds.map_low
+    # By the sum, images have another threshold; the scale stays.
     sums = maps.sum((1, 2))
-    by_sum = thresholds_of(normal._replace(scores=sums), 0.1, 0.1)
+    by_sum = thresholds_of(normal._replace(scores=sums), 0.1, 0.01)
     assert any(is_set_by(by_sum.image_threshold, x) for x in sums)
     scale = (thresholds.map_low, thresholds.map_high)
     assert (by_sum.map_low, by_sum.map_high) == scale
 
 
 def test_maps_without_any_spread_still_give_a_scale() -> None:
-    thresholds = thresholds_of(normal_of(np.ones((2, 4, 4), np.float32)), 0.0, 0.1)
-    assert thresholds.map_low < thresholds.map_high
-    assert is_set_by(thresholds.map_high, 1.0)
+    for value in (0.0, 1.0):
+        for is_held_out in (True, False):
+            maps = np.full((2, 4, 4), value, np.float32)
+            thresholds = thresholds_of(normal_of(maps, is_held_out), 0.0, 0.1)
+            assert value <= thresholds.map_low < thresholds.map_high
 
 
 def test_a_threshold_of_the_users_is_one_of_pixels_by_the_maximum_alone() -> None:
@@ -183,8 +186,10 @@ def test_a_threshold_of_the_users_is_one_of_pixels_by_the_maximum_alone() -> Non
     assert thresholds.pixel_threshold is not None
     given = float(np.float32(thresholds.pixel_threshold / 2))
     by_maximum = with_threshold(thresholds, given, is_maximum=True)
-    assert by_maximum.image_threshold == by_maximum.map_high == by_maximum.pixel_threshold == given
-    assert by_maximum.map_low < given
+    assert by_maximum.image_threshold == by_maximum.map_low == by_maximum.pixel_threshold == given
+    assert by_maximum.map_high == 2 * given
+    high = with_threshold(thresholds, 2 * thresholds.pixel_threshold, is_maximum=True)
+    assert high.pixel_threshold == thresholds.pixel_threshold
     by_sum = with_threshold(thresholds, given, is_maximum=False)
     assert by_sum == thresholds._replace(image_threshold=given, kept_rate=None, possible_rate=None)
 
@@ -193,9 +198,9 @@ def test_pooled_categories_have_the_thresholds_of_all_their_images() -> None:
     maps = [draw_maps(12), 2 * draw_maps(30, seed=1), draw_maps(7, seed=2) - 0.3]
     together = thresholds_of(normal_of(np.concatenate(maps)), 0.05, 0.1)
     found = thresholds_of(pooled([normal_of(x) for x in maps]), 0.05, 0.1)
-    for name in ("num_images", "image_threshold", "map_high", "kept_rate"):
+    for name in ("num_images", "image_threshold", "kept_rate"):
         assert getattr(found, name) == getattr(together, name)
-    for name in ("pixel_threshold", "map_low"):  # no lower, and not much higher
+    for name in ("pixel_threshold", "map_low", "map_high"):  # no lower, and not much higher
         exact = getattr(together, name)
         assert exact <= getattr(found, name) <= 1.05 * exact
     assert pooled([normal_of(maps[0]), normal_of(maps[1], is_held_out=False)]).is_held_out is False

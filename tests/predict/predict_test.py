@@ -2,9 +2,11 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,14 +116,14 @@ def test_a_full_disk_stops_with_one_line(run, monkeypatch: pytest.MonkeyPatch) -
 
     def full_in_the_end(path: Path, content: bytes) -> None:
         with writing(path):
-            if path.name == "020.png.png":
+            if path.name == "020_heatmap.png":
                 raise OSError(28, "No space left on device")
         write_whole(path, content)
 
     monkeypatch.setattr(outputs, "write_whole", full_in_the_end)
     done = run("many")
     assert done.returncode == 2
-    assert "error: cannot write out/heatmaps/020.png.png: No space left" in done.stderr
+    assert "error: cannot write out/heatmaps/020_heatmap.png: No space left" in done.stderr
     assert len(read_tables(Path("out"))) == 20
 
 
@@ -201,8 +203,9 @@ def test_a_second_run_does_not_take_outputs_for_inputs_and_leaves_none_behind(ru
     assert run("images", "--heatmap_format=jpg", output="images/out").returncode == 0
     left = sorted(str(path) for path in Path("images/out").rglob("[!.]*") if path.is_file())
     assert left == [
-        *(f"images/out/heatmaps/a/1.{suffix}.jpg" for suffix in ("jpg", "png")),
-        *(f"images/out/predictions.{suffix}" for suffix in ("csv", "jsonl")),
+        "images/out/heatmaps/a/1.png_heatmap.jpg",
+        "images/out/heatmaps/a/1_heatmap.jpg",
+        *(f"images/out/{name}" for name in ("index.html", "predictions.csv", "predictions.jsonl")),
     ]
 
 
@@ -261,7 +264,10 @@ def test_an_interruption_keeps_the_rows_of_all_batches_before(
     [
         (["images", "absent.png"], "absent.png does not exist"),
         (["images", "images/a/empty"], "images/a/empty holds no images"),
-        ([], "the following arguments are required: images"),
+        ([], "give images, or a folder to --watch"),
+        (["images", "--watch=images"], "give images, or a folder to --watch"),
+        (["--watch=absent"], "--watch absent: there is no such folder"),
+        (["--watch=out/masks"], "out/masks: there is no such folder"),
         (["images", "--workdir", "nowhere"], "no checkpoint in nowhere"),
         (["images", "--output", "images/a/1.png"], "cannot write images/a/1.png: Not a dir"),
         (["images", "--output", "/proc/out"], "cannot write /proc/out: "),
@@ -316,3 +322,26 @@ def test_many_anomalous_images_point_to_what_to_do_about_false_alarms(
     assert f"{count} of them anomalous" in done.stdout
     assert ("Too many false alarms" in done.stderr) == points
     assert "## Too many false alarms\n" in (ROOT / "docs" / "own_parts.md").read_text()
+
+
+def test_a_watched_folder_is_scored_until_a_signal_ends_it_in_order(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = []
+
+    def pause(_: float) -> None:
+        pauses.append(len(read_watched()))
+        if len(pauses) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def read_watched() -> list[str]:
+        return Path("out/predictions.jsonl").read_text().splitlines()
+
+    monkeypatch.setattr(predict, "time", SimpleNamespace(sleep=pause))
+    before = signal.getsignal(signal.SIGTERM)
+    done = run("--watch", "images", "--batch_size=2")
+    assert (done.returncode, signal.getsignal(signal.SIGTERM)) == (0, before)
+    assert pauses == [0, 3, 3]
+    assert "3 of 3 images scored" in done.stdout
+    assert "images/b/1.png: " in done.stderr
+    assert len(read_watched()) == 3

@@ -37,7 +37,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.size, [32, 32])
     assert sorted(read.shown) == list(range(10))
     for k, i in enumerate(read.shown):
-        heatmap = overlay(split.test[i], maps[i], 0.1, 2.1)
+        is_anomalous = scores[i] > THRESHOLDS.image_threshold
+        heatmap = overlay(split.test[i], maps[i], 0.1, 2.1, is_anomalous)
         for file, expected in ((read.images[k], split.test[i]), (read.heatmaps[k], heatmap)):
             difference = pixels_of(file).astype(int) - expected
             assert np.abs(difference).mean() < 12  # of JPEG

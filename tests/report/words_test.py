@@ -43,16 +43,13 @@ def scale_of(thresholds: Thresholds | None) -> str:
 
 
 def test_the_ends_of_the_scale_are_said() -> None:
-    without = THRESHOLDS._replace(source="train", image_threshold=None, map_high=0.9)
+    without = THRESHOLDS._replace(source="train", image_threshold=None, pixel_threshold=None)
     start, _, end = scale_of(THRESHOLDS).partition(" <img")
-    assert start.endswith("begins at 0.1 (99 % of the pixels of held-out normal images are below)")
-    assert end.endswith(
-        "above 0.5 (the threshold: such a pixel alone makes its image anomalous).</p>"
-    )
-    assert "judged by their map's sum)" in scale_of(THRESHOLDS._replace(image_threshold=900.0))
-    assert "there is no threshold)" in scale_of(without)
+    line = "in an anomalous image a line surrounds what is above"
+    assert start.endswith(f"begins at 0.1 (the threshold of pixels; {line})")
+    assert end.endswith("full from 0.5 (twice that).</p>")
+    assert "there is no threshold of pixels)" in scale_of(without)
     assert "pixels of the training images are below)" in scale_of(without)
-    assert "(just below its end)" in scale_of(THRESHOLDS._replace(map_low=0.5 - 1e-6))
     assert "(the median of these maps)" in scale_of(None)
     assert "(their maximum)" in scale_of(None)
 
