@@ -44,6 +44,8 @@ def with_rows(shown: Shown, rows: Iterable[Row]) -> Shown:
 
 def write_predictions(folder: Path, shown: Shown, thresholds: Thresholds) -> None:
     """Write FOLDER/index.html. It links to the heatmaps that the rows name, and embeds the rest."""
+    folders = [os.path.dirname(os.path.abspath(row["file"])) for row in shown.highest]
+    below = os.path.commonpath(folders) if folders else ""
     page = TEMPLATES.get_template("predictions.html").render(
         title=f"Predictions: {printable(folder.resolve().name)}",
         script_hash=script_hash(),
@@ -51,17 +53,19 @@ def write_predictions(folder: Path, shown: Shown, thresholds: Thresholds) -> Non
         map_range=(thresholds.map_low, thresholds.map_high),
         thresholds=thresholds,
         shown=shown,
-        cards=[*map(_card, shown.highest)],
+        cards=[_card(row, below) for row in shown.highest],
+        folder=printable(below),
         failed=[{"name": printable(row["file"]), "error": row["error"]} for row in shown.failed],
     )
     # A file's name may hold bytes that are no text.
     write_whole(folder / "index.html", page.encode(errors="replace"))
 
 
-def _card(row: Row) -> dict[str, Any]:
+def _card(row: Row, below: str) -> dict[str, Any]:
+    """Return what is shown of a row of a file below this folder."""
     heatmap = row["heatmap"]
     return {
-        "name": printable(row["file"]),
+        "name": printable(os.path.relpath(row["file"], below)),
         "score": row["score"],
         "verdict": row["verdict"] or "",
         "num_regions": len(row.get("regions") or ()),

@@ -69,7 +69,7 @@ def test_an_image_is_scored_when_it_stays_as_it_is(
         assert row["score"] == pytest.approx(result.score, abs=1e-5)
     assert rows[1]["heatmap"] == "heatmaps/b/c_heatmap.png"
     assert (outputs.folder / "heatmaps/b/c_heatmap.png").is_file()
-    assert "3 images" in (outputs.folder / "index.html").read_text()
+    assert "of 3 images" in (outputs.folder / "index.html").read_text()
     watching.close()
 
 
