@@ -15,6 +15,7 @@ def get_config(category: str = "weave") -> Config:
         image_size=96,
         backbone="resnet10",
         teacher_weights="embedded",
+        holdout=16,
         num_epochs=20,
         blur_sigma=2.0,  # the 4 pixels of 256 in proportion, rounded up
         checkpoint_every_epochs=0,

@@ -1,6 +1,7 @@
 """Figures of an evaluation: kept as files for papers, and shown by the page in its colours."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rd_jax.method.thresholds import Thresholds
 from rd_jax.report.gallery import Evaluated, read_evaluation
 from rd_jax.report.tables import per_cent
 from rd_jax.store.rows import Row, read_rows
+from rd_jax.store.thresholds import StoredThresholds, read_thresholds
 from rd_jax.store.workdir import JOINT, Evaluation, Training, Workdir
 from rd_jax.system.files import write_whole
 
@@ -29,7 +30,10 @@ _FIGURES: dict[str, Any] = {  # what they show, their axes, where the legend is
 _METADATA: dict[str, Any] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
 # In the page colours are its variables, so that they suit its background, light or dark.
 INK, LINE, NORMAL, ANOMALOUS = "#1c2430", "#c9ced6", "#1f6fb2", "#c2410c"
-_VARIABLES = {INK: "ink", LINE: "line", NORMAL: "normal", ANOMALOUS: "anomalous"}
+HELD_OUT = "#2e7d4f"
+_VARIABLES = {
+    INK: "ink", LINE: "line", NORMAL: "normal", ANOMALOUS: "anomalous", HELD_OUT: "held"
+}  # fmt: skip
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
     "font.size": 9,
@@ -44,18 +48,19 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
 }
 
 
-def write_figures(place: Evaluation, row: Row, thresholds: Thresholds | None) -> None:
+def write_figures(place: Evaluation, row: Row) -> None:
     """Write WORKDIR/figures/LABEL-NAME.svg, .png and .pdf of each figure of an evaluation.
 
-    Read its evaluation.npz and its training's metrics.jsonl; `row` are its results. Remove the
-    figures that there is nothing to draw of any more.
+    Read its evaluation.npz and thresholds.json and its training's metrics.jsonl; `row` are its
+    results. Remove the figures that there is nothing to draw of any more.
     """
     from matplotlib.style import context
 
     steps = read_rows(training_of(place, row).metrics)
     losses = [(step["step"], step["loss"]) for step in steps if "loss" in step]
+    stored = read_thresholds(place.thresholds, row.get("checkpoint", -1))
     with context(_STYLE, after_reset=True):  # whatever a matplotlibrc says
-        figures = draw(read_evaluation(place.shown), thresholds, row, losses)
+        figures = draw(read_evaluation(place.shown), stored, row, losses)
         for name in _FIGURES:
             for kind, metadata in _METADATA.items():
                 path = _path(place, name, kind)
@@ -68,7 +73,7 @@ def write_figures(place: Evaluation, row: Row, thresholds: Thresholds | None) ->
 
 
 def draw(
-    evaluated: Evaluated | None, thresholds: Thresholds | None, row: Row, losses: Sequence[Any]
+    evaluated: Evaluated | None, stored: StoredThresholds | None, row: Row, losses: Sequence[Any]
 ) -> dict[str, "Figure"]:
     """Return the figures that there is something to draw of; their labels say what they show.
 
@@ -83,13 +88,13 @@ def draw(
         if len(points):
             axes[name].plot(*np.transpose(points), style, color=colour, label=label)
 
-    if evaluated is not None and len(evaluated.scores):
+    if evaluated is not None:
         image, pixel, pro = (per_cent(row, n) for n in ("image_auroc", "pixel_auroc", "aupro"))
         axes["roc"].plot([0, 1], [0, 1], ":", color=LINE)
         plot("roc", evaluated.image_roc, f"image AUROC {image} %", NORMAL)
         plot("roc", evaluated.pixel_roc, f"pixel AUROC {pixel} %", ANOMALOUS, "--")
         plot("pro", evaluated.pro, f"AUPRO {pro} %", ANOMALOUS)
-        _draw_scores(axes["scores"], evaluated, thresholds)
+        _draw_scores(axes["scores"], evaluated, stored)
     if losses:
         first_to_last = f"{losses[0][1]:.4g} to {losses[-1][1]:.4g}"
         plot("loss", losses, first_to_last, NORMAL, ".-" if len(losses) < 30 else "-")
@@ -102,18 +107,26 @@ def draw(
     return {name: figure for name, figure in figures.items() if labels[name]}
 
 
-def _draw_scores(axes: "Axes", evaluated: Evaluated, thresholds: Thresholds | None) -> None:
-    scores = evaluated.scores.astype(np.float64)  # 30 bins need not fit between two float32
-    edges = np.histogram_bin_edges(scores, 30)
-    for label, name, colour in ((False, "normal", NORMAL), (True, "anomalous", ANOMALOUS)):
-        chosen = scores[evaluated.labels == label]
+def _draw_scores(axes: "Axes", evaluated: Evaluated, stored: StoredThresholds | None) -> None:
+    groups = [
+        ("normal", NORMAL, evaluated.scores[~evaluated.labels]),
+        ("anomalous", ANOMALOUS, evaluated.scores[evaluated.labels]),
+    ]
+    if stored and stored.normal.is_held_out:
+        name = "held out or added" if stored.normal.num_added else "held out"
+        groups.append((name, HELD_OUT, stored.normal.scores))
+    scores = np.concatenate([of_group for _, _, of_group in groups]).astype(np.float64)
+    bins = min(30, 2 * math.isqrt(len(scores)) + 1)
+    edges = np.histogram_bin_edges(scores, bins)  # so many need not fit between two float32
+    axes.margins(y=0.3)  # for the legend
+    for label, colour, chosen in groups:
         if len(chosen):
             shares = 100 * np.histogram(chosen, edges)[0] / len(chosen)
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35)
-            axes.stairs(shares, edges, color=colour, label=f"{name} ({len(chosen)})")
-    if thresholds and thresholds.image_threshold is not None:
-        says = f"threshold at {thresholds.image_threshold:.4g}"
-        axes.axvline(thresholds.image_threshold, color=INK, linestyle="--", label=says)
+            axes.stairs(shares, edges, color=colour, label=f"{label} ({len(chosen)})")
+    if stored and stored.thresholds.image_threshold is not None:
+        threshold = stored.thresholds.image_threshold
+        axes.axvline(threshold, color=INK, linestyle="--", label=f"threshold at {threshold:.4g}")
 
 
 def training_of(place: Evaluation, row: Row) -> Training:

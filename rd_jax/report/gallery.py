@@ -1,4 +1,4 @@
-"""The test images that are worth a look, kept with scores and curves as a file for the page."""
+"""The images that are worth a look, kept with scores and curves as a file for the page."""
 
 import logging
 from collections.abc import Sequence
@@ -21,12 +21,23 @@ logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 120
 _NUM_EXAMPLES = 8  # of defects
-_MAX_SIZE = 192  # pixels
+_MAX_SIZE = 256  # pixels
 _MAX_POINTS = 300
 
 
+class Shown(NamedTuple):
+    """Images to look at: which of a split's, their scores, their maps by `small_map`."""
+
+    places: np.ndarray
+    scores: np.ndarray
+    maps: Sequence[np.ndarray]
+
+
 class Evaluated(NamedTuple):
-    """Scores of M test images, curves [., 2] (none where undefined), and G images to look at."""
+    """Scores of M test images, curves [., 2] (none where undefined), and G images to look at.
+
+    H held-out images are kept to look at, too: those with the highest scores.
+    """
 
     names: np.ndarray  # [M] str
     labels: np.ndarray  # [M] bool, true: anomalous
@@ -40,6 +51,10 @@ class Evaluated(NamedTuple):
     images: np.ndarray  # [G] JPEG files
     heatmaps: np.ndarray  # [G] JPEG files: the images under their maps
     masks: np.ndarray  # [G] PNG files, or [0] without masks
+    held_out_names: np.ndarray  # [H] str
+    held_out_scores: np.ndarray  # [H] float32
+    held_out_images: np.ndarray  # [H] JPEG files
+    held_out_heatmaps: np.ndarray  # [H] JPEG files
 
 
 def read_evaluation(path: Path) -> Evaluated | None:
@@ -55,28 +70,36 @@ def write_evaluation(
     path: Path,
     split: Split,
     scored: Scored,
-    shown: np.ndarray,
-    maps: Sequence[np.ndarray],
+    shown: Shown,
+    held_out: Shown,
     thresholds: Thresholds | None,
 ) -> None:
     """Write an .npz file, whole or not at all.
 
-    `scored` are the split's M test images, `shown` those that `chosen` chose, and `maps` what
-    `small_map` made of their maps. Without thresholds, colours reach from the median to the maximum
-    of all maps.
+    `scored` are the split's M test images, `shown` those that `chosen` chose; `held_out` are some
+    of its training images. Without thresholds, colours reach from the median to the maximum of all
+    maps.
     """
     low, high = median(scored.pixels), scored.maxima.max(initial=0.0)
     if thresholds:
         low, high = thresholds.map_low, thresholds.map_high
     size = _thumbnail(*split.test.shape[1:3])
-    images = [resized(Image.fromarray(split.test[i]), size) for i in shown]
     threshold = thresholds.image_threshold if thresholds else None
-    called = scored.scores > (np.inf if threshold is None else threshold)
-    heatmaps = [
-        overlay(image, of_image, low, high, bool(called[i]))
-        for image, of_image, i in zip(images, maps, shown, strict=True)
-    ]
-    all_masks = () if split.masks is None else split.masks[shown]
+    limit = np.inf if threshold is None else threshold
+
+    def pictures(of: np.ndarray, chosen: Shown) -> tuple[np.ndarray, np.ndarray]:
+        small = [resized(Image.fromarray(of[i]), size) for i in chosen.places]
+        called = (chosen.scores > limit).tolist()
+        heatmaps = [
+            overlay(image, of_image, low, high, is_anomalous)
+            for image, of_image, is_anomalous in zip(small, chosen.maps, called, strict=True)
+        ]
+        # Neither kind of file ends with a NUL, which NumPy would drop.
+        return np.array([*map(jpeg, small)], bytes), np.array([*map(jpeg, heatmaps)], bytes)
+
+    images, heatmaps = pictures(split.test, shown)
+    held_out_images, held_out_heatmaps = pictures(split.train, held_out)
+    all_masks = () if split.masks is None else split.masks[shown.places]
     masks = [resized_map(255 * mask.astype(np.uint8), size).astype(np.uint8) for mask in all_masks]
     evaluated = Evaluated(
         names=np.array(split.test_names, str),
@@ -86,12 +109,15 @@ def write_evaluation(
         pixel_roc=thinned(curve_points(scored.pixels.unweighted())),
         pro=thinned(curve_points(scored.pixels, MAX_FPR)),
         map_range=np.array([low, high]),
-        shown=shown,
+        shown=shown.places,
         size=np.array(size),
-        # Neither kind of file ends with a NUL, which NumPy would drop.
-        images=np.array([*map(jpeg, images)], bytes),
-        heatmaps=np.array([*map(jpeg, heatmaps)], bytes),
+        images=images,
+        heatmaps=heatmaps,
         masks=np.array([*map(png, masks)], bytes),
+        held_out_names=np.array([split.train_names[i] for i in held_out.places], str),
+        held_out_scores=held_out.scores,
+        held_out_images=held_out_images,
+        held_out_heatmaps=held_out_heatmaps,
     )
     write_arrays(path, evaluated._asdict())
 
@@ -139,19 +165,20 @@ def informative(wrongness: np.ndarray, limit: int) -> np.ndarray:
 def examples(
     names: Sequence[str], labels: np.ndarray, scores: np.ndarray, wrongness: np.ndarray
 ) -> list[int]:
-    """Return which images show best what was found: a few on the right side of the threshold.
+    """Return which images show best what was found.
 
-    They are a normal image of middling score, and the highest scores of the kinds of defects, which
-    are folders in `names`, in turn.
+    They are the normal images of median and of highest score, and the highest scores of the kinds
+    of defects, which are folders in `names`, in turn, as far as they were found.
     """
-    right = [int(i) for i in np.argsort(-scores, kind="stable") if wrongness[i] <= 0]
-    normal = [i for i in right if not labels[i]]
+    highest_first = np.argsort(-scores, kind="stable").tolist()
+    normal = [i for i in highest_first if not labels[i]]
     by_kind: dict[str, list[int]] = {}
-    for i in right:
-        if labels[i]:
+    for i in highest_first:
+        if labels[i] and wrongness[i] <= 0:
             by_kind.setdefault(names[i].split("/")[0], []).append(i)
     in_turn = [i for i in chain(*zip_longest(*by_kind.values())) if i is not None]
-    return normal[(len(normal) - 1) // 2 :][:1] + in_turn[: max(_NUM_EXAMPLES, len(by_kind))]
+    of_normal = normal[len(normal) // 2 :][:1] + normal[:1]
+    return [*dict.fromkeys(of_normal), *in_turn[: max(_NUM_EXAMPLES, len(by_kind))]]
 
 
 def thinned(points: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from rd_jax.method.thresholds import Thresholds
 from rd_jax.report.figures import inline_figures, training_of
 from rd_jax.report.gallery import Evaluated, examples, informative, read_evaluation, wrongness
 from rd_jax.report.heatmap import coloured
-from rd_jax.report.tables import TEMPLATES, per_cent, protocol, warnings_of
+from rd_jax.report.tables import TEMPLATES, columns, per_cent, protocol, warnings_of
+from rd_jax.report.words import answer
 from rd_jax.store import checkpoint
 from rd_jax.store.results import TIMING, Result, mean_row, rows_of_categories
 from rd_jax.store.rows import Row
@@ -25,7 +27,7 @@ from rd_jax.store.thresholds import read_thresholds
 from rd_jax.store.workdir import Workdir
 from rd_jax.system.files import write_whole
 
-_MAX_IMAGES = 1500  # in all; a page with more takes long to open
+_MAX_IMAGES = 1000  # in all; a page with more takes long to open
 _PACKAGES = ("rd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
@@ -45,13 +47,17 @@ def write_page(workdir: Path, found: dict[str, list[Result]]) -> None:
             sections.append(_section(len(sections), result, _MAX_IMAGES // len(results)))
         if len(of_category) > 1:
             table.append((f"{row['category']}, {len(of_category)} seeds", None, row))
-    table.append(("mean", None, mean_row(found)))
+    if len(rows) > 1:
+        table.append(("mean", None, mean_row(found)))
+    first_column, metrics = columns(rows)
     page = TEMPLATES.get_template("page.html").render(
         title=f"Reverse Distillation: {workdir.resolve().name}",
         script_hash=script_hash(),
+        answer=answer([result.row for result in results]),
         warnings=warnings_of(rows),
         protocol=protocol(rows),
-        metrics={n: METRICS[n].label for n in METRICS if any(r[n] is not None for _, r in results)},
+        first_column=first_column,
+        metrics=metrics,
         table=table,
         per_cent=per_cent,
         sections=sections,
@@ -73,6 +79,8 @@ def _section(number: int, result: Result, max_images: int) -> dict[str, Any]:
     return {
         "name": place.label,
         "row": row,
+        "answer": answer([row]),
+        "predict": shlex.join(["python", "-m", "rd_jax.predict", "--workdir", str(place.folder)]),
         "figures": inline_figures(place, str(number)),
         "evaluated": evaluated,
         "thresholds": thresholds,
@@ -83,26 +91,31 @@ def _gallery(evaluated: Evaluated, thresholds: Thresholds | None, limit: int) ->
     """Return what the page shows of at most `limit` of the M test images, worst errors first."""
     scores, labels, shown = evaluated.scores, evaluated.labels, evaluated.shown
     threshold = thresholds.image_threshold if thresholds else None
-    called = labels if threshold is None else scores > threshold  # no decision, no error
-    cards = [
-        {
-            "name": str(evaluated.names[i]),
-            "score": scores[i],
-            "label": "anomalous" if labels[i] else "normal",
-            "error": "" if called[i] == labels[i] else "missed" if labels[i] else "false alarm",
-            "image": _uri(evaluated.images[k], "jpeg"),
-            "heatmap": _uri(evaluated.heatmaps[k], "jpeg"),
-            "mask": _uri(evaluated.masks[k], "png") if len(evaluated.masks) else "",
+    masks = [_uri(mask, "png") for mask in evaluated.masks] or [""] * len(shown)
+
+    def card(name: Any, score: Any, label: Any, files: Any) -> dict[str, Any]:
+        called = label if threshold is None else score > threshold  # no decision, no error
+        return {
+            "name": str(name),
+            "score": score,
+            "label": "anomalous" if label else "normal",
+            "error": "" if called == label else "missed" if label else "false alarm",
+            "image": _uri(files[0], "jpeg"),
+            "heatmap": _uri(files[1], "jpeg"),
+            "mask": "",
         }
-        for k, i in enumerate(shown)
-    ]
-    errors = wrongness(scores, labels, thresholds)[shown]
-    clear = examples(evaluated.names[shown], labels[shown], scores[shown], errors)
+
+    pictures = zip(evaluated.images, evaluated.heatmaps, strict=True)
+    of_test = zip(evaluated.names[shown], scores[shown], labels[shown], pictures, strict=True)
+    cards = [card(*given) | {"mask": mask} for given, mask in zip(of_test, masks, strict=True)]
+    pictures = zip(evaluated.held_out_images, evaluated.held_out_heatmaps, strict=True)
+    held_out = zip(evaluated.held_out_names, evaluated.held_out_scores, pictures, strict=True)
+    errors, places = wrongness(scores, labels, thresholds), {i: k for k, i in enumerate(shown)}
+    clear = examples(evaluated.names.tolist(), labels, scores, errors)
     return {
-        "num_missed": (labels & ~called).sum(),
-        "num_false_alarms": (called & ~labels).sum(),
-        "examples": [cards[k] for k in clear],
-        "cards": [cards[k] for k in informative(errors, limit)],
+        "examples": [cards[places[i]] for i in clear if i in places],
+        "cards": [cards[k] for k in informative(errors[shown], limit)],
+        "held_out": [card(name, score, False, files) for name, score, files in held_out],
     }
 
 

@@ -8,8 +8,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from rd_jax.method.metrics import METRICS
-from rd_jax.report.words import needs, percent, rate_in_words
-from rd_jax.store.results import AUROC_OF_SCORE, Result, mean_row, rows_of_categories
+from rd_jax.report.words import answer, caution, needs, percent, rate_in_words
+from rd_jax.store.results import (
+    AT_THRESHOLD,
+    AUROC_OF_SCORE,
+    Result,
+    mean_row,
+    rows_of_categories,
+)
 from rd_jax.store.rows import Row, csv_table, write_json
 from rd_jax.store.workdir import Evaluation, Workdir
 from rd_jax.system.errors import printable
@@ -22,7 +28,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters |= {f.__name__: f for f in (printable, percent, needs, rate_in_words)}
+TEMPLATES.filters |= {f.__name__: f for f in (printable, percent, needs, rate_in_words, caution)}
 
 
 def _escaped(text: str) -> str:
@@ -74,10 +80,24 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
     return TEMPLATES.get_template("warnings.txt").render(rows=rows).splitlines()
 
 
+def columns(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
+    """Return what these rows are of, and the figures that some of them have, with their labels.
+
+    The AUROCs of sum and maximum are the paper's for novelty detection, and of no use elsewhere.
+    """
+    of_scores, is_novelty = AUROC_OF_SCORE.values(), all(row["dataset"] for row in rows)
+    usual = [name for name in METRICS if name not in of_scores]
+    names = ["image_auroc", *of_scores] if is_novelty else usual
+    labels = {name: METRICS[name].label for name in names} | AT_THRESHOLD
+    defined = {n: label for n, label in labels.items() if any(row[n] is not None for row in rows)}
+    return "normal class" if is_novelty else "category", defined
+
+
 def write_results(workdir: Path, found: dict[str, list[Result]]) -> str:
     """Write the results of a run, as of `read_results`, into its results.json, .csv and .md.
 
-    Write results.json of each category that has several seeds, too. Return the Markdown text.
+    Write results.json of each category that has several seeds, too. Return the Markdown text
+    without its heading.
     """
     run, rows, mean = Workdir(workdir), rows_of_categories(found), mean_row(found)
     for category, row in zip(found, rows, strict=True):
@@ -85,11 +105,11 @@ def write_results(workdir: Path, found: dict[str, list[Result]]) -> str:
             write_json(Evaluation(workdir, category).results, row)
     write_json(run.results, {"categories": rows, "mean": mean})
     write_whole(run.results.with_suffix(".csv"), csv_table([*rows, mean]).encode())
-    label, of_scores = "category", AUROC_OF_SCORE.values()
-    names = [name for name in METRICS if name not in of_scores]
-    if all(row["dataset"] for row in rows):
-        label, names = "normal class", ["image_auroc", *of_scores]
-    cells = [[row["category"], *(per_cent(row, n) for n in names)] for row in [*rows, mean]]
-    text = f"# Results\n\n{markdown_protocol(rows)}\n{markdown_table([label, *names], cells)}"
-    write_whole(run.results.with_suffix(".md"), text.encode())
+    label, names = columns(rows)
+    shown = [*rows, mean] if len(rows) > 1 else rows
+    cells = [[row["category"], *(per_cent(row, name) for name in names)] for row in shown]
+    table = markdown_table([label, *names], cells) if names else ""
+    results = [result.row for of_category in found.values() for result in of_category]
+    text = "\n".join(filter(None, [f"{answer(results)}\n", table, markdown_protocol(rows)]))
+    write_whole(run.results.with_suffix(".md"), f"# Results\n\n{text}".encode())
     return text

@@ -2,10 +2,32 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from statistics import fmean
 
 from rd_jax.method.thresholds import Thresholds, images_needed, num_exceeding
+from rd_jax.store.results import VERDICTS
+from rd_jax.store.rows import Row
 
 ENOUGH = 20  # held-out images; with fewer, luck decides the rate of false alarms
+
+
+def answer(rows: Sequence[Row]) -> str:
+    """Return the first line of all that people read: the threshold, and what it called wrong.
+
+    `rows` are the results of trainings, whose wrong verdicts are added up.
+    """
+    judged = [row for row in rows if row["image_threshold"] is not None]
+    missed, anomalous, false_alarms, normal = (
+        sum(row[name] or 0 for row in judged) for name in VERDICTS
+    )
+    areas = [row["image_auroc"] for row in rows if row["image_auroc"] is not None]
+    text = f"{len(judged)} thresholds"
+    if len(judged) < 2:
+        text = f"threshold {judged[0]['image_threshold']:.4g}" if judged else "no threshold"
+    text += f", missed {missed} of {anomalous}" if anomalous else ""
+    text += f", false alarms {false_alarms} of {normal}" if normal else ""
+    text += f", image AUROC {100 * fmean(areas):.2f} %" if areas and not judged else ""
+    return text if anomalous or normal or areas else f"{text}, no test images"
 
 
 def percent(rate: float) -> str:

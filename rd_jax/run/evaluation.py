@@ -22,7 +22,7 @@ from rd_jax.method.thresholds import (
 from rd_jax.report import figures, gallery, page, tables
 from rd_jax.report.words import caution, rate_in_words
 from rd_jax.run.plan import compute_dtype, held_out_of
-from rd_jax.run.scoring import Score, score_normal, score_split
+from rd_jax.run.scoring import Score, score_images, score_normal, score_split
 from rd_jax.run.trained import Trained, bound_scorer
 from rd_jax.store.lock import held
 from rd_jax.store.results import TIMING, read_results
@@ -35,6 +35,7 @@ from rd_jax.weights.teacher import LoadedTeacher
 logger = logging.getLogger(__name__)
 
 _MOST_TRAINED_ON = 200  # scored where none is held out: they set the heatmaps' scale alone
+_NUM_HELD_OUT_SHOWN = 3
 
 
 def evaluate(
@@ -61,13 +62,14 @@ def evaluate(
         return
     if hosts.is_first():
         place.results.unlink(missing_ok=True)  # which says that the other files are there
-    score, thresholds = trained.score, None
+    score, thresholds, highest = trained.score, None, np.zeros(0, int)
     if checkpoint.is_finished and (normal := _normal_scores(trained, split, score, stored)):
         thresholds = _keep_thresholds(trained, normal, stored, place)
+        highest = _highest_held_out(trained, split, normal)
         logger.info("%s: %s", split.name, rate_in_words(thresholds))
         if few := caution(thresholds):
             logger.warning("%s: %s", split.name, few)
-    _write(known, split, score, thresholds, place)
+    _write(known, split, score, thresholds, highest, place)
 
 
 def evaluate_variables(
@@ -76,7 +78,8 @@ def evaluate_variables(
     """Evaluate a student that has no checkpoint here, and write what came out."""
     of_training = ("loss", "ema", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
     known = _what_is_evaluated(config, split, teacher) | dict.fromkeys(of_training)
-    _write(known, split, bound_scorer(config, teacher, variables), None, place)
+    score = bound_scorer(config, teacher, variables)
+    _write(known, split, score, None, np.zeros(0, int), place)
 
 
 def _normal_scores(
@@ -90,7 +93,7 @@ def _normal_scores(
     alike = {name: as_dict(config)[name] for name in EVALUATED_ALIKE if name not in RATES}
     if stored is not None and alike.items() <= stored.config.items():
         return stored.normal
-    if trained.checkpoint.metadata["train_sha256"].get(split.name) != split.train_sha256:
+    if not _has_training_images(trained, split):
         logger.warning(
             "%s: no thresholds, since the training images are others than in training: set "
             "--config.data_dir to where those are",
@@ -105,6 +108,19 @@ def _normal_scores(
     logger.info("%s: scoring %d normal images", split.name, len(chosen))
     scores, maxima, pixels = score_normal(score, split.train, config.batch_size, chosen)
     return NormalScores(is_held_out, scores, maxima, pixel_table(pixels))
+
+
+def _has_training_images(trained: Trained, split: Split) -> bool:
+    return trained.checkpoint.metadata["train_sha256"].get(split.name) == split.train_sha256
+
+
+def _highest_held_out(trained: Trained, split: Split, normal: NormalScores) -> np.ndarray:
+    """Return which of the training images are the held-out ones that scored highest, if known."""
+    _, chosen = held_out_of(trained.config, len(split.train))
+    scores = normal.scores[: len(normal.scores) - normal.num_added]  # those added come last
+    if len(scores) != len(chosen) or not _has_training_images(trained, split):
+        return chosen[:0]
+    return chosen[np.argsort(-scores, kind="stable")[:_NUM_HELD_OUT_SHOWN]]
 
 
 def _keep_thresholds(
@@ -147,13 +163,19 @@ def _write(
     split: Split,
     score: Score,
     thresholds: Thresholds | None,
+    highest: np.ndarray,
     place: Evaluation,
 ) -> None:
-    """Score the test images; write what the page shows and, when that is there, results.json."""
+    """Score the test images; write what the page shows and, when that is there, results.json.
+
+    `highest` are training images that the page shows, too.
+    """
     start = time.perf_counter()
     scored, maps_of = score_split(score, split, known["batch_size"])
     shown = gallery.chosen(split, scored.scores, thresholds)
-    maps = maps_of(shown, gallery.small_map)
+    of_test = gallery.Shown(shown, scored.scores[shown], maps_of(shown, gallery.small_map))
+    maps, scores = score_images(score, split.train[highest], known["batch_size"])
+    held_out = gallery.Shown(highest, scores, [*map(gallery.small_map, maps)])
     if not hosts.is_first():
         return
     row = {
@@ -162,8 +184,8 @@ def _write(
         **_by_thresholds(thresholds, scored.scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
     }
-    gallery.write_evaluation(place.shown, split, scored, shown, maps, thresholds)
-    figures.write_figures(place, row, thresholds)
+    gallery.write_evaluation(place.shown, split, scored, of_test, held_out, thresholds)
+    figures.write_figures(place, row)
     write_json(place.results, row)
 
 
@@ -173,6 +195,7 @@ def _by_thresholds(
     """Return what results.json says of thresholds, and of verdicts on test images [M] by them."""
     found = thresholds if thresholds and thresholds.source == "holdout" else None
     image_threshold = found and found.image_threshold
+    called = None if image_threshold is None else scores > image_threshold
     return {
         "num_held_out": found.num_images if found else 0,
         "num_added": found.num_added if found else 0,
@@ -180,6 +203,10 @@ def _by_thresholds(
         "pixel_threshold": found and found.pixel_threshold,
         "kept_false_positive_rate": found and found.kept_rate,
         "possible_false_positive_rate": found and found.possible_rate,
+        "num_missed": None if called is None else int((labels & ~called).sum()),
+        "num_anomalous": int(labels.sum()),
+        "num_false_alarms": None if called is None else int((called & ~labels).sum()),
+        "num_normal": int((~labels).sum()),
         **metrics_at(image_threshold, scores, labels),
     }
 
@@ -192,7 +219,7 @@ def judge_again(place: Evaluation, thresholds: Thresholds) -> None:
     row, evaluated = read_json(place.results), gallery.read_evaluation(place.shown)
     if row and evaluated:
         row |= _by_thresholds(thresholds, evaluated.scores, evaluated.labels)
-        figures.write_figures(place, row, thresholds)
+        figures.write_figures(place, row)
         write_json(place.results, row)
 
 

@@ -12,11 +12,14 @@ from rd_jax.store.workdir import Evaluation, Workdir
 from rd_jax.system.errors import UserError
 
 AUROC_OF_SCORE = {"sum": "image_auroc_sum", "max": "image_auroc_max"}
+AT_THRESHOLD = {"image_precision": "precision", "image_recall": "recall"}  # with their labels
+VERDICTS = ("num_missed", "num_anomalous", "num_false_alarms", "num_normal")  # on test images
 TIMING = ("train_seconds", "eval_seconds", "images_per_second")
-_COUNTS = ("num_steps", "last_step", "num_held_out", "kept_false_positive_rate")
+_COUNTS = ("num_steps", "last_step", "num_held_out", "kept_false_positive_rate", "image_threshold")
+_AVERAGED = (*METRICS, *AT_THRESHOLD)
 # What an evaluation may lack that was written before there was such a field or metric.
 _DEFAULTS = {name: FIELDS[name].default for name in RECORDED} | dict.fromkeys(
-    (*METRICS, *TIMING, *_COUNTS)
+    (*_AVERAGED, *VERDICTS, *TIMING, *_COUNTS)
 )
 
 
@@ -67,7 +70,7 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
     del summary["seed"]
     if None not in values["num_steps"]:  # one seed may have gone on for longer
         summary |= {"num_steps": min(values["num_steps"]), "last_step": max(values["last_step"])}
-    return summary | means(rows, (*METRICS, *TIMING)) | _deviations(rows)
+    return summary | means(rows, (*_AVERAGED, *TIMING)) | _deviations(rows)
 
 
 def mean_row(found: dict[str, list[Result]]) -> dict[str, Any]:
@@ -76,10 +79,10 @@ def mean_row(found: dict[str, list[Result]]) -> dict[str, Any]:
     With the same seeds in each, also the standard deviation of that mean over the seeds.
     """
     seed_rows = [[result.row for result in results] for results in found.values()]
-    row = {"category": "mean"} | means([over_seeds(rows) for rows in seed_rows])
+    row = {"category": "mean"} | means([over_seeds(rows) for rows in seed_rows], _AVERAGED)
     seeds = {tuple(row["seed"] for row in rows) for rows in seed_rows}
     if len(seeds) == 1 and len(seed_rows[0]) > 1:
-        row |= _deviations([means(rows) for rows in zip(*seed_rows, strict=True)])
+        row |= _deviations([means(rows, _AVERAGED) for rows in zip(*seed_rows, strict=True)])
     return row
 
 
@@ -90,5 +93,5 @@ def means(rows: Sequence[Row], names: Iterable[str] = METRICS) -> dict[str, Any]
 
 
 def _deviations(rows: Sequence[Row]) -> dict[str, Any]:
-    defined = {name: [row[name] for row in rows if row[name] is not None] for name in METRICS}
+    defined = {name: [row[name] for row in rows if row[name] is not None] for name in _AVERAGED}
     return {f"{n}_std": statistics.stdev(v) if len(v) > 1 else None for n, v in defined.items()}

@@ -34,6 +34,8 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
         logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
         shapes, key = teacher_shapes(backbone, layer4), jax.random.key(0, impl="threefry2x32")
         return init_variables(shapes, key)
+    if weights == "embedded":
+        logger.info("the teacher %s is the embedded one, which is for a first look", backbone)
     if weights == "imagenet":
         path = hub.download(backbone)
     else:

@@ -4,7 +4,7 @@ import matplotlib as mpl
 import pytest
 
 from rd_jax.report.figures import write_figures
-from tests.report.evaluated import THRESHOLDS, add_evaluation, row
+from tests.report.evaluated import CHECKSUM, add_evaluation, row
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,6 @@ def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     odd = {"axes.facecolor": "red", "font.family": "serif", "savefig.bbox": "tight"}
     with mpl.rc_context({**odd, "text.usetex": True}):
         before = dict(mpl.rcParams)
-        write_figures(place, row("a.b", 0.9876), THRESHOLDS)
+        write_figures(place, row("a.b", 0.9876, checkpoint=CHECKSUM))
         assert dict(mpl.rcParams) == before
     return folder

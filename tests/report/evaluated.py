@@ -9,12 +9,21 @@ from rd_jax.data import Split
 from rd_jax.data.synthetic import DEFECTS, weave
 from rd_jax.method.metrics import METRICS, Scored, counted, no_pixels
 from rd_jax.method.thresholds import NormalScores, Thresholds
-from rd_jax.report.gallery import Evaluated, chosen, read_evaluation, small_map, write_evaluation
+from rd_jax.report.gallery import (
+    Evaluated,
+    Shown,
+    chosen,
+    read_evaluation,
+    small_map,
+    write_evaluation,
+)
+from rd_jax.store.results import AT_THRESHOLD, VERDICTS
 from rd_jax.store.rows import append_row, write_json
 from rd_jax.store.thresholds import StoredThresholds, write_thresholds
 from rd_jax.store.workdir import Evaluation, Workdir
 
 THRESHOLDS = Thresholds("holdout", 12, 0.05, 1.5, 0.9, 0.1, 2.1, 1 / 13, 0.001)
+NUM_HELD_OUT = 3  # that are shown
 CHECKSUM = 7  # of the checkpoint that was evaluated
 _NORMAL = NormalScores(True, np.linspace(0.5, 1.5, 12), np.linspace(0.5, 1.5, 12), np.zeros((1, 2)))
 
@@ -29,7 +38,9 @@ def weave_split(count: int, size: int = 32) -> tuple[Split, np.ndarray]:
     labels = np.array([i % len(kinds) > 0 for i in range(count)], bool)
     names = tuple(f"{kinds[i % len(kinds)] or 'good'}/{i:03}.png" for i in range(count))
     maps = (0.5 * masks + rng.gamma(2, 0.2, masks.shape)).astype(np.float32)
-    return Split("weave", images[:0], (), (), images, names, "", labels, masks), maps
+    train = np.array([weave(rng, size)[0] for _ in range(NUM_HELD_OUT)], np.uint8)
+    train_names = tuple(f"{i:03}.png" for i in range(NUM_HELD_OUT))
+    return Split("weave", train, train_names, (), images, names, "", labels, masks), maps
 
 
 def write(
@@ -38,9 +49,12 @@ def write(
     """`write_evaluation` of maps and scores of all test images, and what is read of it."""
     pixels = counted(no_pixels(), maps, split.masks)
     scored = Scored(scores, maps.sum((1, 2)), maps.max((1, 2)), pixels)
-    shown = chosen(split, scores, thresholds)
-    small = [*map(small_map, maps[shown])]
-    write_evaluation(path, split, scored, shown, small, thresholds)
+    places = chosen(split, scores, thresholds)
+    shown = Shown(places, scores[places], [*map(small_map, maps[places])])
+    held_out = np.arange(len(split.train) if thresholds else 0)[::-1]
+    drawn = np.random.default_rng(1).gamma(2, 0.2, (len(held_out), *split.train.shape[1:3]))
+    highest = Shown(held_out, drawn.max((1, 2)), [*map(small_map, drawn)])
+    write_evaluation(path, split, scored, shown, highest, thresholds)
     evaluated = read_evaluation(path)
     assert evaluated is not None
     return evaluated
@@ -54,7 +68,8 @@ def row(category: str, value: float | None, **values: object) -> dict:
         "dataset": "", "rd4ad_checkpoint": "", "bottleneck": "mff_oce", "scales": [1, 2, 3],
         "image_score": "max", "holdout": 0.0, "num_held_out": 0, "blur_sigma": 4.0,
         "dtype": "float32", "train_seconds": 2.0, "eval_seconds": 1.0, "images_per_second": 3.0,
-        "device": "1 x cpu", "joint": False,
+        "device": "1 x cpu", "joint": False, "direction": "reverse", "image_threshold": None,
+        **dict.fromkeys((*AT_THRESHOLD, *VERDICTS)),
     }  # fmt: skip
     return {"category": category, **dict.fromkeys(METRICS, value), **facts, **values}
 
@@ -77,8 +92,11 @@ def add_results(
     return place
 
 
+STORED = StoredThresholds(CHECKSUM, {}, THRESHOLDS, _NORMAL)
+
+
 def keep_thresholds(place: Evaluation) -> None:
-    write_thresholds(place.thresholds, StoredThresholds(CHECKSUM, {}, THRESHOLDS, _NORMAL))
+    write_thresholds(place.thresholds, STORED)
 
 
 def add_evaluation(workdir: Path, category: str, suffix: str = "") -> Evaluation:

@@ -11,9 +11,9 @@ from PIL import Image
 from rd_jax.report.figures import draw, inline_figures, write_figures
 from rd_jax.report.gallery import Evaluated
 from rd_jax.store.workdir import Workdir
-from tests.report.evaluated import THRESHOLDS, place_of, row, weave_split, write
+from tests.report.evaluated import CHECKSUM, STORED, THRESHOLDS, place_of, row, weave_split, write
 
-ROW = row("a.b", 0.9876)
+ROW = row("a.b", 0.9876, checkpoint=CHECKSUM)
 LOSSES = [(1, 2.0), (2, 1.0)]
 NAMES = ("roc", "pro", "scores", "loss")
 
@@ -26,7 +26,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
 
 
 def test_the_curves_are_drawn_as_they_are(evaluated: Evaluated) -> None:
-    drawn = draw(evaluated, THRESHOLDS, ROW, LOSSES)
+    drawn = draw(evaluated, STORED, ROW, LOSSES)
     assert tuple(drawn) == NAMES
     lines = [figure.axes[0].lines for figure in drawn.values()]
     np.testing.assert_allclose(lines[0][1].get_xydata(), evaluated.image_roc)
@@ -39,10 +39,25 @@ def test_the_curves_are_drawn_as_they_are(evaluated: Evaluated) -> None:
 
 
 def test_every_image_is_in_the_histogram(evaluated: Evaluated) -> None:
-    figure = draw(evaluated, THRESHOLDS, ROW, [])["scores"]
+    figure = draw(evaluated, STORED, ROW, [])["scores"]
     shares = [patch.get_data().values.sum() for patch in figure.axes[0].patches]
     np.testing.assert_allclose(shares, 100)
-    assert "normal (2), anomalous (8), threshold at 1.5" in figure.get_label()
+    assert "normal (2), anomalous (8), held out (12), threshold at 1.5" in figure.get_label()
+
+
+def test_without_test_images_the_held_out_scores_are_drawn(tmp_path: Path) -> None:
+    split, maps = weave_split(0)
+    evaluated = write(tmp_path / "evaluation.npz", split, maps, np.zeros(0), THRESHOLDS)
+    drawn = draw(evaluated, STORED, ROW, [])
+    assert list(drawn) == ["scores"]
+    (counts, edges, _) = drawn["scores"].axes[0].patches[0].get_data()
+    scores = STORED.normal.scores
+    np.testing.assert_allclose(counts, 100 * np.histogram(scores, edges)[0] / len(scores))
+    assert (edges[0], edges[-1]) == (scores.min(), scores.max())
+    assert drawn["scores"].get_label() == "Image scores: held out (12), threshold at 1.5"
+    trained_on = STORED._replace(normal=STORED.normal._replace(is_held_out=False))
+    trained_on = trained_on._replace(thresholds=THRESHOLDS._replace(image_threshold=None))
+    assert draw(evaluated, trained_on, ROW, []) == {}
 
 
 def test_scores_that_hardly_differ_are_drawn(evaluated: Evaluated) -> None:
@@ -50,7 +65,7 @@ def test_scores_that_hardly_differ_are_drawn(evaluated: Evaluated) -> None:
     scores[evaluated.labels] = np.nextafter(np.float32(0.5), np.float32(1))
     figure = draw(evaluated._replace(scores=scores), None, ROW, [])["scores"]
     shares = [patch.get_data().values for patch in figure.axes[0].patches]
-    assert [values.argmax() for values in shares] == [0, 0, 29, 29]
+    assert [values.argmax() for values in shares] == [0, 0, 6, 6]
 
 
 def test_what_is_not_there_is_not_drawn(tmp_path: Path) -> None:
@@ -79,10 +94,10 @@ def test_figures_are_the_same_each_time_and_old_ones_go(tmp_path: Path, drawn_ru
     old.write_text("<svg/>")
     for path in (place.shown, place.folder / "metrics.jsonl"):
         path.rename(f"{path}-moved")
-    write_figures(place, ROW, THRESHOLDS)
+    write_figures(place, ROW)
     assert not list(old.parent.iterdir())
     Path(f"{place.folder / 'metrics.jsonl'}-moved").rename(place.folder / "metrics.jsonl")
-    write_figures(place, ROW, THRESHOLDS)
+    write_figures(place, ROW)
     assert {path.name for path in old.parent.iterdir()} == {
         f"a.b-loss.{kind}" for kind in ("svg", "png", "pdf")
     }

@@ -16,7 +16,7 @@ from rd_jax.report.gallery import (
 )
 from rd_jax.report.heatmap import overlay
 from rd_jax.store.rows import write_arrays
-from tests.report.evaluated import THRESHOLDS, weave_split, write
+from tests.report.evaluated import NUM_HELD_OUT, THRESHOLDS, weave_split, write
 
 FILE = "evaluation.npz"
 
@@ -43,6 +43,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
             difference = pixels_of(file).astype(int) - expected
             assert np.abs(difference).mean() < 12  # of JPEG
         np.testing.assert_array_equal(pixels_of(read.masks[k]), 255 * split.masks[i])
+    assert [*read.held_out_names] == [*split.train_names][::-1]
+    for file, i in zip(read.held_out_images, (2, 1, 0), strict=True):
+        assert np.abs(pixels_of(file).astype(int) - split.train[i]).mean() < 12
+    assert len(read.held_out_heatmaps) == len(read.held_out_scores) == NUM_HELD_OUT
     np.testing.assert_array_equal(read.map_range, [0.1, 2.1])
     assert read.pro[-1, 0] == pytest.approx(0.3)
 
@@ -81,19 +85,23 @@ def test_without_thresholds_the_maps_set_the_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "shown"), [((224, 224), (192, 192)), ((100, 400), (48, 192)), ((4, 2400), (1, 192))]
+    ("shape", "shown"), [((320, 320), (256, 256)), ((100, 400), (64, 256)), ((4, 2400), (1, 256))]
 )
 def test_large_images_become_thumbnails(
     tmp_path: Path, shape: tuple[int, int], shown: tuple[int, int]
 ) -> None:
     split, _ = weave_split(2)
     split = replace(
-        split, test=np.zeros((2, *shape, 3), np.uint8), masks=np.ones((2, *shape), bool)
+        split,
+        train=np.zeros((3, *shape, 3), np.uint8),
+        test=np.zeros((2, *shape, 3), np.uint8),
+        masks=np.ones((2, *shape), bool),
     )
     maps = np.random.default_rng(0).random((2, *shape), np.float32)
     read = write(tmp_path / FILE, split, maps, maps.max((1, 2)), THRESHOLDS)
     assert tuple(read.size) == small_map(maps[0]).shape == shown
-    for files in (read.images, read.heatmaps, read.masks):
+    held_out = read.held_out_images, read.held_out_heatmaps
+    for files in (read.images, read.heatmaps, read.masks, *held_out):
         assert {pixels_of(file).shape[:2] for file in files} == {shown}
 
 
@@ -128,10 +136,10 @@ def test_examples_are_found_ones_with_the_highest_scores_and_all_kinds_come_firs
     right = np.where(labels, 0.5 - scores, scores - 0.5)
     chosen = examples(names, labels, scores, right)
     kinds = [names[i].split("/")[0] for i in chosen]
-    assert kinds[0] == "good"
-    assert {*kinds[1:3]} == {*kinds[3:5]} == {*kinds[5:7]} == {*kinds[7:]} == {"crack", "hole"}
-    normal = np.sort(scores[~labels & (scores <= 0.5)])
-    assert scores[chosen[0]] == normal[len(normal) // 2]
+    assert kinds[:2] == ["good", "good"]
+    assert {*kinds[2:4]} == {*kinds[4:6]} == {*kinds[6:8]} == {*kinds[8:]} == {"crack", "hole"}
+    assert scores[chosen[0]] == np.median(scores[~labels])
+    assert scores[chosen[1]] == scores[~labels].max() > 0.5  # a false alarm
     for kind in ("crack", "hole"):
         of_kind = np.sort([s for s, name in zip(scores, names, strict=True) if kind in name])
         found = [scores[i] for i in chosen if kind in names[i]]
@@ -150,6 +158,10 @@ def test_nothing_found_gives_no_examples() -> None:
     nothing = np.zeros(0)
     assert examples([], nothing.astype(bool), nothing, nothing) == []
     assert examples(["bad/0"], np.ones(1, bool), np.zeros(1), np.ones(1)) == []
+
+
+def test_one_good_image_is_median_and_worst_at_once() -> None:
+    assert examples(["good/0"], np.zeros(1, bool), np.zeros(1), -np.ones(1)) == [0]
 
 
 def test_errors_are_measured_from_the_threshold() -> None:

@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,18 +14,23 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from rd_jax.data.synthetic import DEFECTS
 from rd_jax.report import page
+from rd_jax.report.figures import write_figures
 from rd_jax.store import checkpoint
-from rd_jax.store.results import read_results
+from rd_jax.store.results import VERDICTS, read_results
+from rd_jax.store.thresholds import write_thresholds
 from rd_jax.store.workdir import JOINT, Workdir
 from tests.report.evaluated import (
     CHECKSUM,
+    STORED,
     THRESHOLDS,
     add_evaluation,
     add_results,
     keep_thresholds,
+    row,
     weave_split,
     write,
 )
@@ -57,6 +63,14 @@ def text_of(workdir: Path) -> str:
 
 def page_of(workdir: Path) -> str:
     return (workdir / "report.html").read_text(encoding="utf-8")
+
+
+def rows_of(workdir: Path) -> list[list[str]]:
+    """The cells of all tables, row by row."""
+    write_page(workdir)
+    lines = re.findall(r"<tr.*?</tr>", page_of(workdir), re.DOTALL)
+    cells = (re.findall(r"<t[hd].*?</t[hd]>", line) for line in lines)
+    return [[re.sub("<.*?>", "", cell) for cell in line] for line in cells]
 
 
 def test_a_page_needs_nothing_but_itself(tmp_path: Path, drawn_run: Path) -> None:
@@ -106,10 +120,7 @@ def test_seeds_and_categories_have_rows_and_sections_of_their_own(tmp_path: Path
         add_results(tmp_path, "a", value, seed_folder=seed, aupro=None)
         add_results(tmp_path, "b", seed_folder=seed, aupro=None)
     assert "mean ± standard deviation over the seeds" in text_of(tmp_path)
-    lines = re.findall(r"<tr.*?</tr>", page_of(tmp_path), re.DOTALL)
-    cells = [
-        [re.sub("<.*?>", "", c) for c in re.findall(r"<t[hd].*?</t[hd]>", line)] for line in lines
-    ]
+    cells = rows_of(tmp_path)
     assert cells[0][:3] == ["category", "image AUROC", "pixel AUROC"]
     assert "AUPRO" not in cells[0]
     assert [line[:2] for line in cells[1:8]] == [
@@ -138,14 +149,17 @@ def test_what_was_configured_and_what_differed_is_said(tmp_path: Path) -> None:
 
 
 def test_decisions_at_the_threshold_are_counted(tmp_path: Path) -> None:
-    place = add_results(tmp_path, "weave", checkpoint=CHECKSUM)
+    verdicts = dict(zip(VERDICTS, (4, 8, 1, 2), strict=True))
+    judged = {"checkpoint": CHECKSUM, "image_threshold": 1.5, **verdicts}
+    place = add_results(tmp_path, "weave", **judged)
     split, maps = weave_split(10)
     scores = np.linspace(1.02, 1.92, 10, dtype=np.float32)  # images 0 and 5 are normal
     write(place.shown, split, maps, scores, THRESHOLDS)
     keep_thresholds(place)
     text = text_of(tmp_path)
-    assert "4 of 8 anomalous images are missed, 1 of 2 normal images are false alarms" in text
-    shown = re.findall(r"(\w+/\d+\.png) [\d.]+ \w+ (missed|false alarm)", text)
+    title = f"Reverse Distillation: {tmp_path.name}"
+    assert f"{title} threshold 1.5, missed 4 of 8, false alarms 1 of 2 category image" in text
+    shown = re.findall(r"(\w+/\d+\.png) \w+ [\d.]+ (missed|false alarm)", text)
     assert shown == [
         ("scratch/001.png", "missed"), ("stain/002.png", "missed"),
         ("missing_thread/003.png", "missed"), ("distortion/004.png", "missed"),
@@ -170,7 +184,12 @@ def test_a_page_opens_on_what_was_found_of_each_kind(tmp_path: Path) -> None:
     before, _, errors = body_of(page_of(tmp_path)).partition("<details>")
     kinds = re.findall(r"<figcaption><b>(\w+)</b>", before)
     assert kinds[0] == "good"
-    assert set(kinds[1:5]) == set(DEFECTS)
+    assert kinds[1] == "good"
+    assert set(kinds[2:6]) == set(DEFECTS)
+    captions = re.findall(r"<figcaption><b>\w+</b> ([\d.]+)", before)
+    assert captions == ["1"] * 2 + ["2"] * 8
+    headings = re.findall(r"<span>(\w+)</span><img", before)
+    assert headings[:6] == ["image", "heatmap", "truth"] * 2
     assert before.index("<figcaption>") < before.index("Colour begins")
     assert '<div class="figures">' not in before
     assert errors.count("<figcaption>") == 10
@@ -212,6 +231,65 @@ def test_figures_that_are_not_there_are_told(tmp_path: Path, drawn_run: Path) ->
     assert text_of(tmp_path).count(how) == 1
     add_drawn(tmp_path, "weave", drawn_run)
     assert how not in text_of(tmp_path)
+
+
+def test_without_test_images_the_page_shows_what_the_threshold_rests_on(tmp_path: Path) -> None:
+    judged = {"checkpoint": CHECKSUM, "image_threshold": 1.5}
+    place = add_results(tmp_path, "my weave", None, **judged)
+    split, maps = weave_split(0)
+    write(place.shown, split, maps, np.zeros(0), THRESHOLDS)
+    keep_thresholds(place)
+    write_figures(place, row("my weave", None, **judged))
+    text = text_of(tmp_path)
+    assert "threshold 1.5, no test images Metrics" in text  # and no table in between
+    assert "7.69% of new normal images are expected above it" in text
+    folder = shlex.quote(str(place.folder))
+    assert f"rd_jax.predict --workdir {folder} new_images/ --output predictions" in text
+    assert re.findall(r"(\d+\.png) [\d.]+ ", text) == [*split.train_names][::-1]
+    assert "Image scores: held out (12), threshold at 1.5" in page_of(tmp_path)
+
+
+def test_few_held_out_images_are_warned_of(tmp_path: Path) -> None:
+    few = THRESHOLDS._replace(possible_rate=0.22)
+    for name, thresholds in (("a", THRESHOLDS), ("b", few)):
+        place = add_evaluation(tmp_path, name)
+        write_thresholds(place.thresholds, STORED._replace(thresholds=thresholds))
+    assert text_of(tmp_path).count("12 held-out images are few: on average 1 in 13 good") == 1
+
+
+def test_one_category_has_no_mean_and_figures_that_say_nothing_no_column(tmp_path: Path) -> None:
+    add_results(tmp_path, "a", 0.9, pixel_ap=None, image_precision=0.5, image_recall=None)
+    header, line, *others = rows_of(tmp_path)
+    assert header == [
+        *("category", "image AUROC", "pixel AUROC", "AUPRO", "image AP", "image F1 max"),
+        *("pixel F1 max", "precision"),
+    ]
+    assert line == ["a", "90.00", "90.00", "90.00", "90.00", "90.00", "90.00", "50.00"]
+    assert not [cells for cells in others if "mean" in cells]
+
+
+def test_classes_are_called_classes(tmp_path: Path) -> None:
+    place = add_results(tmp_path, "3", dataset="digits")
+    split, maps = weave_split(10)
+    names = tuple("3/1" if not label else "8/2" for label in split.labels)
+    write(place.shown, replace(split, test_names=names), maps, maps.max((1, 2)), None)
+    text = text_of(tmp_path)
+    header = ["normal class", "image AUROC", "image AUROC (sum)", "image AUROC (maximum)"]
+    assert rows_of(tmp_path)[0] == header
+    assert "class 3 Examples with their scores: the median image of the normal class" in text
+    assert "highest scores of each other class" in text
+    assert re.search(r"<b>class 8</b> [\d.]+", page_of(tmp_path))
+    assert "defect" not in text
+    assert "rd_jax.predict" not in text
+
+
+def test_settings_and_versions_are_folded(tmp_path: Path) -> None:
+    add_results(tmp_path, "a")
+    write_page(tmp_path)
+    page = ElementTree.fromstring(body_of(page_of(tmp_path)))
+    folded = {details[0].text: details for details in page.iter("details")}
+    assert "image_size" in "".join(folded["Config"].itertext())
+    assert "jaxlib" in "".join(folded["Versions"].itertext())
 
 
 @pytest.mark.parametrize(("count", "says"), [(0, "no test images"), (1, "an order by score")])
@@ -319,6 +397,21 @@ def test_buttons_sort_the_gallery(browser: webdriver.Chrome) -> None:
     assert shown("name") == sorted(worst_first) != worst_first
     press("worst")
     assert shown("name") == worst_first
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("key", [None, Keys.ESCAPE], ids=["click", "escape"])
+def test_pictures_become_larger_and_go_again(browser: webdriver.Chrome, key: str | None) -> None:
+    dialog = browser.find_element(By.TAG_NAME, "dialog")
+    small = browser.find_element(By.CSS_SELECTOR, ".gallery .pictures")
+    assert not dialog.is_displayed()
+    small.click()
+    large = dialog.find_element(By.CLASS_NAME, "pictures")
+    assert large.rect["width"] > 1.5 * small.rect["width"]
+    texts = [figure.find_element(By.XPATH, "..").text for figure in (small, large)]
+    assert texts[0] == texts[1] != ""
+    large.send_keys(key) if key else large.click()
+    assert not dialog.is_displayed()
     assert browser.get_log("browser") == []
 
 

@@ -21,7 +21,7 @@ def test_tables_hold_every_category_and_the_mean_of_what_is_defined(tmp_path: Pa
         write_json(tmp_path / values["category"] / "results.json", values)
     write_json(tmp_path / "other_run" / "results.json", {"categories": rows, "mean": {}})
     text = write_results(tmp_path)
-    assert (tmp_path / "results.md").read_text() == text
+    assert (tmp_path / "results.md").read_text() == f"# Results\n\n{text}"
     assert "| b | 100.00 | 100.00 | n/a | 100.00 |" in text
     assert "| mean | 75.00 | 75.00 | 50.00 | 75.00 |" in text
     assert "last step" in text

@@ -2,7 +2,8 @@ import pytest
 
 from rd_jax.method.thresholds import Thresholds
 from rd_jax.report.tables import TEMPLATES
-from rd_jax.report.words import rate_in_words
+from rd_jax.report.words import answer, rate_in_words
+from rd_jax.store.results import VERDICTS
 
 THRESHOLDS = Thresholds("holdout", 20, 0.01, 0.5, 0.4, 0.1, 0.5, 1 / 21, 0.001)
 
@@ -39,7 +40,8 @@ def test_the_kept_rate_is_said_and_what_the_asked_one_needs(changes: dict, text:
 
 def scale_of(thresholds: Thresholds | None) -> str:
     template = TEMPLATES.get_template("scale.html")
-    return template.render(thresholds=thresholds, map_range=(0.1, 0.5), scale="data:,")
+    ends = (thresholds.map_low, thresholds.map_high) if thresholds else (0.1, 0.5)
+    return template.render(thresholds=thresholds, map_range=ends, scale="data:,").strip()
 
 
 def test_the_ends_of_the_scale_are_said() -> None:
@@ -52,6 +54,47 @@ def test_the_ends_of_the_scale_are_said() -> None:
     assert "pixels of the training images are below)" in scale_of(without)
     assert "(the median of these maps)" in scale_of(None)
     assert "(their maximum)" in scale_of(None)
+
+
+def test_colours_of_an_earlier_threshold_are_said_to_be_so() -> None:
+    template = TEMPLATES.get_template("scale.html")
+    text = template.render(thresholds=THRESHOLDS, map_range=(0.1, 0.9), scale="data:,")
+    assert "full above 0.9, by the thresholds of the evaluation. Those of now are others." in text
+    assert "such a pixel alone" not in text
+
+
+JUDGED = {"image_threshold": 0.62412, "num_anomalous": 36, "num_normal": 12}
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        (
+            [{**JUDGED, "num_missed": 0, "num_false_alarms": 10}],
+            "threshold 0.6241, missed 0 of 36, false alarms 10 of 12",
+        ),
+        (
+            [
+                {**JUDGED, "num_missed": 1, "num_false_alarms": 2},
+                {**JUDGED, "num_missed": 3, "num_false_alarms": 0},
+            ],
+            "2 thresholds, missed 4 of 72, false alarms 2 of 24",
+        ),
+        (
+            [{**JUDGED, "num_missed": 1, "num_false_alarms": 0, "num_normal": 0}],
+            "threshold 0.6241, missed 1 of 36",
+        ),
+        ([{"image_threshold": 0.5}], "threshold 0.5, no test images"),
+        ([{}], "no threshold, no test images"),
+        (
+            [{"image_auroc": 0.9, "num_anomalous": 36}, {"image_auroc": 0.95, "num_normal": 3}],
+            "no threshold, image AUROC 92.50 %",
+        ),
+    ],
+)
+def test_the_first_line_is_the_answer(rows: list[dict], text: str) -> None:
+    unknown = dict.fromkeys(("image_threshold", "image_auroc", *VERDICTS))
+    assert answer([unknown | row for row in rows]) == text
 
 
 def test_the_categories_that_a_threshold_is_for_are_named() -> None:

@@ -12,3 +12,12 @@ for (const sort of document.querySelectorAll(".sort")) {
     for (const button of sort.children) button.setAttribute("aria-pressed", button === target);
   });
 }
+const dialog = document.querySelector("dialog");
+document.addEventListener("click", ({target}) => {
+  if (dialog.open) return dialog.close();
+  const figure = target.closest(".pictures")?.parentElement;
+  if (!figure) return;
+  dialog.classList.toggle("small", figure.closest(".small"));
+  dialog.replaceChildren(figure.cloneNode(true));
+  dialog.showModal();
+});
