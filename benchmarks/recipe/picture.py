@@ -1,4 +1,4 @@
-"""Draw the README's picture: test images of the demo, their heatmaps and masks.
+"""Draw the README's picture: test images of the demo, their heatmaps and the truth.
 
 make demo && python -m benchmarks.recipe.picture runs/demo/weave docs/heatmaps.png
 """
@@ -7,37 +7,39 @@ import io
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from rd_jax.report.gallery import read_evaluation
 
+LANCZOS = Image.Resampling.LANCZOS
 SCALE, GAP = 2, 8  # pixels
+LEFT, TOP = 110, 30  # pixels, for the names of rows and columns
+ROWS = ("image", "heatmap", "truth")
 KINDS = ("good", "scratch", "stain", "missing_thread", "distortion")
 
 
-def pixels_of(file: bytes) -> np.ndarray:
-    """Return [H + GAP, W, 3] uint8 of a picture that the evaluation keeps, white below."""
-    with Image.open(io.BytesIO(file)) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    return np.pad(pixels, ((0, GAP), (0, 0), (0, 0)), constant_values=255)
-
-
 def main(folder: Path, output: Path) -> None:
-    """Write a column for each kind of image: the image, its heatmap, its mask."""
+    """Write a column for each kind of image: the image, its heatmap, the truth."""
     evaluation = read_evaluation(folder / "evaluation.npz")
     assert evaluation is not None
     shown = [str(evaluation.names[i]) for i in evaluation.shown]
-    columns = []
-    for kind in KINDS:
-        i = shown.index(f"{kind}/000.png")
+    height, width = (SCALE * int(pixels) + GAP for pixels in evaluation.size)
+    size = (LEFT + width * len(KINDS) - GAP, TOP + height * len(ROWS) - GAP)
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(18)
+    for row, name in enumerate(ROWS):
+        at = (LEFT - 2 * GAP, TOP + row * height + (height - GAP) // 2)
+        draw.text(at, name, "black", font, "rm")
+    for column, kind in enumerate(KINDS):
+        left, i = LEFT + column * width, shown.index(f"{kind}/000.png")
+        draw.text((left + (width - GAP) // 2, TOP // 2), kind, "black", font, "mm")
         files = (evaluation.images[i], evaluation.heatmaps[i], evaluation.masks[i])
-        column = np.concatenate([pixels_of(file) for file in files])
-        columns.append(np.pad(column, ((0, 0), (0, GAP), (0, 0)), constant_values=255))
-    picture = Image.fromarray(np.concatenate(columns, axis=1)[:-GAP, :-GAP])
+        for row, file in enumerate(files):
+            with Image.open(io.BytesIO(file)) as opened:
+                large = opened.convert("RGB").resize((width - GAP, height - GAP), LANCZOS)
+            picture.paste(large, (left, TOP + row * height))
     output.parent.mkdir(parents=True, exist_ok=True)
-    size = (SCALE * picture.width, SCALE * picture.height)
-    picture.resize(size, Image.Resampling.LANCZOS).quantize(256).save(output, optimize=True)
+    picture.quantize(256).save(output, optimize=True)
 
 
 if __name__ == "__main__":

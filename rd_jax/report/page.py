@@ -7,6 +7,7 @@ import json
 import platform
 import shlex
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -91,31 +92,34 @@ def _gallery(evaluated: Evaluated, thresholds: Thresholds | None, limit: int) ->
     """Return what the page shows of at most `limit` of the M test images, worst errors first."""
     scores, labels, shown = evaluated.scores, evaluated.labels, evaluated.shown
     threshold = thresholds.image_threshold if thresholds else None
-    masks = [_uri(mask, "png") for mask in evaluated.masks] or [""] * len(shown)
 
-    def card(name: Any, score: Any, label: Any, files: Any) -> dict[str, Any]:
+    def card(name: Any, score: Any, label: Any, image: Any, heatmap: Any) -> dict[str, Any]:
         called = label if threshold is None else score > threshold  # no decision, no error
         return {
             "name": str(name),
             "score": score,
             "label": "anomalous" if label else "normal",
             "error": "" if called == label else "missed" if label else "false alarm",
-            "image": _uri(files[0], "jpeg"),
-            "heatmap": _uri(files[1], "jpeg"),
+            "image": _uri(image, "jpeg"),
+            "heatmap": _uri(heatmap, "jpeg"),
             "mask": "",
         }
 
-    pictures = zip(evaluated.images, evaluated.heatmaps, strict=True)
-    of_test = zip(evaluated.names[shown], scores[shown], labels[shown], pictures, strict=True)
-    cards = [card(*given) | {"mask": mask} for given, mask in zip(of_test, masks, strict=True)]
-    pictures = zip(evaluated.held_out_images, evaluated.held_out_heatmaps, strict=True)
-    held_out = zip(evaluated.held_out_names, evaluated.held_out_scores, pictures, strict=True)
+    of_shown = evaluated.names[shown], scores[shown], labels[shown]
+    cards = [*map(card, *of_shown, evaluated.images, evaluated.heatmaps)]
+    for of_image, mask in zip(cards, evaluated.masks, strict=False):  # there may be none
+        of_image["mask"] = _uri(mask, "png")
+    held_out = map(
+        card,
+        *(evaluated.held_out_names, evaluated.held_out_scores, repeat(False)),
+        *(evaluated.held_out_images, evaluated.held_out_heatmaps),
+    )
     errors, places = wrongness(scores, labels, thresholds), {i: k for k, i in enumerate(shown)}
     clear = examples(evaluated.names.tolist(), labels, scores, errors)
     return {
         "examples": [cards[places[i]] for i in clear if i in places],
         "cards": [cards[k] for k in informative(errors[shown], limit)],
-        "held_out": [card(name, score, False, files) for name, score, files in held_out],
+        "held_out": [*held_out],
     }
 
 

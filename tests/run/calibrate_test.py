@@ -56,7 +56,10 @@ def test_the_threshold_is_that_of_all_good_images(workdir: Path, more: Path, rep
     assert row["image_recall"] == pytest.approx(recall)
     summary = read_json(workdir.parent / "results.json")["categories"]
     assert summary[1]["image_threshold"] == thresholds.image_threshold
-    assert "8 added images" in (workdir.parent / "report.html").read_text()
+    page = (workdir.parent / "report.html").read_text()
+    assert "8 added images" in page
+    is_current = (thresholds.map_low, thresholds.map_high) == (*called["map_range"],)
+    assert ("by the thresholds of the evaluation" in page) == (not is_current)
 
 
 def test_undo_goes_back_one_step_at_a_time(workdir: Path, more: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 import rd_jax
 from rd_jax.run import evaluation as evaluation_module
+from rd_jax.store.results import VERDICTS
+from rd_jax.store.rows import read_json
 from tests.command import assert_one_line, evaluation, results, run, succeeded, training
 from tests.run.conftest import HELD_OUT, HOLDOUT, SHORT_RECIPE
 from tests.run.scores import held_out, maps_and_scores, split_of
@@ -56,8 +58,39 @@ def test_what_the_held_out_images_can_promise_is_said(trained: Path, tmp_path: P
     (workdir / "weave" / "thresholds.json").unlink()
     done = succeeded(*evaluation(workdir))
     assert f"weave: scoring {HELD_OUT} normal images" in done.stderr
-    assert "14.3% of new normal images are expected above it, the least that" in done.stderr
-    assert "6 held-out images can promise (1% needs 99)" in done.stderr
+    assert (
+        "14.3% of new normal images are expected above it (in 95 of 100 cases at most 39.3%), the "
+        "least that 6 held-out images can promise (1% needs 99)"
+    ) in done.stderr
+
+
+def test_verdicts_on_test_images_are_counted_and_said_first(trained: Path) -> None:
+    counts = np.zeros(4, int)  # missed, of, false alarms, of
+    for category in ("cloth", "weave"):
+        row = read_json(trained / category / "results.json")
+        shown = np.load(trained / category / "evaluation.npz")
+        called, labels = shown["scores"] > row["image_threshold"], shown["labels"]
+        expected = (labels & ~called).sum(), labels.sum(), (~labels & called).sum(), (~labels).sum()
+        assert tuple(row[name] for name in VERDICTS) == expected
+        counts += expected
+    missed, anomalous, alarms, normal = counts
+    text = f"2 thresholds, missed {missed} of {anomalous}, false alarms {alarms} of {normal}\n"
+    assert (trained / "results.md").read_text().startswith(f"# Results\n\n{text}")
+    assert f'<p class="answer">{text.strip()}</p>' in (trained / "report.html").read_text()
+
+
+def test_the_held_out_images_with_the_highest_scores_are_kept_to_look_at(
+    data_dir: Path, trained: Path
+) -> None:
+    shown = np.load(trained / "weave" / "evaluation.npz")
+    folder = data_dir / "weave" / "train" / "good"
+    paths = [folder / str(name) for name in shown["held_out_names"]]
+    results = rd_jax.score_files(rd_jax.load_predictor(trained / "weave"), paths)
+    scores = [result.score for result in results]
+    assert shown["held_out_scores"] == pytest.approx(scores, rel=1e-5)
+    stored = read_json(trained / "weave" / "thresholds.json")["normal"]["scores"]
+    assert scores == pytest.approx(sorted(stored)[::-1][:3], rel=1e-5)
+    assert len(shown["held_out_images"]) == len(shown["held_out_heatmaps"]) == 3
 
 
 def test_training_in_bfloat16_is_scored_in_float32(data_dir: Path, tmp_path: Path) -> None:
