@@ -142,7 +142,7 @@ def test_an_overlay_is_the_upright_picture_under_its_map(
     assert (found.format, found.size) == ("PNG", (70, 50))
     result = score_image(predictor, picture)
     scale = predictor.thresholds.map_low, predictor.thresholds.map_high
-    expected = overlay(picture, result.anomaly_map, *scale)
+    expected = overlay(picture, result.anomaly_map, *scale, result.is_anomalous)
     np.testing.assert_allclose(np.asarray(found, int), expected, atol=2)
     assert ask(f"{address}/score", file).json["score"] == pytest.approx(result.score, abs=1e-5)
 

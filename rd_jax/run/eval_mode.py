@@ -1,21 +1,24 @@
 """`--mode eval`: the checkpoints of a workdir, or a file of the authors' code."""
 
+import shutil
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rd_jax.config import FIELDS, Config, Depends, changed, from_dict, validate
 from rd_jax.data import Category, chosen_names
 from rd_jax.data.sources import find_categories
-from rd_jax.run.evaluation import evaluate, evaluate_variables, write_summaries
+from rd_jax.run.evaluation import evaluate, write_summaries
 from rd_jax.run.plan import chosen_name, source_of, teacher_of
-from rd_jax.run.trained import Trained, check_teacher
+from rd_jax.run.trained import Trained, check_teacher, facts_of
 from rd_jax.store import checkpoint
 from rd_jax.store.lock import locked
+from rd_jax.store.results import TIMING
 from rd_jax.store.workdir import JOINT, Training, Workdir
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import is_inside, user_path
+from rd_jax.system.files import is_inside, user_path, writing
 from rd_jax.weights.teacher import load_rd4ad
 
 
@@ -92,11 +95,14 @@ def check_apart(categories: Sequence[Category], workdir: Path) -> None:
 def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     """Evaluate `config.rd4ad_checkpoint`, a file of the authors' code; return the table.
 
+    It is kept as a checkpoint of this package, which predictions and exports take.
+
     Raise UserError if it cannot be read or does not fit, if the config does not name one
     category, or if `workdir` holds a training of that category.
     """
     validate(config)
     _check_rd4ad(config)
+    config = replace(config, holdout=0.0)  # nobody knows of images that it was not trained on
     variables = load_rd4ad(user_path(config.rd4ad_checkpoint), config.backbone)
     category, *others = find_categories(source_of(config), chosen_name(config))
     if others:
@@ -106,7 +112,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     check_apart([category], workdir)
     run = Workdir(workdir)
     for there in run.trainings():
-        if there.name in (category.name, JOINT):
+        if there.name in (category.name, JOINT) and not _is_rd4ad(there):
             raise UserError(f"{there.folder} holds a training: choose another --workdir")
     teacher, place = teacher_of(config), run.training(category.name)
     evaluation = place.evaluation(category.name)
@@ -114,8 +120,20 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     with locked(place) as is_free:
         if not is_free:
             raise UserError(f"{place.folder} is being worked on: wait for that to end")
-        evaluate_variables(config, teacher, variables, category.load(), evaluation)
+        split = category.load()
+        facts = facts_of(config, teacher, [split], last_step=0) | {"timing": dict.fromkeys(TIMING)}
+        with writing(place.checkpoints):
+            shutil.rmtree(place.checkpoints, ignore_errors=True)  # of another file
+        with checkpoint.writer(place.checkpoints) as save:
+            save(0, variables, None, facts)
+        loaded = checkpoint.load_latest(place.checkpoints)
+        evaluate(Trained(place, config, loaded, teacher), split, evaluation)
     return write_summaries(workdir)
+
+
+def _is_rd4ad(training: Training) -> bool:
+    metadata = checkpoint.latest_metadata(training.checkpoints)
+    return bool(metadata and metadata["config"]["rd4ad_checkpoint"])
 
 
 def _check_rd4ad(config: Config) -> None:

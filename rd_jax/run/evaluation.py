@@ -23,7 +23,7 @@ from rd_jax.report import figures, gallery, page, tables
 from rd_jax.report.words import caution, rate_in_words
 from rd_jax.run.plan import compute_dtype, held_out_of
 from rd_jax.run.scoring import Score, score_images, score_normal, score_split
-from rd_jax.run.trained import Trained, bound_scorer
+from rd_jax.run.trained import Trained
 from rd_jax.store.lock import held
 from rd_jax.store.results import TIMING, read_results
 from rd_jax.store.rows import read_json, write_json
@@ -34,6 +34,8 @@ from rd_jax.weights.teacher import LoadedTeacher
 
 logger = logging.getLogger(__name__)
 
+# Facts that nobody knows of a student that the authors' code trained.
+_OF_TRAINING = ("loss", "ema", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
 _MOST_TRAINED_ON = 200  # scored where none is held out: they set the heatmaps' scale alone
 _NUM_HELD_OUT_SHOWN = 3
 
@@ -52,6 +54,8 @@ def evaluate(
         "last_step": checkpoint.last_step,
         **checkpoint.metadata["timing"],
     }
+    if trained.config.rd4ad_checkpoint:
+        known |= dict.fromkeys(_OF_TRAINING)
     stored = read_thresholds(place.thresholds, checkpoint.checksum)
     found = read_json(place.results)
     known |= {"device": found.get("device", known["device"])} if on_any_device else {}
@@ -70,16 +74,6 @@ def evaluate(
         if few := caution(thresholds):
             logger.warning("%s: %s", split.name, few)
     _write(known, split, score, thresholds, highest, place)
-
-
-def evaluate_variables(
-    config: Config, teacher: LoadedTeacher, variables: Any, split: Split, place: Evaluation
-) -> None:
-    """Evaluate a student that has no checkpoint here, and write what came out."""
-    of_training = ("loss", "ema", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
-    known = _what_is_evaluated(config, split, teacher) | dict.fromkeys(of_training)
-    score = bound_scorer(config, teacher, variables)
-    _write(known, split, score, None, np.zeros(0, int), place)
 
 
 def _normal_scores(

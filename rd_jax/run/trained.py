@@ -1,16 +1,17 @@
 """What was trained, for evaluation, prediction, export and research code: read and checked once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rd_jax.config import RATES, Config, as_dict, changed, from_dict, validate
+from rd_jax.data import Split
 from rd_jax.method.models import Model
 from rd_jax.method.score import Scoring, make_scorer
 from rd_jax.method.thresholds import Thresholds, pooled, thresholds_of
-from rd_jax.run.plan import model_of, scoring_of, size_of, teacher_of
+from rd_jax.run.plan import compute_dtype, model_of, scoring_of, size_of, teacher_of
 from rd_jax.run.scoring import Score, bound
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
@@ -51,6 +52,21 @@ class Trained:
     def score(self) -> Score:
         """Return the function of images alone that gives maps and scores."""
         return bound_scorer(self.config, self.teacher, self.checkpoint.student_variables)
+
+
+def facts_of(
+    config: Config, teacher: LoadedTeacher, splits: Sequence[Split], last_step: int
+) -> dict[str, Any]:
+    """Return what a checkpoint says of its training, besides the step and the time."""
+    return {
+        "config": as_dict(config),
+        "teacher_weights": teacher.weights,
+        "teacher_sha256": teacher.sha256,
+        "train_sha256": {split.name: split.train_sha256 for split in splits},
+        "train_hashes": {split.name: list(split.train_hashes) for split in splits},
+        "last_step": last_step,
+        "dtype": compute_dtype(config).name,
+    }
 
 
 _scorer = cache(make_scorer)  # so that trainings which score alike compile once

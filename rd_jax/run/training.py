@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from rd_jax.config import Config, as_dict, validate
+from rd_jax.config import Config, validate
 from rd_jax.data import Joined, Split
 from rd_jax.data.sources import find_categories
 from rd_jax.method.loss import LOSSES
@@ -25,7 +25,6 @@ from rd_jax.run.plan import (
     Given,
     Plan,
     chosen_name,
-    compute_dtype,
     planned,
     size_of,
     source_of,
@@ -41,7 +40,7 @@ from rd_jax.run.resume import (
     names_to_replace,
 )
 from rd_jax.run.scoring import score_split
-from rd_jax.run.trained import Trained, bound_scorer
+from rd_jax.run.trained import Trained, bound_scorer, facts_of
 from rd_jax.store import checkpoint
 from rd_jax.store.checkpoint import Checkpoint
 from rd_jax.store.lock import locked, set_aside
@@ -172,15 +171,7 @@ def _train(
     evaluate_at = plan.steps_every(config.eval_every_epochs)
     save_at = plan.steps_every(config.checkpoint_every_epochs) | {last_step}
     pauses = evaluate_at | save_at
-    metadata = {
-        "config": as_dict(config),
-        "teacher_weights": teacher.weights,
-        "teacher_sha256": teacher.sha256,
-        "train_sha256": {split.name: split.train_sha256 for split in splits},
-        "train_hashes": {split.name: list(split.train_hashes) for split in splits},
-        "last_step": last_step,
-        "dtype": compute_dtype(config).name,
-    }
+    metadata = facts_of(config, teacher, splits, last_step)
     _check_same_everywhere(plan, metadata, first_step)
     if hosts.is_first():
         drop_rows_after(place.metrics, first_step)

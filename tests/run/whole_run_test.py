@@ -14,14 +14,18 @@ import numpy as np
 import pytest
 
 import rd_jax
+from rd_jax import calibrate
+from rd_jax.data.cache import load_images
 from rd_jax.data.decode import placed, read_image
 from rd_jax.report import figures
 from rd_jax.report.gallery import read_evaluation
 from rd_jax.store import checkpoint
+from rd_jax.weights.teacher import load_rd4ad
 from tests.command import (
     METRICS,
     ROOT,
     assert_one_line,
+    captured,
     evaluation,
     results,
     run,
@@ -235,6 +239,21 @@ def test_a_checkpoint_of_the_authors_code_is_evaluated(
     row = results(workdir / "weave")
     assert all(0 <= row[name] <= 1 for name in METRICS)
     assert row["num_steps"] is None
+    # It predicts as the converted networks do, and more good images give it a threshold.
+    files = sorted((data_dir / "weave" / "test" / "good").iterdir())
+    predictor = rd_jax.load_predictor(workdir)
+    assert predictor.thresholds.image_threshold is None
+    scores = [result.score for result in rd_jax.score_files(predictor, files)]
+    scorer = rd_jax.make_scorer(rd_jax.Model("resnet10"))
+    teacher = rd_jax.load_teacher("resnet10", "random")
+    images, _ = load_images(files, (32, 32))
+    _, expected = scorer(teacher, load_rd4ad(path, "resnet10"), images)
+    assert scores == pytest.approx(expected.tolist(), abs=1e-5)
+    more = captured(calibrate.main, ["--workdir", str(workdir), *map(str, files)])
+    assert more.returncode == 0, more.stderr
+    threshold = rd_jax.load_predictor(workdir).thresholds.image_threshold
+    assert threshold == pytest.approx(max(scores), rel=1e-3)
+    assert succeeded(*training(data_dir, workdir, *own, *evaluated)).stdout == done.stdout
     done = run(*training(data_dir, trained, *own, *evaluated))
     assert_one_line(done, "weave holds a training")
     done = run(*training(data_dir, workdir, *own, "--mode", "eval"))
