@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rd_jax.method.metrics import METRICS
 from rd_jax.report import tables
 from rd_jax.store.results import read_results
 from rd_jax.store.rows import append_row, drop_rows_after, write_json
@@ -110,6 +111,43 @@ def test_one_class_results_list_both_scores_in_the_order_of_the_classes(tmp_path
 def test_a_random_teacher_is_said_in_the_table(tmp_path: Path) -> None:
     add_results(tmp_path, "a", teacher_weights="random")
     assert "**The teacher is RANDOM" in write_results(tmp_path)
+
+
+def test_the_embedded_teacher_is_said_to_be_for_a_first_look(tmp_path: Path) -> None:
+    add_results(tmp_path, "a", teacher_weights="embedded")
+    assert "**The teacher is the embedded one, which is for a first look" in write_results(tmp_path)
+
+
+def test_rows_of_forward_distillation_are_named(tmp_path: Path) -> None:
+    add_results(tmp_path, "a", direction="forward")
+    assert ", forward distillation, scales" in write_results(tmp_path)
+    add_results(tmp_path, "b")
+    text = write_results(tmp_path)
+    assert ", bottleneck mff_oce, forward distillation in some rows (a), scales" in text
+
+
+def test_a_table_holds_what_is_defined_and_a_mean_of_several_alone(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(METRICS)
+    add_results(tmp_path, "a", **nothing, image_threshold=0.5, num_held_out=20)
+    text = write_results(tmp_path)
+    assert text.startswith("threshold 0.5, no test images\n\nMetrics in per cent")
+    assert "|" not in text
+    judged = {"image_precision": 0.25, "image_recall": 1.0, "image_threshold": 0.5}
+    add_results(tmp_path, "a", **nothing | judged | {"image_auroc": 0.75})
+    text = write_results(tmp_path)
+    assert "| category | image_auroc | image_precision | image_recall |" in text
+    assert "| a | 75.00 | 25.00 | 100.00 |" in text
+    assert "| mean |" not in text
+    assert json.loads((tmp_path / "results.json").read_text())["mean"]["image_precision"] == 0.25
+
+
+def test_precision_and_recall_are_averaged_over_seeds_and_categories(tmp_path: Path) -> None:
+    for seed, values in enumerate(((0.5, 0.7), (0.7, None))):
+        for name, value in zip("ab", values, strict=True):
+            add_results(tmp_path, name, 0.9, seed, image_precision=value)
+    text = write_results(tmp_path)
+    a, b, mean = [line.split("|")[-2].strip() for line in text.splitlines() if "| 90.00" in line]
+    assert (a, b, mean) == ("60.00 ± 14.14", "70.00", "65.00 ± 7.07")
 
 
 def test_rows_after_a_step_and_half_written_rows_are_dropped(tmp_path: Path) -> None:
