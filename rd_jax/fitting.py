@@ -17,7 +17,6 @@ from rd_jax.data.mvtec import NORMAL, Files, category_of
 from rd_jax.method.loss import LossFunction
 from rd_jax.predict.predictor import Predictor, load_predictor
 from rd_jax.run.plan import Given, source_of
-from rd_jax.run.training import train
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import user_path
 
@@ -46,6 +45,8 @@ def fit(
         predictor = fit("data/parts/bracket/train/good", "runs/mine", num_epochs=10)
         result = score_image(predictor, frame)
     """
+    from rd_jax.run.training import train  # here, since `import rd_jax` needs fewer packages
+
     if loss is not None:
         fields["loss"] = OWN + getattr(loss, "__name__", type(loss).__name__)
     config = get_config(**OWN_PARTS | _place_of(images) | fields)
