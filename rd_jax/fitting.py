@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from PIL import Image
 
-from rd_jax.config import OWN_PARTS, Config, get_config
+from rd_jax.config import OWN_PARTS, get_config
 from rd_jax.config.fields import OWN
-from rd_jax.data import Category, Split, sha256_of
+from rd_jax.data import Category, Source, Split, sha256_of
 from rd_jax.data.decode import pixel_hash, placed
 from rd_jax.data.mvtec import NORMAL, Files, category_of
 from rd_jax.method.loss import LossFunction
@@ -50,7 +50,7 @@ def fit(
     if loss is not None:
         fields["loss"] = OWN + getattr(loss, "__name__", type(loss).__name__)
     config = get_config(**OWN_PARTS | _place_of(images) | fields)
-    categories = _categories(images, config)
+    categories = _categories(images, config.category, source_of(config))
     train(config, user_path(workdir), given=Given(categories, loss, optimizer))
     return load_predictor(workdir)
 
@@ -66,22 +66,20 @@ def _place_of(images: Images) -> dict[str, str]:
     return {"data_dir": str(folder)}
 
 
-def _categories(images: Images, config: Config) -> list[Category]:
+def _categories(images: Images, name: str, source: Source) -> list[Category]:
     """Return the category of images that lie in no folder; else nothing: the config finds it."""
     if isinstance(images, str | Path):
         return []
     if isinstance(images, np.ndarray):
-        load = partial(_load_array, _checked(images), config)
-        return [Category(config.category, len(images), (), load)]
+        load = partial(_load_array, _checked(images), name, source)
+        return [Category(name, len(images), (), load)]
     paths = tuple(user_path(path).absolute() for path in images)
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is not a file: give a list of image files")
     if not paths:
         raise UserError("the list of image files is empty")
-    return [
-        category_of(Files(config.category, paths[0].parent, paths, (), False), source_of(config))
-    ]
+    return [category_of(Files(name, paths[0].parent, paths, (), False), source)]
 
 
 def _checked(images: np.ndarray) -> np.ndarray:
@@ -94,11 +92,10 @@ def _checked(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def _load_array(images: np.ndarray, config: Config) -> Split:
-    source = source_of(config)
+def _load_array(images: np.ndarray, name: str, source: Source) -> Split:
     pictures = [Image.fromarray(pixels) for pixels in images]
     return Split(
-        name=config.category,
+        name=name,
         train=np.stack([placed(picture, source.size, source.resize)[0] for picture in pictures]),
         train_names=tuple(str(i) for i in range(len(images))),
         train_hashes=tuple(map(pixel_hash, pictures)),

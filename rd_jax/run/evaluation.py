@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rd_jax.config import EVALUATED_ALIKE, RATES, RECORDED, Config, as_dict
+from rd_jax.config import EVALUATED_ALIKE, RATES, RECORDED, as_dict
 from rd_jax.data import Split
 from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.method.thresholds import (
@@ -30,7 +30,6 @@ from rd_jax.store.rows import read_json, write_json
 from rd_jax.store.thresholds import StoredThresholds, read_thresholds, write_thresholds
 from rd_jax.store.workdir import Evaluation, Workdir
 from rd_jax.system import hosts
-from rd_jax.weights.teacher import LoadedTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def evaluate(
     On these devices or, if that will do, on any.
     """
     checkpoint = trained.checkpoint
-    known = _what_is_evaluated(trained.config, split, trained.teacher) | {
+    known = _what_is_evaluated(trained, split) | {
         "checkpoint": checkpoint.checksum,
         "num_steps": checkpoint.step,
         "last_step": checkpoint.last_step,
@@ -137,8 +136,9 @@ def _keep_thresholds(
     return thresholds
 
 
-def _what_is_evaluated(config: Config, split: Split, teacher: LoadedTeacher) -> dict[str, Any]:
+def _what_is_evaluated(trained: Trained, split: Split) -> dict[str, Any]:
     """Return all that the figures depend on besides how far the training is."""
+    config, teacher = trained.config, trained.teacher
     fields = as_dict(config)
     return {
         "category": split.name,
