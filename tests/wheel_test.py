@@ -67,4 +67,8 @@ def test_a_bare_name_trains_and_predicts_from_any_folder(wheel: Path, tmp_path: 
     images = os.environ["XDG_CACHE_HOME"] + "/rd_jax/synthetic-3/weave/test/stain"
     said = run("-m", "rd_jax.predict", "--workdir", "runs/demo", images, "--output", "out")
     assert said.startswith("10 of 10 images scored")
-    assert run(str(installed / "bin" / "rd-jax"), "--help").startswith("Reverse Distillation")
+    console = "from importlib.metadata import entry_points as found\n"
+    console += (
+        "(script,) = found(group='console_scripts', name='rd-jax')\nscript.load()(['--help'])"
+    )
+    assert run("-c", console).startswith("Reverse Distillation")

@@ -254,8 +254,8 @@ def test_a_category_is_listed_once_and_read_with_labels_and_masks(
     own = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: listings.append(path) or own(path))
     [category] = find_categories(source(data_dir))
-    # data_dir, the category twice, and train, test, ground_truth with what is in them
-    assert len(listings) == 3 + 3 + 1 + 5 + 4
+    # data_dir twice, the category twice, and train, test, ground_truth with what is in them
+    assert len(listings) == 4 + 3 + 1 + 5 + 4
     listings.clear()
     split = category.load()
     assert not [path for path in listings if path.is_relative_to(data_dir)]
