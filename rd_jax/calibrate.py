@@ -10,6 +10,7 @@ the new thresholds at once. Files that were exported before keep the old ones.
 """
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from rd_jax.system.errors import UserError
 from rd_jax.system.files import user_path
 
 logger = logging.getLogger("rd_jax.calibrate")  # with python -m, __name__ is no part of the package
+
+_HIGHER = "fewer good parts will be called anomalous, and perhaps fewer defects: predict known ones"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
             after = add_normal_images(trained, trained.score, paths, flags.replace)
         if before is not None:
             logger.info("before: %s", rate_in_words(before))
+            if (after.image_threshold or 0) > (before.image_threshold or math.inf):
+                logger.warning("the threshold is higher: %s", _HIGHER)
         if few := caution(after):
             logger.warning("%s", few)
         print(f"{rate_in_words(after)}. Predictions, exports and the report use it from now on.")

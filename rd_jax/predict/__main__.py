@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
             predictor = predictor._replace(thresholds=thresholds)
         outputs = _outputs(flags, predictor)
         if flags.watch:
+            logger.info("watching %s", printable(str(flags.watch)))
             _attend(watch(predictor, flags.watch, outputs, flags.batch_size), counts)
             print(f"ended: {_summary(counts)}")
             return 0

@@ -17,11 +17,12 @@ from rd_jax.run.trained import Trained
 from rd_jax.store.lock import locked
 from rd_jax.store.thresholds import Added, StoredThresholds, read_thresholds, write_thresholds
 from rd_jax.store.workdir import Evaluation
-from rd_jax.system.errors import UserError
+from rd_jax.system.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 16
+_NUM_TOLD = 3  # images that may set the threshold: a bad one among them makes it too high
 
 
 def add_normal_images(
@@ -38,6 +39,10 @@ def add_normal_images(
         images, hashes = load_images(paths, trained.size, trained.config.resize)
         chosen = _unknown(trained, stored, paths, hashes)
         scores, maxima, pixels = score_normal(score, images, _BATCH_SIZE, chosen)
+        for i in np.argsort(-scores, kind="stable")[:_NUM_TOLD]:
+            logger.info(
+                "among the highest: %.4g of %s", scores[i], printable(str(paths[chosen[i]]))
+            )
         new = NormalScores(True, scores, maxima, pixel_table(pixels), len(chosen))
         joins = stored.normal.is_held_out and not replace
         normal = pooled([stored.normal, new]) if joins else new

@@ -177,9 +177,10 @@ def _train(
         drop_rows_after(place.metrics, first_step)
         for evaluation in plan.evaluations:
             evaluation.results.unlink(missing_ok=True)  # of fewer steps
+    num_images = sum(len(split.train) for split in splits)
     logger.info(
-        "%s: %d images, steps %d to %d, teacher %s (%s)",
-        *(plan.name, sum(len(split.train) for split in splits), first_step, last_step),
+        "%s: %d images, steps %d to %d, %d images held out, teacher %s (%s)",
+        *(plan.name, num_images, first_step, last_step, num_images - len(plan.trained_on)),
         *(config.backbone, teacher.weights),
     )
     clock, saved = Clock(timing), None
