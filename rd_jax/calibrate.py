@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
             after = undo(trained)
         else:
             paths = [path for argument in flags.images for path in images_named(argument)]
-            after = add_normal_images(trained, trained.score, paths, flags.replace)
+            after = add_normal_images(trained, paths, flags.replace)
         if before is not None:
             logger.info("before: %s", rate_in_words(before))
             if (after.image_threshold or 0) > (before.image_threshold or math.inf):

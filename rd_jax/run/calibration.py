@@ -12,9 +12,9 @@ from rd_jax.config import RATES
 from rd_jax.data.cache import load_images
 from rd_jax.method.thresholds import NormalScores, Thresholds, pixel_table, pooled, thresholds_of
 from rd_jax.run.evaluation import judge_again, write_summaries
-from rd_jax.run.scoring import Score, score_normal
+from rd_jax.run.scoring import score_normal
 from rd_jax.run.trained import Trained
-from rd_jax.store.lock import locked
+from rd_jax.store.lock import alone
 from rd_jax.store.thresholds import Added, StoredThresholds, read_thresholds, write_thresholds
 from rd_jax.store.workdir import Evaluation
 from rd_jax.system.errors import UserError, printable
@@ -25,20 +25,18 @@ _BATCH_SIZE = 16
 _NUM_TOLD = 3  # images that may set the threshold: a bad one among them makes it too high
 
 
-def add_normal_images(
-    trained: Trained, score: Score, paths: Sequence[Path], replace: bool = False
-) -> Thresholds:
+def add_normal_images(trained: Trained, paths: Sequence[Path], replace: bool = False) -> Thresholds:
     """Set the thresholds of a trained category from more good images, and return them.
 
     The scores of these images join those of the held-out ones or, with `replace`, stand in their
-    place. `score` is that of `trained`. What is in the results and on the page follows. Raise
-    UserError for a file that cannot be read, if all images are known already, if one was trained
-    on or held out, or if another process works on the training.
+    place. What is in the results and on the page follows. Raise UserError for a file that cannot be
+    read, if all images are known already, if one was trained on or held out, or if another process
+    works on the training.
     """
     with _held(trained) as stored:
         images, hashes = load_images(paths, trained.size, trained.config.resize)
         chosen = _unknown(trained, stored, paths, hashes)
-        scores, maxima, pixels = score_normal(score, images, _BATCH_SIZE, chosen)
+        scores, maxima, pixels = score_normal(trained.score, images, _BATCH_SIZE, chosen)
         for i in np.argsort(-scores, kind="stable")[:_NUM_TOLD]:
             logger.info(
                 "among the highest: %.4g of %s", scores[i], printable(str(paths[chosen[i]]))
@@ -78,9 +76,7 @@ def _held(trained: Trained) -> Iterator[StoredThresholds]:
             f"{trained.training.folder} was trained on {', '.join(trained.categories)}, which have "
             "a threshold each: set --workdir to the folder of one of them"
         )
-    with locked(trained.training) as is_free:
-        if not is_free:
-            raise UserError(f"{trained.training.folder} is being worked on: wait for that to end")
+    with alone(trained.training):
         stored = read_thresholds(_place(trained).thresholds, trained.checkpoint.checksum)
         if stored is None:
             raise UserError(

@@ -14,11 +14,12 @@ from rd_jax.run.evaluation import evaluate, write_summaries
 from rd_jax.run.plan import chosen_name, source_of, teacher_of
 from rd_jax.run.trained import Trained, check_teacher, facts_of
 from rd_jax.store import checkpoint
-from rd_jax.store.lock import locked
+from rd_jax.store.checkpoint import Checkpoint
+from rd_jax.store.lock import alone
 from rd_jax.store.results import TIMING
 from rd_jax.store.workdir import JOINT, Training, Workdir
 from rd_jax.system.errors import UserError
-from rd_jax.system.files import is_inside, user_path, writing
+from rd_jax.system.files import is_inside, user_path
 from rd_jax.weights.teacher import load_rd4ad
 
 
@@ -33,9 +34,7 @@ def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path)
     chosen = _chosen(workdir, name, overrides.get("seeds", ()))
     Workdir(workdir).make([t.evaluation(name) for t, names in chosen.items() for name in names])
     for training, categories in chosen.items():
-        with locked(training) as is_free:
-            if not is_free:
-                raise UserError(f"{training.folder} is being worked on: wait for that to end")
+        with alone(training):
             trained = _trained(training, overrides)
             for category in categories:
                 (found,) = find_categories(source_of(trained.config), category)
@@ -117,17 +116,13 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     teacher, place = teacher_of(config), run.training(category.name)
     evaluation = place.evaluation(category.name)
     run.make([place])
-    with locked(place) as is_free:
-        if not is_free:
-            raise UserError(f"{place.folder} is being worked on: wait for that to end")
+    with alone(place):
         split = category.load()
         facts = facts_of(config, teacher, [split], last_step=0) | {"timing": dict.fromkeys(TIMING)}
-        with writing(place.checkpoints):
-            shutil.rmtree(place.checkpoints, ignore_errors=True)  # of another file
+        shutil.rmtree(place.checkpoints, ignore_errors=True)  # of another file
         with checkpoint.writer(place.checkpoints) as save:
-            save(0, variables, None, facts)
-        loaded = checkpoint.load_latest(place.checkpoints)
-        evaluate(Trained(place, config, loaded, teacher), split, evaluation)
+            saved = Checkpoint(0, variables, facts, save(0, variables, None, facts))
+        evaluate(Trained(place, config, saved, teacher), split, evaluation)
     return write_summaries(workdir)
 
 

@@ -48,6 +48,15 @@ def set_aside(workdir: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 @contextmanager
+def alone(training: Training) -> Iterator[None]:
+    """Hold a training inside. Raise UserError if another process works on it."""
+    with locked(training) as is_free:
+        if not is_free:
+            raise UserError(f"{training.folder} is being worked on: wait for that to end")
+        yield
+
+
+@contextmanager
 def held(path: Path, wait: bool = False) -> Iterator[bool]:
     """Hold the lock on a file inside. Yield False if another process has it, or else `wait`."""
     with writing(path):
