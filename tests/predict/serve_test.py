@@ -22,13 +22,12 @@ from PIL import Image
 from tornado.netutil import bind_sockets
 
 from examples import serve
-from rd_jax import load_predictor, score_image
+from rd_jax import score_image
 from rd_jax.data.decode import read_image
 from rd_jax.predict.predictor import Predictor
 from rd_jax.report.heatmap import overlay
 from tests.command import ROOT
 from tests.reference_weights import draw_images
-from tests.trained import save_training
 
 
 class Answer(NamedTuple):
@@ -60,16 +59,6 @@ def file_of(picture: Image.Image, form: str = "PNG", **how: Any) -> bytes:
 
 def drawn(height: int, width: int) -> Image.Image:
     return Image.fromarray(draw_images(1, max(height, width))[0][:height, :width])
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_training(tmp_path_factory.mktemp("run") / "weave")
-
-
-@pytest.fixture(scope="module")
-def predictor(workdir: Path) -> Predictor:
-    return load_predictor(workdir)
 
 
 @contextmanager
@@ -217,9 +206,9 @@ def test_a_full_queue_is_said_at_once_and_empties(predictor: Predictor) -> None:
         assert ask(f"{address}/score", body).status == 200
 
 
-def test_the_process_serves_until_it_is_stopped(predictor: Predictor, workdir: Path) -> None:
+def test_the_process_serves_until_it_is_stopped(predictor: Predictor, training: Path) -> None:
     code = "import sys, tests.tiny; from examples import serve; sys.exit(serve.main(sys.argv[1:]))"
-    flags = ["--workdir", str(workdir), "--port", "0"]
+    flags = ["--workdir", str(training), "--port", "0"]
     with subprocess.Popen(
         [sys.executable, "-c", code, *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
