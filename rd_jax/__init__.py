@@ -12,7 +12,12 @@ from rd_jax.method.loss import (
 from rd_jax.method.metrics import aupro, auroc
 from rd_jax.method.models import Model, normalize
 from rd_jax.method.score import Scoring, anomaly_map, image_score, make_scorer
-from rd_jax.method.train import TrainState, create_train_state, make_train_step
+from rd_jax.method.train import (
+    TrainState,
+    create_train_state,
+    make_distillation_step,
+    make_train_step,
+)
 from rd_jax.predict.predictor import load_predictor, score_arrays, score_files, score_image
 from rd_jax.run.trained import restore
 from rd_jax.weights.convert import convert_rd4ad, convert_teacher
@@ -33,6 +38,7 @@ __all__ = [
     "image_score",
     "load_predictor",
     "load_teacher",
+    "make_distillation_step",
     "make_scorer",
     "make_train_step",
     "mixed_cosine_loss",

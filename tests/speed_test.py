@@ -107,15 +107,19 @@ def test_a_sample_lasts_as_long_as_is_asked_and_is_of_one_thing() -> None:
 
 def test_the_rows_of_a_gpu_and_of_a_cpu() -> None:
     assert names(speed.GPU) == [
-        *("training step, batch 16", "training step, batch 64"),
-        *("scoring, batch 1", "scoring, batch 16", "scoring, batch 64", "metrics of 160 maps"),
-        "whole category, 200 epochs, empty cache",
-        "whole category, 200 epochs, warm cache",
-        "decoding, one image",
+        *("training step, batch 16", "training step on kept features, batch 16"),
+        *("training step, batch 64", "training step on kept features, batch 64"),
+        *("scoring, batch 1", "scoring, batch 16", "scoring, batch 64"),
+        "whole category, mvtec_short, 40 epochs, empty cache",
+        "whole category, mvtec_short, 40 epochs, warm cache",
+        "whole category, mvtec, 200 epochs, empty cache",
+        "whole category, mvtec, 200 epochs, warm cache",
+        *("metrics of 160 maps", "decoding, one image"),
         *("cold start to first step, empty cache", "cold start to first step, warm cache"),
     ]
     assert names(speed.CPU) == [
-        *("training step, batch 4", "scoring, batch 1", "scoring, batch 8"),
+        *("training step, batch 4", "training step on kept features, batch 4"),
+        *("scoring, batch 1", "scoring, batch 8"),
         *("metrics of 160 maps", "decoding, one image"),
         *("cold start to first step, empty cache", "cold start to first step, warm cache"),
     ]
@@ -170,6 +174,7 @@ def test_what_is_timed_of_rd_jax_runs() -> None:
 
     for call, number in (
         of_jax.training_step("tiny", 32, 4),
+        of_jax.training_step("tiny", 32, 4, keeps=True),
         of_jax.metrics(4, 32),
         of_jax.decoding(2, 32),
         of_jax.decoding(2, 32, by_pil=True),
@@ -197,8 +202,10 @@ def test_the_tuned_baseline_computes_what_the_eager_one_does() -> None:
     torch.set_num_threads(1)  # of the suite's workers each has one core
     try:
         eager, tuned = (of_torch.training_step("resnet10", 64, 2, t).call for t in (False, True))
+        kept = of_torch.training_step("resnet10", 64, 2, True, keeps=True).call
         first = eager()
         assert tuned() == pytest.approx(first, abs=1e-4)
+        assert kept() == pytest.approx(first, abs=1e-4)
         assert eager() < first
         scores = [of_torch.scoring("resnet10", 64, 2, t).call() for t in (False, True)]
     finally:

@@ -31,7 +31,8 @@ from rd_jax.method.loss import LOSSES
 from rd_jax.method.metrics import METRICS, metrics_of
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.train import make_parallel_train_steps
-from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
+from rd_jax.run.batches import Batches, streamed
+from rd_jax.run.loop import dispatches, steps_per_dispatch
 from rd_jax.run.scoring import bound, score_images
 
 NAMES = ("image_auroc", "pixel_auroc", "aupro")
@@ -47,14 +48,16 @@ TrainOne = Callable[[Split, int], dict[str, Any]]  # the metrics of a seed's tra
 def trainer(teacher: Any, options: argparse.Namespace, dtype: str) -> TrainOne:
     """Return a function that trains and evaluates; what it compiles is compiled once."""
     model = Model(options.backbone, dtype=jnp.dtype(dtype))
-    max_steps = steps_per_dispatch(BATCH_SIZE, (options.image_size,) * 2)
+    max_steps = steps_per_dispatch(BATCH_SIZE * 3 * options.image_size**2)
     steps = make_parallel_train_steps(model, OPTIMIZER, LOSSES[LOSS], max_steps, ema=EMA)
     scorer = make_scorer(Model(options.backbone))
 
     def train(split: Split, seed: int) -> dict[str, Any]:
         first = create_train_state(model, OPTIMIZER, jax.random.key(seed), EMA)
-        batches = Batches(split.train, np.arange(len(split.train)), BATCH_SIZE, seed)
-        last_step = steps_until(options.epochs, len(split.train), BATCH_SIZE)
+        num_images = len(split.train)
+        take = streamed(split.train, np.arange(num_images))
+        batches = Batches(take, num_images, BATCH_SIZE, seed)
+        last_step = steps_until(options.epochs, num_images, BATCH_SIZE)
         *_, (state, _, _) = dispatches(steps, max_steps, teacher, batches, first, [last_step])
         score = bound(scorer, teacher, state.student_variables)
         maps, scores = score_images(score, split.test, SCORED)

@@ -51,14 +51,16 @@ class Sizes(NamedTuple):
     size: int = 256
     num_maps: int = 160
     num_files: int = 32
-    epochs: int = 0  # of the whole category
+    epochs: tuple[int, int] = (0, 0)  # of a whole category, by the short recipe and the paper
     num_train: int = 209  # images, as `bottle`
     num_test: int = 16  # good ones, and of each of four defects
 
 
-GPU = Sizes((16, 64), (1, 16, 64), repeats=10, seconds=0.3, epochs=200)
+GPU = Sizes((16, 64), (1, 16, 64), repeats=10, seconds=0.3, epochs=(40, 200))
 CPU = Sizes((4,), (1, 8), repeats=5)
-TINY = Sizes((2,), (2,), 1, 0.0, 32, num_maps=8, num_files=2, epochs=1, num_train=8, num_test=1)
+TINY = Sizes(
+    (2,), (2,), 1, 0.0, 32, num_maps=8, num_files=2, epochs=(1, 1), num_train=8, num_test=1
+)
 
 
 class Row(NamedTuple):
@@ -96,12 +98,14 @@ def rows_of(sizes: Sizes, backbone: str, has_torch: bool, has_bfloat16: bool) ->
     scorers = (OWN, OWN_BFLOAT16, *pytorch) if has_bfloat16 else (OWN, *pytorch)
     network = {"backbone": backbone, "size": sizes.size}
 
-    def of_batches(function: str, batches: Sequence[int], columns: Sequence[str]) -> list[Row]:
-        name = function.replace("_", " ")
-        return [
-            Row(f"{name}, batch {n}", function, network | {"batch": n}, columns, sizes.repeats)
-            for n in batches
-        ]
+    def of_batch(name: str, function: str, batch: int, columns: Sequence[str], **more: Any) -> Row:
+        arguments = network | {"batch": batch} | more
+        return Row(f"{name}, batch {batch}", function, arguments, columns, sizes.repeats)
+
+    def steps(batch: int) -> list[Row]:
+        names = {"training step": False, "training step on kept features": True}
+        columns = (OWN, *pytorch)
+        return [of_batch(n, "training_step", batch, columns, keeps=names[n]) for n in names]
 
     def of_caches(name: str, function: str, arguments: dict[str, Any]) -> list[Row]:
         return [
@@ -110,15 +114,22 @@ def rows_of(sizes: Sizes, backbone: str, has_torch: bool, has_bfloat16: bool) ->
         ]
 
     maps, files = ({"count": n, "size": sizes.size} for n in (sizes.num_maps, sizes.num_files))
-    category = {key: getattr(sizes, key) for key in ("epochs", "num_train", "num_test")}
-    whole = of_caches(
-        f"whole category, {sizes.epochs} epochs", "whole_category", network | category
-    )
+    category = {key: getattr(sizes, key) for key in ("num_train", "num_test")}
+    whole = [
+        row
+        for config, epochs in zip(("mvtec_short", "mvtec"), sizes.epochs, strict=True)
+        for row in of_caches(
+            f"whole category, {config}, {epochs} epochs",
+            "whole_category",
+            network | category | {"config": config, "epochs": epochs},
+        )
+        if epochs
+    ]
     return [
-        *of_batches("training_step", sizes.train_batches, (OWN, *pytorch)),
-        *of_batches("scoring", sizes.score_batches, scorers),
+        *(row for batch in sizes.train_batches for row in steps(batch)),
+        *(of_batch("scoring", "scoring", batch, scorers) for batch in sizes.score_batches),
+        *whole,
         Row(f"metrics of {sizes.num_maps} maps", "metrics", maps, (OWN,), sizes.repeats),
-        *(whole if sizes.epochs else ()),
         Row("decoding, one image", "decoding", files, (OWN, PIL), sizes.repeats),
         *of_caches("cold start to first step", "cold_start", network),
     ]

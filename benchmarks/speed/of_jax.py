@@ -20,7 +20,9 @@ from rd_jax.data.sources import Source, find_categories
 from rd_jax.method.metrics import metrics_of
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.train import make_parallel_train_steps
-from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
+from rd_jax.run.batches import Batches, kept_on_devices, streamed, taken_from
+from rd_jax.run.loop import dispatches, steps_per_dispatch
+from rd_jax.run.programs import encoder
 from rd_jax.weights.teacher import find_teacher
 
 DTYPE = jnp.dtype(
@@ -42,21 +44,30 @@ def peak_bytes() -> int:
     return stats.get("peak_bytes_in_use", peak_process_bytes())
 
 
-def training_step(backbone: str, size: int, batch: int) -> Call:
-    """Prepare some steps as a run does them, from images on the host."""
+def training_step(backbone: str, size: int, batch: int, keeps: bool = False) -> Call:
+    """Prepare some steps as a run does them, from images on the host or kept teacher features."""
     model, optimizer = Model(backbone, dtype=DTYPE), optax.adam(0.005, 0.5, 0.999)
-    max_steps = steps_per_dispatch(batch, (size, size))
+    teacher = find_teacher(backbone, "random").variables
+    images = random_images(4 * batch, size)
+    chosen = np.arange(len(images))
+    take, bytes_of_batch = streamed(images, chosen), images[:batch].nbytes
+    if keeps:
+        encode = partial(encoder(model, "teacher features", images[:batch].shape), teacher)
+        kept = kept_on_devices(encode, images, chosen, batch)
+        take = taken_from(kept)
+        bytes_of_batch = sum(x.nbytes for x in jax.tree.leaves(kept)) // 4
+    max_steps = steps_per_dispatch(bytes_of_batch)
     endless = dispatches(
         make_parallel_train_steps(model, optimizer, per_position_cosine_loss, max_steps),
         max_steps,
-        find_teacher(backbone, "random").variables,
-        Batches(random_images(256, size), np.arange(256), batch, seed=0),
+        teacher,
+        Batches(take, len(images), batch, seed=0),
         create_train_state(model, optimizer, jax.random.key(0)),
         pauses=[10**9],
     )
 
     def several() -> None:
-        for _ in range(2):  # while one dispatch computes, the next one's images are gathered
+        for _ in range(2):  # while one dispatch computes, the next one's batches are taken
             _, _, metrics = next(endless)
         jax.block_until_ready(metrics)
 

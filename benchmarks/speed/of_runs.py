@@ -54,15 +54,15 @@ def cold_start(backbone: str, size: int, cache: str) -> Call:
 
 
 def whole_category(
-    backbone: str, size: int, num_train: int, num_test: int, epochs: int, cache: str
+    config: str, num_train: int, num_test: int, epochs: int, cache: str, **network: Any
 ) -> Call:
-    """Prepare training and evaluation of a generated category."""
+    """Prepare training and evaluation of a generated category; see `_networks`."""
     from rd_jax.data.synthetic import write_category
 
     data_dir = Path(tempfile.mkdtemp())
-    write_category(data_dir, num_train, num_test, size)
-    fields = _networks(backbone, size) | {"data_dir": data_dir, "num_epochs": epochs}
-    return _run("whole category", cache, "Results are in", "mvtec:weave", fields)
+    write_category(data_dir, num_train, num_test, network["size"])
+    fields = _networks(**network) | {"data_dir": data_dir, "num_epochs": epochs}
+    return _run(f"whole {config}", cache, "Results are in", f"{config}:weave", fields)
 
 
 def _networks(backbone: str, size: int) -> dict[str, Any]:

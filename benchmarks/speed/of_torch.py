@@ -42,11 +42,15 @@ class Networks:
     def _placed(self, network: Any) -> nn.Module:
         return network.to(DEVICE, memory_format=self.layout)
 
-    def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the teacher's and the student's features of uint8 images on the host."""
+    def teacher_features(self, images: Tensor) -> list[Tensor]:
+        """Return the teacher's features of uint8 images on the host."""
         x = reference.normalize(images.to(DEVICE, non_blocking=self.is_mixed))
         with torch.no_grad():
-            teacher_features = self.teacher(x.contiguous(memory_format=self.layout))
+            return self.teacher(x.contiguous(memory_format=self.layout))
+
+    def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the teacher's and the student's features of uint8 images on the host."""
+        teacher_features = self.teacher_features(images)
         return teacher_features, self.student(self.bottleneck(teacher_features))
 
     def precision(self) -> torch.autocast | nullcontext:
@@ -54,20 +58,27 @@ class Networks:
         return torch.autocast(DEVICE, torch.bfloat16) if self.is_mixed else nullcontext()
 
 
-def training_step(backbone: str, size: int, batch: int, is_tuned: bool) -> Call:
-    """Prepare a step from images on the host to the loss on the host, which waits for the device.
+def training_step(
+    backbone: str, size: int, batch: int, is_tuned: bool, keeps: bool = False
+) -> Call:
+    """Prepare a step to the loss on the host, which waits for the device.
 
-    Tuned: see `Networks`; on a GPU also fused Adam and cudnn.benchmark.
+    It begins with images on the host or, if it `keeps` them, with the teacher's features on the
+    device. Tuned: see `Networks`; on a GPU also fused Adam and cudnn.benchmark.
     """
     networks = Networks(backbone, is_tuned)
     parameters = [*networks.bottleneck.parameters(), *networks.student.parameters()]
     fused = {"fused": True} if networks.is_mixed else {}
     optimizer = torch.optim.Adam(parameters, lr=0.005, betas=(0.5, 0.999), **fused)
     images = torch.from_numpy(random_images(batch, size))
+    with networks.precision():
+        kept = networks.teacher_features(images) if keeps else None
 
     def train_step() -> float:
         with networks.precision():
-            loss = reference.per_position_loss(*networks.features(images))
+            teacher_features = networks.teacher_features(images) if kept is None else kept
+            student_features = networks.student(networks.bottleneck(teacher_features))
+            loss = reference.per_position_loss(teacher_features, student_features)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

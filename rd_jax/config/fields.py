@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.models import BACKBONES
@@ -218,6 +219,12 @@ class Config:
         one_of(("auto", "bfloat16", "float32")),
         "of training; `auto`: float32 on CPU, else bfloat16; scores are always float32",
     )
+    keep_features: bool | Literal["auto"] = _field(
+        "auto",
+        Rule(lambda v: isinstance(v, bool) or v == "auto", "`auto`, True or False"),
+        "the teacher's features on the devices, computed once and not at each step; `auto`: where "
+        "they fit into a quarter of the free memory",
+    )
     blur_sigma: float = _field(4.0, NOT_NEGATIVE, "pixels; 0: no blur", _SCORES)
     map_fusion: Fusion = _field("sum", one_of(get_args(Fusion)), "of the scales' maps", _SCORES)
     image_score: Reduction = _field("max", one_of(get_args(Reduction)), "of the map", _SCORES)
@@ -237,9 +244,8 @@ def _typed_for_flags() -> None:
     """Give the fields the types that `config_flags` parses by: it knows no Literal and no union."""
     hints = get_type_hints(Config)
     for field in dataclasses.fields(Config):
-        if get_origin(hints[field.name]) is Literal:
-            field.type = str
-    Config.__dataclass_fields__["image_size"].type = object
+        if (origin := get_origin(hints[field.name])) in (Literal, Union, UnionType):
+            field.type = str if origin is Literal else object
 
 
 _typed_for_flags()

@@ -11,7 +11,7 @@ from jax import lax
 
 from rd_jax.method.checks import check_fraction
 from rd_jax.method.loss import LossFunction, per_position_cosine_loss
-from rd_jax.method.models import Model
+from rd_jax.method.models import Features, Model
 from rd_jax.method.models.init import init_variables
 
 Metrics = dict[str, jax.Array]  # of steps: their loss
@@ -77,33 +77,31 @@ def _first_state(
     return TrainState(**variables, opt_state=opt_state, step=jnp.int32(0), average=average)
 
 
-def make_train_step(
+def make_distillation_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     loss: LossFunction = per_position_cosine_loss,
     axis_name: str | None = None,
     ema: float = 0.0,
-) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
-    """Return a pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Return a pure function that takes one step of the optimiser (paper, equation 2).
 
-    `images` is uint8 [B, H, W, 3]; `loss` takes the teacher's and the student's `Features` of the
-    model's scales and gives a scalar, a mean over images. One step of the optimiser on it (paper,
-    equation 2). Wrap the function in `jax.jit`; or give `axis_name` and wrap it in a `jax.pmap`
-    or `jax.shard_map` over that axis, which splits the images: gradients and BatchNorm statistics
-    are then those of the batch over all devices.
-
-    With `ema` > 0 the state's `average` becomes a share `ema` of itself and the rest of the step's
-    parameters and BatchNorm statistics, but after t steps at most a share t / (t + 9): it is that
-    of about the last tenth of a short training, and never of initial values.
+    It is step(state, teacher_variables, teacher_features, images=None) -> (state, {"loss": []}):
+    the half of `make_train_step` after the teacher, whose features of an image never change.
+    `teacher_features` are those of `Model.teacher_features`, of all scales. Forward distillation
+    alone needs their `images`, uint8 [B, H, W, 3]. `loss`, `axis_name` and `ema` are those of
+    `make_train_step`.
     """
     check_fraction("ema", ema)
 
-    def train_step(
-        state: TrainState, teacher_variables: Any, images: jax.Array
+    def distillation_step(
+        state: TrainState,
+        teacher_variables: Any,
+        teacher_features: Features,
+        images: jax.Array | None = None,
     ) -> tuple[TrainState, Metrics]:
         if (state.average is not None) != (ema > 0):
-            raise ValueError(f"ema={ema}: give create_train_state and make_train_step the same")
-        teacher_features = model.teacher_features(teacher_variables, images)
+            raise ValueError(f"ema={ema}: give create_train_state and the step the same")
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
             student_features, batch_stats = model.train_features(
@@ -133,7 +131,44 @@ def make_train_step(
             after = after._replace(average=average)
         return after, {"loss": value}
 
+    return distillation_step
+
+
+def make_train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    loss: LossFunction = per_position_cosine_loss,
+    axis_name: str | None = None,
+    ema: float = 0.0,
+) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
+    """Return a pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
+
+    It is the teacher, then `make_distillation_step`. `images` is uint8 [B, H, W, 3]; `loss` takes
+    the teacher's and the student's `Features` of the model's scales and gives a scalar, a mean over
+    images. Wrap the function in `jax.jit`; or give `axis_name` and wrap it in a `jax.pmap`
+    or `jax.shard_map` over that axis, which splits the images: gradients and BatchNorm statistics
+    are then those of the batch over all devices.
+
+    With `ema` > 0 the state's `average` becomes a share `ema` of itself and the rest of the step's
+    parameters and BatchNorm statistics, but after t steps at most a share t / (t + 9): it is that
+    of about the last tenth of a short training, and never of initial values.
+    """
+    distillation_step = make_distillation_step(model, optimizer, loss, axis_name, ema)
+
+    def train_step(
+        state: TrainState, teacher_variables: Any, images: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        teacher_features = model.teacher_features(teacher_variables, images)
+        return distillation_step(state, teacher_variables, teacher_features, images)
+
     return train_step
+
+
+class Batch(NamedTuple):
+    """What a step is taken on; the leading axes may be more than the batch's."""
+
+    images: jax.Array | None  # uint8 [B, H, W, 3]; None where the features are enough
+    teacher_features: Features | None = None  # None where the step computes them
 
 
 def make_parallel_train_steps(
@@ -146,15 +181,15 @@ def make_parallel_train_steps(
 ) -> jax.stages.Wrapped:
     """Return a function that does up to `max_steps` train steps as one dispatch.
 
-    It takes the state, which it consumes, the teacher's variables, uint8 images
-    [devices, max_steps, B / devices, H, W, 3], each batch split over `devices`, and the number of
+    It takes the state, which it consumes, the teacher's variables, a `Batch` of arrays
+    [devices, max_steps, B / devices, ...], each batch split over `devices`, and the number of
     steps to do. It returns the state and metrics [max_steps], of which only the first steps' are
     valid. State and metrics have no device axis.
     """
-    train_step = make_train_step(model, optimizer, loss, AXIS, ema)
+    distillation_step = make_distillation_step(model, optimizer, loss, AXIS, ema)
 
     def steps(
-        state: TrainState, teacher_variables: Any, images: jax.Array, num_steps: jax.Array
+        state: TrainState, teacher_variables: Any, batches: Batch, num_steps: jax.Array
     ) -> tuple[TrainState, Metrics]:
         # Once a dispatch: XLA leaves a conversion that every step would do alike in the loop.
         teacher_variables = jax.tree.map(
@@ -163,7 +198,10 @@ def make_parallel_train_steps(
 
         def body(i: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
-            state, new = train_step(state, teacher_variables, images[i])
+            images, teacher_features = jax.tree.map(lambda x: x[i], batches)
+            if teacher_features is None:
+                teacher_features = model.teacher_features(teacher_variables, images)
+            state, new = distillation_step(state, teacher_variables, teacher_features, images)
             return state, jax.tree.map(lambda all_, value: all_.at[i].set(value), metrics, new)
 
         start = (state, {"loss": jnp.zeros(max_steps)})

@@ -1,7 +1,7 @@
 """What a config means: the source, the networks, the optimiser, the scoring, the trainings."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -17,16 +17,7 @@ from rd_jax.data.order import holdout_indices, steps_until
 from rd_jax.data.sources import Source
 from rd_jax.method.loss import LOSSES, LossFunction
 from rd_jax.method.models import Model
-from rd_jax.method.models.batch_norm import fold_batch_norm
-from rd_jax.method.models.init import teacher_shapes
 from rd_jax.method.score import Scoring, height_and_width
-from rd_jax.method.train import (
-    Metrics,
-    TrainState,
-    make_parallel_train_steps,
-    train_state_shapes,
-)
-from rd_jax.run.loop import steps_per_dispatch
 from rd_jax.store.workdir import JOINT, Evaluation, Training, Workdir
 from rd_jax.weights.teacher import LoadedTeacher, find_teacher
 
@@ -158,33 +149,3 @@ def planned(
         learning = given.loss or LOSSES[own.loss], given.optimizer or optimizer_of(own)
         plans.append(Plan(own, group, place, *learning, np.concatenate(trained_on)))
     return plans
-
-
-def train_steps_of(plan: Plan) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Return `make_parallel_train_steps`, compiled for a plan's batches and these devices."""
-    config = plan.config
-    per_device = config.batch_size // jax.device_count()
-    max_steps = steps_per_dispatch(config.batch_size, size_of(config))
-    images = jax.local_device_count(), max_steps, per_device, *size_of(config), 3
-    networks = trained_model_of(config), plan.optimizer
-    return _compiled(*networks, plan.loss, config.ema, images)
-
-
-@cache  # trainings that differ in images and seeds alone compile once
-def _compiled(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    loss: LossFunction,
-    ema: float,
-    images: tuple[int, ...],
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    steps = make_parallel_train_steps(model, optimizer, loss, images[1], ema=ema)
-    if jax.process_count() > 1:  # where pmap compiles at its first call alone
-        return steps
-    teacher = teacher_shapes(model.backbone, model.bottleneck == "pre")
-    return steps.lower(
-        train_state_shapes(model, optimizer, ema),
-        jax.eval_shape(fold_batch_norm, teacher),
-        jax.ShapeDtypeStruct(images, jnp.uint8),
-        jax.ShapeDtypeStruct((), jnp.int32),
-    ).compile()

@@ -11,6 +11,7 @@ from rd_jax.data import Split
 from rd_jax.data.order import batch_indices
 from rd_jax.method.train import TrainState, create_train_state
 from rd_jax.run.plan import Plan, compute_dtype, trained_model_of
+from rd_jax.run.programs import Kept
 from rd_jax.run.progress import NO_TIME, Timing
 from rd_jax.run.trained import check_teacher
 from rd_jax.store import checkpoint
@@ -113,7 +114,7 @@ def _is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
     return is_finished and saved["config"]["num_epochs"] == num_epochs
 
 
-def begin(plan: Plan) -> Checkpoint | tuple[TrainState, Timing]:
+def begin(plan: Plan, kept: Kept) -> Checkpoint | tuple[TrainState, Timing]:
     """Return the checkpoint of a finished training, else the state to go on from and its timing.
 
     The state is that of the latest good checkpoint, or a new one. Damaged checkpoints are moved
@@ -133,11 +134,18 @@ def begin(plan: Plan) -> Checkpoint | tuple[TrainState, Timing]:
             state = first()
             rest = checkpoint.load_rest(folder, step, jax.device_get(state.rest))
             state = state.gone_on_with(saved.student_variables, rest, state.step + step)
+            before = saved.metadata["kept"]
+            if before != kept and "teacher features" in (before, kept):
+                logger.info(
+                    "%s: from step %d on with %s kept on the devices, before with %s: its steps "
+                    "equal those of one training to rounding",
+                    *(plan.name, step, kept, before),
+                )
             return state, saved.metadata["timing"]
         except DamagedCheckpointError as error:
             if hosts.is_first():
-                kept = moved_aside(folder / str(step), plan.place.damaged)
-                logger.warning("%s; it is kept in %s", error, kept)
+                aside = moved_aside(folder / str(step), plan.place.damaged)
+                logger.warning("%s; it is kept in %s", error, aside)
     return first(), NO_TIME
 
 

@@ -20,17 +20,15 @@ from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.method.train import TrainState
 from rd_jax.run.eval_mode import check_apart
 from rd_jax.run.evaluation import evaluate, write_summaries
-from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
 from rd_jax.run.plan import (
     Given,
     Plan,
     chosen_name,
     planned,
-    size_of,
     source_of,
     teacher_of,
-    train_steps_of,
 )
+from rd_jax.run.programs import Kept, encoder_of, kept_of, steps_of, train_steps_of
 from rd_jax.run.progress import Clock, DivergedError, Timing, followed, row_writer
 from rd_jax.run.resume import (
     begin,
@@ -132,13 +130,15 @@ def _free(plans: Sequence[Plan]) -> Iterator[Plan]:
 
 
 def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
-    place = plan.place
-    with ThreadPoolExecutor(1) as compiler:
+    place, kept = plan.place, kept_of(plan)
+    with ThreadPoolExecutor(2) as compiler:
         if checkpoint.steps(place.checkpoints)[:1] != [plan.last_step]:  # else it is finished
             # XLA compiles without Python, which decodes meanwhile.
-            compiler.submit(train_steps_of, plan)
+            compiler.submit(train_steps_of, plan, kept)
+            if kept != "nothing":
+                compiler.submit(encoder_of, plan, kept)
         splits = [category.load() for category in plan.categories]
-        begun = begin(plan)
+        begun = begin(plan, kept)
     if [len(split.train) for split in splits] != [c.num_train for c in plan.categories]:
         raise UserError(
             f"{plan.name}: training images came or went since this run began: start it again"
@@ -148,7 +148,7 @@ def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
         logger.info("%s: trained already, step %d of %d", plan.name, last.step, last.step)
     else:
         try:
-            last = _train(plan, splits, teacher, *begun)
+            last = _train(plan, kept, splits, teacher, *begun)
         except DivergedError as error:  # what was being saved is complete now
             raise UserError(divergence(plan, splits, *error.args)) from error
     if hosts.is_first():
@@ -160,6 +160,7 @@ def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
 
 def _train(
     plan: Plan,
+    kept: Kept,
     splits: Sequence[Split],
     teacher: LoadedTeacher,
     state: TrainState,
@@ -179,16 +180,14 @@ def _train(
             evaluation.results.unlink(missing_ok=True)  # of fewer steps
     num_images = sum(len(split.train) for split in splits)
     logger.info(
-        "%s: %d images, steps %d to %d, %d images held out, teacher %s (%s)",
+        "%s: %d images, steps %d to %d, %d images held out, teacher %s (%s), on the devices: %s",
         *(plan.name, num_images, first_step, last_step, num_images - len(plan.trained_on)),
-        *(config.backbone, teacher.weights),
+        *(config.backbone, teacher.weights, kept),
     )
     clock, saved = Clock(timing), None
     events = place.tensorboard if config.tensorboard else None
     images = Joined([split.train for split in splits])
-    batches = Batches(images, plan.trained_on, config.batch_size, config.seed)
-    most = steps_per_dispatch(config.batch_size, size_of(config))
-    steps = dispatches(train_steps_of(plan), most, teacher.variables, batches, state, pauses)
+    steps = steps_of(plan, kept, images, teacher.variables, state, pauses)
     with _stop_requests() as should_stop:
         with (
             row_writer(place.metrics, events) as write_row,
@@ -202,7 +201,8 @@ def _train(
                     if step in evaluate_at:
                         write_row({"step": step, **_figures(plan, splits, teacher, state)})
                 if step in save_at or stops:
-                    facts = metadata | {"timing": clock.timing(step, config.batch_size)}
+                    timing = clock.timing(step, config.batch_size)
+                    facts = metadata | {"timing": timing, "kept": kept}
                     rest = state.rest if step < last_step or config.keep_optimizer else None
                     student, rest = jax.device_get((state.student_variables, rest))
                     saved = Checkpoint(step, student, facts, save(step, student, rest, facts))

@@ -10,9 +10,15 @@ import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from rd_jax import Model, create_train_state, make_scorer, make_train_step
+from rd_jax import (
+    Model,
+    create_train_state,
+    make_distillation_step,
+    make_scorer,
+    make_train_step,
+)
 from rd_jax.method.loss import LOSSES
-from rd_jax.method.train import TrainState, make_parallel_train_steps, train_state_shapes
+from rd_jax.method.train import Batch, TrainState, make_parallel_train_steps, train_state_shapes
 from tests.method.networks import OPTIMIZER, descents, step_of, teacher_of
 from tests.reference_weights import draw_images
 
@@ -49,7 +55,7 @@ def test_gradients_over_several_devices_are_those_of_the_whole_batch(spread: str
     alone, _ = step_of(MODEL)(before, teacher_of("tiny"), images)
     if spread == "pmap":
         split = images.reshape(len(devices), 1, -1, *images.shape[1:])
-        spread_out, _ = parallel_step()(first_state(EMA), teacher_of("tiny"), split, 1)
+        spread_out, _ = parallel_step()(first_state(EMA), teacher_of("tiny"), Batch(split), 1)
     else:
         step = make_train_step(MODEL, OPTIMIZER, LOSSES["mixed"], "batch")
         mesh, whole = Mesh(np.array(devices), ("batch",)), PartitionSpec()
@@ -63,11 +69,43 @@ def test_gradients_over_several_devices_are_those_of_the_whole_batch(spread: str
     assert largest_difference(spread_out.batch_stats, alone.batch_stats) < 1e-5
 
 
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_step_on_the_features_of_other_batches_is_that_on_the_images(
+    dtype: type, direction: Any
+) -> None:
+    """Each image's features come from a batch of its own."""
+    model = Model("tiny", dtype=dtype, direction=direction)
+    before = create_train_state(model, OPTIMIZER, jax.random.key(0))
+    teacher, images = teacher_of("tiny"), draw_images(4, 32)
+    encode = jax.jit(model.teacher_features)
+    alone = [encode(teacher, image[None]) for image in images]
+    features = tuple(np.concatenate(of_scale) for of_scale in zip(*alone, strict=True))
+    assert {x.dtype for x in features} == {jnp.dtype(dtype)}
+    step = jax.jit(make_distillation_step(model, OPTIMIZER, LOSSES["mixed"]))
+    seen = images if direction == "forward" else None
+    after, metrics = step(before, teacher, features, seen)
+    expected, whole = step_of(model)(before, teacher, images)
+    rounding = float(jnp.finfo(dtype).eps)
+    assert metrics["loss"] == pytest.approx(float(whole["loss"]), rel=4 * rounding)
+    gradients, of_images = (descents(before.params, s.params) for s in (after, expected))
+    for own, right in zip(*map(jax.tree.leaves, (gradients, of_images)), strict=True):
+        np.testing.assert_allclose(own, right, atol=32 * rounding * np.abs(right).max() + 2e-6)
+
+
+def test_forward_distillation_on_features_alone_is_refused() -> None:
+    features = jax.eval_shape(FORWARD.teacher_features, teacher_of("tiny"), draw_images(2, 32))
+    state = train_state_shapes(FORWARD, OPTIMIZER)
+    step = make_distillation_step(FORWARD, OPTIMIZER)
+    with pytest.raises(ValueError, match="images=None: with direction='forward' the student sees"):
+        jax.eval_shape(step, state, teacher_of("tiny"), features)
+
+
 def test_the_average_weighs_what_each_step_ended_with_and_no_initial_values() -> None:
     state, ends = first_state(EMA), []
     for seed in range(12):
         batch = draw_images(8, 32, seed).reshape(4, 1, 2, 32, 32, 3)
-        state, _ = parallel_step()(state, teacher_of("tiny"), batch, 1)
+        state, _ = parallel_step()(state, teacher_of("tiny"), Batch(batch), 1)
         ends.append(jax.device_get(state.variables))
     # Of the i-th of n ends: what it brought in, times what every later step left of it.
     kept = np.minimum(EMA, np.arange(12) / (np.arange(12) + 9))
@@ -82,7 +120,7 @@ def test_the_average_weighs_what_each_step_ended_with_and_no_initial_values() ->
 @pytest.mark.parametrize(("of_state", "of_step"), [(0.0, 0.9), (0.9, 0.0)])
 def test_an_average_belongs_to_state_and_step(of_state: float, of_step: float) -> None:
     step = make_train_step(MODEL, OPTIMIZER, ema=of_step)
-    with pytest.raises(ValueError, match="give create_train_state and make_train_step the same"):
+    with pytest.raises(ValueError, match="give create_train_state and the step the same"):
         step(first_state(of_state), teacher_of("tiny"), draw_images(2, 32))
 
 

@@ -13,7 +13,8 @@ import tests.tiny  # noqa: F401
 from rd_jax import Model, create_train_state, load_teacher
 from rd_jax.method.loss import LOSSES
 from rd_jax.method.train import make_parallel_train_steps
-from rd_jax.run.loop import Batches, dispatches
+from rd_jax.run.batches import Batches, streamed
+from rd_jax.run.loop import dispatches
 from rd_jax.store import checkpoint
 from rd_jax.system import hosts
 from tests.run.scores import split_of
@@ -31,7 +32,8 @@ def trained(data_dir: Path, folder: Path) -> dict[str, np.ndarray]:
     model, optimizer = Model("tiny", dtype=np.float64), optax.adam(0.005, 0.5, 0.999)
     first = wide(create_train_state(model, optimizer, jax.random.key(0)))
     steps = make_parallel_train_steps(model, optimizer, LOSSES["per_position"], 1)
-    batches = Batches(split.train, np.arange(len(split.train)), batch_size=8, seed=0)
+    num_images = len(split.train)
+    batches = Batches(streamed(split.train, np.arange(num_images)), num_images, 8, seed=0)
     for state, step, _ in dispatches(steps, 1, teacher, batches, first, [3]):  # noqa: B007
         pass
     state = jax.device_get(state)

@@ -9,8 +9,9 @@ from rd_jax import Model, create_train_state, load_teacher
 from rd_jax.config import Config
 from rd_jax.data.order import steps_until
 from rd_jax.method.loss import LOSSES
-from rd_jax.method.train import TrainState, make_parallel_train_steps
-from rd_jax.run.loop import Batches, dispatches, steps_per_dispatch
+from rd_jax.method.train import Batch, TrainState, make_parallel_train_steps
+from rd_jax.run.batches import Batches, streamed
+from rd_jax.run.loop import dispatches, steps_per_dispatch
 from rd_jax.run.plan import optimizer_of, teacher_of, trained_model_of
 from tests.reference_weights import draw_images
 from tests.run.hosts_worker import wide
@@ -31,7 +32,7 @@ def run_steps(config: Config, images: np.ndarray, devices: list) -> list[TrainSt
     states = []
     for batch in images:
         batch = batch.reshape(len(devices), 1, -1, *batch.shape[1:])
-        state, _ = step(state, teacher, batch, np.int32(1))
+        state, _ = step(state, teacher, Batch(batch), np.int32(1))
         state = jax.device_get(state)  # placed alike, compiled once
         states.append(state)
     return states
@@ -60,7 +61,8 @@ def train_all(
     teacher = teacher_of(config).variables
     first = create_train_state(model, optimizer, jax.random.key(0))
     images, steps, losses = draw_images(num_images, 32), [0], []
-    batches = Batches(images, np.arange(num_images), config.batch_size, config.seed)
+    take = streamed(images, np.arange(num_images))
+    batches = Batches(take, num_images, config.batch_size, config.seed)
     last_step = steps_until(config.num_epochs, num_images, config.batch_size)
     pauses = (*pause_at, last_step)
     for state, step, metrics in dispatches(steps_of, max_steps, teacher, batches, first, pauses):  # noqa: B007
@@ -88,8 +90,9 @@ def test_training_lowers_the_loss(config: Config) -> None:
 def test_a_dispatch_takes_as_many_steps_as_pay_and_memory_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert steps_per_dispatch(16, (256, 256)) == 1  # on CPU
+    mib = 2**20
+    assert steps_per_dispatch(mib) == 1  # on CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert steps_per_dispatch(16, (256, 256)) == 16
-    assert steps_per_dispatch(16, (1024, 1024)) == 5
-    assert steps_per_dispatch(64, (2048, 1024)) == 1
+    assert steps_per_dispatch(mib) == 16
+    assert steps_per_dispatch(100 * mib) == 5
+    assert steps_per_dispatch(1000 * mib) == 1

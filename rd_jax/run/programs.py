@@ -1,0 +1,151 @@
+"""What is compiled for a training, and what of its images stays on the devices."""
+
+import math
+from collections.abc import Collection, Iterator
+from functools import cache, partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rd_jax.method.loss import LossFunction
+from rd_jax.method.models import Model
+from rd_jax.method.models.batch_norm import fold_batch_norm
+from rd_jax.method.models.init import teacher_shapes
+from rd_jax.method.train import (
+    Batch,
+    Metrics,
+    TrainState,
+    make_parallel_train_steps,
+    train_state_shapes,
+)
+from rd_jax.run.batches import (
+    Batches,
+    Images,
+    kept_on_devices,
+    placement,
+    streamed,
+    taken_from,
+)
+from rd_jax.run.loop import TrainSteps, dispatches, steps_per_dispatch
+from rd_jax.run.plan import Plan, size_of, trained_model_of
+from rd_jax.system.memory import free_bytes
+
+Kept = Literal["teacher features", "images", "nothing"]
+# Of the free memory. The rest is for the steps, and on a CPU for other programs, too.
+_SHARE = 1 / 4
+
+
+def kept_of(plan: Plan) -> Kept:
+    """Return what of the training images stays on the devices.
+
+    With `keep_features` "auto" that is the teacher's features, if they are used more than once and
+    fit into a quarter of the free memory. Several processes keep them only if they are told to:
+    all of them have to do the same. On GPU and TPU the images stay, if they fit.
+    """
+    config, free = plan.config, _SHARE * free_bytes()
+    rows = len(plan.trained_on)
+    pays = config.num_epochs > 1 and jax.process_count() == 1
+    fits = rows * _bytes(_row(plan, "teacher features")) <= free
+    if config.keep_features is True or (config.keep_features == "auto" and pays and fits):
+        return "teacher features"
+    fits = rows * _bytes(_row(plan, "images")) <= free
+    return "images" if fits and jax.default_backend() != "cpu" else "nothing"
+
+
+def steps_of(
+    plan: Plan,
+    kept: Kept,
+    images: Images,
+    teacher_variables: Any,
+    state: TrainState,
+    pauses: Collection[int],
+) -> Iterator[tuple[TrainState, int, Metrics]]:
+    """Return the `dispatches` of a training; what is kept is computed and put in its place now."""
+    config, chosen = plan.config, plan.trained_on
+    replicated, _ = placement()
+    teacher_variables = jax.device_put(teacher_variables, replicated)
+    if kept == "nothing":
+        take = streamed(images, chosen)
+    else:
+        encode = partial(encoder_of(plan, kept), teacher_variables)
+        take = taken_from(kept_on_devices(encode, images, chosen, config.batch_size))
+    batches = Batches(take, len(chosen), config.batch_size, config.seed)
+    programs = train_steps_of(plan, kept), _steps_at_once(plan, kept)
+    return dispatches(*programs, teacher_variables, batches, state, pauses)
+
+
+def train_steps_of(plan: Plan, kept: Kept) -> TrainSteps:
+    """Return `make_parallel_train_steps`, compiled for a plan's batches and these devices."""
+    config = plan.config
+    per_device = config.batch_size // jax.device_count()
+    axes = jax.local_device_count(), _steps_at_once(plan, kept), per_device
+    batches = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*axes, *x.shape[1:]), x.dtype), _row(plan, kept)
+    )
+    return _train_steps(trained_model_of(config), plan.optimizer, plan.loss, config.ema, batches)
+
+
+def encoder_of(plan: Plan, kept: Kept) -> jax.stages.Compiled:
+    """Return what makes rows to keep of the teacher's variables and a batch's images, compiled."""
+    config = plan.config
+    return encoder(trained_model_of(config), kept, (config.batch_size, *size_of(config), 3))
+
+
+def _steps_at_once(plan: Plan, kept: Kept) -> int:
+    return steps_per_dispatch(plan.config.batch_size * _bytes(_row(plan, kept)))
+
+
+@cache  # trainings that differ in images and seeds alone compile once
+def _train_steps(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    loss: LossFunction,
+    ema: float,
+    batches: Batch,
+) -> TrainSteps:
+    max_steps = jax.tree.leaves(batches)[0].shape[1]
+    steps = make_parallel_train_steps(model, optimizer, loss, max_steps, ema=ema)
+    if jax.process_count() > 1:  # where pmap compiles at its first call alone
+        return steps
+    return steps.lower(
+        train_state_shapes(model, optimizer, ema),
+        _teacher_shapes(model),
+        batches,
+        jax.ShapeDtypeStruct((), jnp.int32),
+    ).compile()
+
+
+@cache
+def encoder(model: Model, kept: Kept, shape: tuple[int, ...]) -> jax.stages.Compiled:
+    """Return (teacher_variables, images of this shape) -> `Batch` to keep, compiled."""
+    replicated, split = placement()
+    encode = jax.jit(partial(_encoded, model, kept), out_shardings=replicated)
+    teacher = jax.tree.map(lambda x: x.update(sharding=replicated), _teacher_shapes(model))
+    return encode.lower(teacher, jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)).compile()
+
+
+def _encoded(model: Model, kept: Kept, teacher_variables: Any, images: jax.Array) -> Batch:
+    """Return what steps take of images [B, H, W, 3]."""
+    if kept != "teacher features":
+        return Batch(images)
+    teacher_features = model.teacher_features(teacher_variables, images)
+    return Batch(images if model.direction == "forward" else None, teacher_features)
+
+
+def _row(plan: Plan, kept: Kept) -> Batch:
+    """Return the shapes of what steps take of one image."""
+    model = trained_model_of(plan.config)
+    image = jax.ShapeDtypeStruct((1, *size_of(plan.config), 3), jnp.uint8)
+    return jax.eval_shape(partial(_encoded, model, kept), _teacher_shapes(model), image)
+
+
+def _teacher_shapes(model: Model) -> Any:
+    return jax.eval_shape(
+        fold_batch_norm, teacher_shapes(model.backbone, model.bottleneck == "pre")
+    )
+
+
+def _bytes(rows: Batch) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(rows))
