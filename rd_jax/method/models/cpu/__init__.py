@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rd_jax.method.models.cpu.winograd import gradient_of_input, winograd
+from rd_jax.method.models.cpu.winograd import gradient_of_input, gradient_of_kernel, winograd
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -99,14 +99,12 @@ def _tiled(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @_tiled.defjvp
 def _tiled_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    """Backpropagation to x is `gradient_of_input`, to the kernel XLA's own."""
+    """Backpropagation is `gradient_of_input` and `gradient_of_kernel`."""
     (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
     y = winograd(x, kernel, stride=1)
-    # The transpose of a transpose: backpropagation transposes it once more.
+    # The transposes of transposes: backpropagation transposes them once more.
     (of_x,) = jax.linear_transpose(lambda y: gradient_of_input(y, kernel), y)(x_tangent)
-    of_kernel = lax.conv_general_dilated(
-        x, kernel_tangent, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS
-    )
+    (of_kernel,) = jax.linear_transpose(lambda y: gradient_of_kernel(x, y), y)(kernel_tangent)
     return y, of_x + of_kernel
 
 

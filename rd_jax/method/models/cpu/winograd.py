@@ -47,24 +47,36 @@ def gradient_of_input(cotangent: jax.Array, kernel: jax.Array) -> jax.Array:
     return _convolved(cotangent, kernel[::-1, ::-1], stride=1, in_axis=1)
 
 
+def gradient_of_kernel(x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """Return the gradient [3, 3, I, O] of `winograd`, stride 1: in 16 products for 36, too."""
+    of_inputs, of_kernel, of_outputs = _OF_STRIDE[1]
+    to_kernel, from_outputs = (tuple(zip(*m, strict=True)) for m in (of_kernel, of_outputs))
+
+    def product(tile: jax.Array, cotangent: jax.Array) -> jax.Array:
+        tile, cotangent = (a.reshape(-1, a.shape[-1]) for a in (tile, cotangent))
+        return (cotangent.T @ tile).T
+
+    of_rows = []
+    pairs = zip(_tiles(of_inputs, _padded(x), 1), _tiles(from_outputs, cotangent, 1), strict=True)
+    for x_row, y_row in pairs:
+        columns = zip(_tiles(of_inputs, x_row, 2), _tiles(from_outputs, y_row, 2), strict=True)
+        of_rows.append(jnp.stack(_combined(to_kernel, [product(*pair) for pair in columns])))
+    return jnp.stack(_combined(to_kernel, of_rows))
+
+
 def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> jax.Array:
     """Return the convolution that sums over `in_axis` of each kernel element: 0 for [I, O]."""
     of_inputs, of_kernel, of_outputs = _OF_STRIDE[stride]
-
-    def tiles(x: jax.Array, axis: int) -> list[jax.Array]:
-        count = len(of_inputs[0])
-        ends = (x.shape[axis] - count + i + 1 for i in range(count))
-        seen = [lax.slice_in_dim(x, i, end, 2 * stride, axis) for i, end in enumerate(ends)]
-        return _combined(of_inputs, seen)
 
     def product(tile: jax.Array, weight: jax.Array) -> jax.Array:
         # XLA copies a transposed kernel, but not one that it is told to sum over otherwise.
         return lax.dot_general(tile, weight, (((3,), (in_axis,)), ((), ())))
 
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     of_rows = []
-    for x_row, kernel_row in zip(tiles(x, 1), _combined(of_kernel, kernel), strict=True):
-        pairs = zip(tiles(x_row, 2), _combined(of_kernel, kernel_row), strict=True)
+    x_rows = _tiles(of_inputs, _padded(x), 1, 2 * stride)
+    for x_row, kernel_row in zip(x_rows, _combined(of_kernel, kernel), strict=True):
+        x_tiles = _tiles(of_inputs, x_row, 2, 2 * stride)
+        pairs = zip(x_tiles, _combined(of_kernel, kernel_row), strict=True)
         of_rows.append(_combined(of_outputs, [product(*pair) for pair in pairs]))
     even_columns, odd_columns = (
         jnp.stack(_combined(of_outputs, column), axis=2) for column in zip(*of_rows, strict=True)
@@ -72,6 +84,18 @@ def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> ja
     y = jnp.stack([even_columns, odd_columns], axis=4)
     batch, rows, _, columns, _, features = y.shape
     return y.reshape(batch, 2 * rows, 2 * columns, features)
+
+
+def _padded(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _tiles(matrix: _Matrix, x: jax.Array, axis: int, step: int = 2) -> list[jax.Array]:
+    """Return the matrix times the elements of each tile along an axis, where `step` apart."""
+    count = len(matrix[0])
+    ends = (x.shape[axis] - count + i + 1 for i in range(count))
+    seen = [lax.slice_in_dim(x, i, end, step, axis) for i, end in enumerate(ends)]
+    return _combined(matrix, seen)
 
 
 def _combined(matrix: _Matrix, arrays: Sequence[jax.Array] | jax.Array) -> list[jax.Array]:
