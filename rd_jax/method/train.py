@@ -73,7 +73,8 @@ def _first_state(
     check_fraction("ema", ema)
     if model.bottleneck == "pre":
         variables = {name: {"student": tree["student"]} for name, tree in variables.items()}
-    opt_state, average = optimizer.init(variables["params"]), variables if ema else None
+    opt_state = jax.jit(optimizer.init)(variables["params"])  # one program, not one for each shape
+    average = variables if ema else None
     return TrainState(**variables, opt_state=opt_state, step=jnp.int32(0), average=average)
 
 

@@ -14,6 +14,7 @@ patches of what else is strided           0 %    6 %    1 %    6 %
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,11 +53,11 @@ def convolve(
         and x.shape[1] % (2 * strides[0]) == x.shape[2] % (2 * strides[1]) == 0
     )
     if (height, width) == (1, 1) or num_positions <= features:
-        return _product_of_patches(x, kernel, strides, padding)
+        return _product_of_patches(x, kernel, tuple(strides), tuple(padding))
     if is_tiled:
         return (_tiled if strides[0] == 1 else _tiled_strided)(x, kernel)
     if tuple(strides) != (1, 1):
-        return _product_of_patches(x, kernel, strides, padding)
+        return _product_of_patches(x, kernel, tuple(strides), tuple(padding))
     return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
 
 
@@ -76,8 +77,12 @@ def _is_default(keywords: dict[str, Any]) -> bool:
     )
 
 
+@partial(jax.jit, static_argnames=("strides", "padding"))  # traced once for each shape
 def _product_of_patches(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
 ) -> jax.Array:
     kernel_height, kernel_width, _, features = kernel.shape
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))

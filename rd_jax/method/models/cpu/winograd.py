@@ -1,6 +1,7 @@
 """3x3 convolutions with fewer products."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ _OF_STRIDE = {
 }
 
 
+@partial(jax.jit, static_argnames="stride")  # traced once for all layers of a shape
 def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Return a 3x3 convolution, padding 1, stride 1 or 2, whose output has even height and width.
 
@@ -42,11 +44,13 @@ def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return _convolved(x, kernel, stride, in_axis=0)
 
 
+@jax.jit
 def gradient_of_input(cotangent: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return what backpropagation through `winograd`, stride 1, hands on: the kernel is turned."""
     return _convolved(cotangent, kernel[::-1, ::-1], stride=1, in_axis=1)
 
 
+@jax.jit
 def gradient_of_kernel(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     """Return the gradient [3, 3, I, O] of `winograd`, stride 1: in 16 products for 36, too."""
     of_inputs, of_kernel, of_outputs = _OF_STRIDE[1]
