@@ -73,8 +73,8 @@ def _first_state(
     check_fraction("ema", ema)
     if model.bottleneck == "pre":
         variables = {name: {"student": tree["student"]} for name, tree in variables.items()}
-    opt_state = jax.jit(optimizer.init)(variables["params"])  # one program, not one for each shape
-    average = variables if ema else None
+    # One program, not one for each shape.
+    opt_state, average = jax.jit(optimizer.init)(variables["params"]), variables if ema else None
     return TrainState(**variables, opt_state=opt_state, step=jnp.int32(0), average=average)
 
 
@@ -85,21 +85,16 @@ def make_distillation_step(
     axis_name: str | None = None,
     ema: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Return a pure function that takes one step of the optimiser (paper, equation 2).
+    """Return step(state, teacher_variables, teacher_features, images=None) -> (state, metrics).
 
-    It is step(state, teacher_variables, teacher_features, images=None) -> (state, {"loss": []}):
-    the half of `make_train_step` after the teacher, whose features of an image never change.
-    `teacher_features` are those of `Model.teacher_features`, of all scales. Forward distillation
-    alone needs their `images`, uint8 [B, H, W, 3]. `loss`, `axis_name` and `ema` are those of
-    `make_train_step`.
+    It is the half of `make_train_step` after the teacher, whose features of an image, of all
+    scales, never change: one step of the optimiser (paper, equation 2). Forward distillation alone
+    needs the images.
     """
     check_fraction("ema", ema)
 
     def distillation_step(
-        state: TrainState,
-        teacher_variables: Any,
-        teacher_features: Features,
-        images: jax.Array | None = None,
+        state: TrainState, teacher_variables: Any, teacher_features: Features, images: Any = None
     ) -> tuple[TrainState, Metrics]:
         if (state.average is not None) != (ema > 0):
             raise ValueError(f"ema={ema}: give create_train_state and the step the same")
@@ -145,10 +140,10 @@ def make_train_step(
     """Return a pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
 
     It is the teacher, then `make_distillation_step`. `images` is uint8 [B, H, W, 3]; `loss` takes
-    the teacher's and the student's `Features` of the model's scales and gives a scalar, a mean over
-    images. Wrap the function in `jax.jit`; or give `axis_name` and wrap it in a `jax.pmap`
-    or `jax.shard_map` over that axis, which splits the images: gradients and BatchNorm statistics
-    are then those of the batch over all devices.
+    the teacher's and the student's `Features` of the model's scales and gives a mean over images.
+    Wrap the function in `jax.jit`; or give `axis_name` and wrap it in a `jax.pmap` or
+    `jax.shard_map` over that axis, which splits the images: gradients and BatchNorm statistics are
+    then those of the batch over all devices.
 
     With `ema` > 0 the state's `average` becomes a share `ema` of itself and the rest of the step's
     parameters and BatchNorm statistics, but after t steps at most a share t / (t + 9): it is that
@@ -166,7 +161,7 @@ def make_train_step(
 
 
 class Batch(NamedTuple):
-    """What a step is taken on; the leading axes may be more than the batch's."""
+    """What a step is taken on."""
 
     images: jax.Array | None  # uint8 [B, H, W, 3]; None where the features are enough
     teacher_features: Features | None = None  # None where the step computes them

@@ -74,10 +74,7 @@ class Model:
         teacher_features: Features,
         axis_name: str | None = None,
     ) -> tuple[Features, Mapping[str, Any]]:
-        """Return features with the batch's statistics in BatchNorm, and the updated batch_stats.
-
-        Raises ValueError for `images` of None with direction "forward".
-        """
+        """Return features with the batch's statistics in BatchNorm, and the updated batch_stats."""
         seen = self._seen_by_student(images, teacher_features)
         variables = join_variables(self.bottleneck, teacher_variables, student_variables)
         features, updated = self._learner(axis_name).apply(
@@ -99,12 +96,10 @@ class Model:
     def _scaled(self, images: jax.Array) -> jax.Array:
         return normalize(images) if self.normalize else rescale(images)
 
-    def _seen_by_student(self, images: jax.Array | None, teacher_features: Features) -> Any:
-        if self.direction == "reverse":
-            return teacher_features
-        if images is None:
+    def _seen_by_student(self, images: Any, teacher_features: Features) -> Any:
+        if self.direction == "forward" and images is None:
             raise ValueError("images=None: with direction='forward' the student sees the images")
-        return self._scaled(images)
+        return self._scaled(images) if self.direction == "forward" else teacher_features
 
     def _learner(self, axis_name: str | None = None) -> Any:
         if self.direction == "forward":

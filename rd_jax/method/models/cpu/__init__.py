@@ -52,11 +52,10 @@ def convolve(
         and strides[0] == strides[1] <= 2
         and x.shape[1] % (2 * strides[0]) == x.shape[2] % (2 * strides[1]) == 0
     )
-    if (height, width) == (1, 1) or num_positions <= features:
-        return _product_of_patches(x, kernel, tuple(strides), tuple(padding))
-    if is_tiled:
+    is_product = (height, width) == (1, 1) or num_positions <= features
+    if is_tiled and not is_product:
         return (_tiled if strides[0] == 1 else _tiled_strided)(x, kernel)
-    if tuple(strides) != (1, 1):
+    if is_product or tuple(strides) != (1, 1):
         return _product_of_patches(x, kernel, tuple(strides), tuple(padding))
     return lax.conv_general_dilated(x, kernel, strides, padding, **keywords)
 
@@ -77,13 +76,8 @@ def _is_default(keywords: dict[str, Any]) -> bool:
     )
 
 
-@partial(jax.jit, static_argnames=("strides", "padding"))  # traced once for each shape
-def _product_of_patches(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: tuple[int, ...],
-    padding: tuple[tuple[int, int], ...],
-) -> jax.Array:
+@partial(jax.jit, static_argnums=(2, 3))  # traced once for each shape
+def _product_of_patches(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> jax.Array:
     kernel_height, kernel_width, _, features = kernel.shape
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows = (x.shape[1] - kernel_height) // strides[0] + 1

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _Matrix = tuple[tuple[float, ...], ...]
+_PADDING = ((0, 0), (1, 1), (1, 1), (0, 0))
 
 
 class _Algorithm(NamedTuple):
@@ -56,16 +57,14 @@ def gradient_of_kernel(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     of_inputs, of_kernel, of_outputs = _OF_STRIDE[1]
     to_kernel, from_outputs = (tuple(zip(*m, strict=True)) for m in (of_kernel, of_outputs))
 
-    def product(tile: jax.Array, cotangent: jax.Array) -> jax.Array:
-        tile, cotangent = (a.reshape(-1, a.shape[-1]) for a in (tile, cotangent))
-        return (cotangent.T @ tile).T
+    def tiles(matrix: _Matrix, x: jax.Array) -> list[jax.Array]:
+        both = (tile for row in _tiles(matrix, x, 1) for tile in _tiles(matrix, row, 2))
+        return [tile.reshape(-1, tile.shape[-1]) for tile in both]
 
-    of_rows = []
-    pairs = zip(_tiles(of_inputs, _padded(x), 1), _tiles(from_outputs, cotangent, 1), strict=True)
-    for x_row, y_row in pairs:
-        columns = zip(_tiles(of_inputs, x_row, 2), _tiles(from_outputs, y_row, 2), strict=True)
-        of_rows.append(jnp.stack(_combined(to_kernel, [product(*pair) for pair in columns])))
-    return jnp.stack(_combined(to_kernel, of_rows))
+    pairs = zip(tiles(of_inputs, jnp.pad(x, _PADDING)), tiles(from_outputs, cotangent), strict=True)
+    products = [(of_y.T @ of_x).T for of_x, of_y in pairs]
+    rows = [jnp.stack(_combined(to_kernel, products[i : i + 4])) for i in (0, 4, 8, 12)]
+    return jnp.stack(_combined(to_kernel, rows))
 
 
 def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> jax.Array:
@@ -76,11 +75,11 @@ def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> ja
         # XLA copies a transposed kernel, but not one that it is told to sum over otherwise.
         return lax.dot_general(tile, weight, (((3,), (in_axis,)), ((), ())))
 
+    tiles = partial(_tiles, of_inputs, step=2 * stride)
+    x = jnp.pad(x, _PADDING)
     of_rows = []
-    x_rows = _tiles(of_inputs, _padded(x), 1, 2 * stride)
-    for x_row, kernel_row in zip(x_rows, _combined(of_kernel, kernel), strict=True):
-        x_tiles = _tiles(of_inputs, x_row, 2, 2 * stride)
-        pairs = zip(x_tiles, _combined(of_kernel, kernel_row), strict=True)
+    for x_row, kernel_row in zip(tiles(x, 1), _combined(of_kernel, kernel), strict=True):
+        pairs = zip(tiles(x_row, 2), _combined(of_kernel, kernel_row), strict=True)
         of_rows.append(_combined(of_outputs, [product(*pair) for pair in pairs]))
     even_columns, odd_columns = (
         jnp.stack(_combined(of_outputs, column), axis=2) for column in zip(*of_rows, strict=True)
@@ -90,15 +89,10 @@ def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> ja
     return y.reshape(batch, 2 * rows, 2 * columns, features)
 
 
-def _padded(x: jax.Array) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-
 def _tiles(matrix: _Matrix, x: jax.Array, axis: int, step: int = 2) -> list[jax.Array]:
     """Return the matrix times the elements of each tile along an axis, where `step` apart."""
-    count = len(matrix[0])
-    ends = (x.shape[axis] - count + i + 1 for i in range(count))
-    seen = [lax.slice_in_dim(x, i, end, step, axis) for i, end in enumerate(ends)]
+    num, first_end = len(matrix[0]), x.shape[axis] - len(matrix[0]) + 1
+    seen = [lax.slice_in_dim(x, i, first_end + i, step, axis) for i in range(num)]
     return _combined(matrix, seen)
 
 
