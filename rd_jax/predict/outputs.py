@@ -129,7 +129,7 @@ def regions(result: Prediction, pixel_threshold: float | None) -> list[dict[str,
     """
     if not result.is_anomalous or pixel_threshold is None:
         return None if result.is_anomalous else []
-    values = resized_map(result.anomaly_map, result.size)
+    values = result.full_size_map()
     labels, _ = ndimage.label(values > pixel_threshold, np.ones((3, 3)))
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):

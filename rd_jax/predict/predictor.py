@@ -41,9 +41,13 @@ class Prediction(NamedTuple):
     path: Path  # Path() for a picture that is no file
     score: float
     is_anomalous: bool | None  # None without a threshold
-    anomaly_map: np.ndarray  # [h, w] float32; of a file: the predictor's size, or a part of it
+    anomaly_map: np.ndarray  # [h, w] float32, of the predictor's size, or the picture's part of it
     size: tuple[int, int]  # height and width of the picture
     image: np.ndarray | None = None  # [h, w, 3] uint8, as decoded, if it was to be held
+
+    def full_size_map(self) -> np.ndarray:
+        """Return the map in the picture's size, float32, bilinear; its maximum stays."""
+        return resized_map(self.anomaly_map, self.size)
 
 
 class Unreadable(NamedTuple):
@@ -104,7 +108,7 @@ def _enough(num_images: int, batch_size: int) -> int:
 
 
 def score_image(predictor: Predictor, image: np.ndarray | Image.Image) -> Prediction:
-    """Score one picture of any size, such as a camera's frame; the map has the picture's size.
+    """Score one picture of any size, such as a camera's frame.
 
     The picture is uint8 [h, w], [h, w, 1] or [h, w, 3] RGB, or an image of Pillow, which is turned
     upright by its EXIF data. It is resized as for training. Nothing is compiled for another size,
@@ -112,13 +116,11 @@ def score_image(predictor: Predictor, image: np.ndarray | Image.Image) -> Predic
 
         predictor = load_predictor("runs/bottle")
         result = score_image(predictor, frame)
-        print(result.score, result.is_anomalous, result.anomaly_map.shape)
+        print(result.score, result.is_anomalous, result.full_size_map().shape)
     """
-    picture = _picture(image)
-    decoded = _decoded(Path(), picture, predictor)
+    decoded = _decoded(Path(), _picture(image), predictor)
     maps, scores = score_images(predictor.score, decoded.pixels[None], 1)
-    result = _prediction(predictor, decoded, maps[0], scores[0])
-    return result._replace(anomaly_map=resized_map(result.anomaly_map, result.size))
+    return _prediction(predictor, decoded, maps[0], scores[0])
 
 
 def _picture(image: np.ndarray | Image.Image) -> Image.Image:

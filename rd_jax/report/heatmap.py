@@ -1,10 +1,10 @@
 """Anomaly maps as colours over the image, on one scale for all images of a category."""
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 _OPACITIES = np.round(0.44 * np.arange(256)).astype(np.uint8)  # from nothing to 44%
 _CONTOUR = np.array([255, 0, 200], np.uint8)  # which few products and none of the colours have
@@ -28,12 +28,27 @@ def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return the map [h, w] as [*size] float32, bilinear; its maximum stays, where it lies."""
     anomaly_map = np.asarray(anomaly_map, np.float32)
     (h, w), (height, width) = anomaly_map.shape, size
-    bilinear = Image.fromarray(anomaly_map).resize((width, height), Image.Resampling.BILINEAR)
-    resized = np.array(bilinear)
+    resized = _bilinear(h, height) @ (anomaly_map @ _bilinear(w, width).T)
+    np.minimum(resized, anomaly_map.max(), out=resized)  # which rounding may exceed
     row, column = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
     place = (2 * row + 1) * height // (2 * h), (2 * column + 1) * width // (2 * w)
     resized[place] = anomaly_map.max()
     return resized
+
+
+@lru_cache(64)
+def _bilinear(count: int, wanted: int) -> sparse.csr_array:
+    """Return Pillow's weights [wanted, count] along one axis: its own code takes 4 times as long.
+
+    A pixel is a mean of those near its place, of as many as it stands for if there are fewer.
+    """
+    reach = max(count / wanted, 1)
+    places = (np.arange(wanted)[:, None] + 0.5) * count / wanted - 0.5
+    near = np.ceil(places - reach) + np.arange(int(2 * reach) + 1)
+    weights = np.maximum(1 - abs(near - places) / reach, 0) * (near >= 0) * (near < count)
+    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    columns, rows = near.clip(0, count - 1).astype(int), np.arange(wanted + 1) * near.shape[1]
+    return sparse.csr_array((weights.ravel(), columns.ravel(), rows), (wanted, count))
 
 
 def overlay(

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from rd_jax.report.heatmap import contour, overlay, resized_map, strength
 from tests.reference_weights import draw_images
@@ -20,6 +21,32 @@ def test_a_resized_map_has_the_given_size_and_keeps_linear_functions() -> None:
     rows, columns = (np.arange(16) + 0.5) / 2 - 0.5, (np.arange(24) + 0.5) / 3 - 0.5
     expected = np.add.outer(rows, 10 * columns)
     np.testing.assert_allclose(larger[2:-2, 3:-3], expected[2:-2, 3:-3], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((9, 13), (40, 170)),
+        ((40, 171), (9, 13)),
+        ((30, 7), (11, 64)),
+        ((8, 8), (8, 8)),
+        ((1, 5), (3, 1)),
+    ],
+)
+def test_a_resized_map_is_pillows_to_rounding_and_keeps_its_maximum(
+    size: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    anomaly_map = np.random.default_rng(0).gamma(2, 0.2, size).astype(np.float32)
+    expected = Image.fromarray(anomaly_map).resize(wanted[::-1], Image.Resampling.BILINEAR)
+    found = resized_map(anomaly_map, wanted)
+    differs = abs(found - np.asarray(expected)) > 1e-6
+    assert found.max() == anomaly_map.max()
+    assert not np.argwhere(differs & (found < found.max())).size
+
+
+def test_a_constant_map_stays_below_its_value() -> None:
+    for value in np.random.default_rng(0).random(20, np.float32):
+        assert resized_map(np.full((8, 12), value), (37, 101)).max() == value
 
 
 def test_a_calm_map_shows_the_image_itself() -> None:
