@@ -10,6 +10,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from rd_jax.report.gallery import read_evaluation
+from rd_jax.report.heatmap import drawn
+from rd_jax.store.rows import read_json
+from rd_jax.store.thresholds import read_thresholds
 
 LANCZOS = Image.Resampling.LANCZOS
 SCALE, GAP = 2, 8  # pixels
@@ -21,7 +24,13 @@ KINDS = ("good", "scratch", "stain", "missing_thread", "distortion")
 def main(folder: Path, output: Path) -> None:
     """Write a column for each kind of image: the image, its heatmap, the truth."""
     evaluation = read_evaluation(folder / "evaluation.npz")
+    stored = read_thresholds(
+        folder / "thresholds.json", read_json(folder / "results.json")["checkpoint"]
+    )
     assert evaluation is not None
+    assert stored is not None
+    ends = stored.thresholds.map_low, stored.thresholds.map_high
+    limit = stored.thresholds.image_threshold
     shown = [str(evaluation.names[i]) for i in evaluation.shown]
     height, width = (SCALE * int(pixels) + GAP for pixels in evaluation.size)
     size = (LEFT + width * len(KINDS) - GAP, TOP + height * len(ROWS) - GAP)
@@ -33,7 +42,9 @@ def main(folder: Path, output: Path) -> None:
     for column, kind in enumerate(KINDS):
         left, i = LEFT + column * width, shown.index(f"{kind}/000.png")
         draw.text((left + (width - GAP) // 2, TOP // 2), kind, "black", font, "mm")
-        files = (evaluation.images[i], evaluation.heatmaps[i], evaluation.masks[i])
+        is_anomalous = limit is not None and evaluation.scores[evaluation.shown[i]] > limit
+        image, anomaly_map = evaluation.images[i], evaluation.maps[i] * evaluation.map_unit
+        files = (image, drawn(image, anomaly_map, ends, is_anomalous), evaluation.masks[i])
         for row, file in enumerate(files):
             with Image.open(io.BytesIO(file)) as opened:
                 large = opened.convert("RGB").resize((width - GAP, height - GAP), LANCZOS)

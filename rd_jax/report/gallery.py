@@ -14,7 +14,7 @@ from rd_jax.data.decode import jpeg, png, resized
 from rd_jax.method.curve import curve_points, image_curve
 from rd_jax.method.metrics import MAX_FPR, Scored, median
 from rd_jax.method.thresholds import Thresholds
-from rd_jax.report.heatmap import overlay, resized_map
+from rd_jax.report.heatmap import resized_map
 from rd_jax.store.rows import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
@@ -45,16 +45,17 @@ class Evaluated(NamedTuple):
     image_roc: np.ndarray
     pixel_roc: np.ndarray
     pro: np.ndarray  # per-region overlap, to a false-positive rate of MAX_FPR
-    map_range: np.ndarray  # [2] values of the map shown as calm and at full strength
+    map_range: np.ndarray  # [2] median and maximum of all maps
     shown: np.ndarray  # [G] which of the M images
     size: np.ndarray  # [2] height and width of the pictures
     images: np.ndarray  # [G] JPEG files
-    heatmaps: np.ndarray  # [G] JPEG files: the images under their maps
+    maps: np.ndarray  # [G, height, width] uint16: their maps, in units of `map_unit`
     masks: np.ndarray  # [G] PNG files, or [0] without masks
     held_out_names: np.ndarray  # [H] str
     held_out_scores: np.ndarray  # [H] float32
     held_out_images: np.ndarray  # [H] JPEG files
-    held_out_heatmaps: np.ndarray  # [H] JPEG files
+    held_out_maps: np.ndarray  # [H, height, width] uint16
+    map_unit: np.ndarray  # [] 1/4095 of the highest value of these maps
 
 
 def read_evaluation(path: Path) -> Evaluated | None:
@@ -67,40 +68,24 @@ def read_evaluation(path: Path) -> Evaluated | None:
 
 
 def write_evaluation(
-    path: Path,
-    split: Split,
-    scored: Scored,
-    shown: Shown,
-    held_out: Shown,
-    thresholds: Thresholds | None,
+    path: Path, split: Split, scored: Scored, shown: Shown, held_out: Shown
 ) -> None:
     """Write an .npz file, whole or not at all.
 
     `scored` are the split's M test images, `shown` those that `chosen` chose; `held_out` are some
-    of its training images. Without thresholds, colours reach from the median to the maximum of all
-    maps.
+    of its training images.
     """
-    low, high = median(scored.pixels), scored.maxima.max(initial=0.0)
-    if thresholds:
-        low, high = thresholds.map_low, thresholds.map_high
     size = _thumbnail(*split.test.shape[1:3])
-    threshold = thresholds.image_threshold if thresholds else None
-    limit = np.inf if threshold is None else threshold
+    maps = np.array([*shown.maps, *held_out.maps], np.float32).reshape(-1, *size)
+    unit = np.float32(max(maps.max(initial=0), 1e-6) / 4095)  # which 256 colours do not show
+    levels = np.rint(maps.clip(0) / unit).astype(np.uint16)
 
-    def pictures(of: np.ndarray, chosen: Shown) -> tuple[np.ndarray, np.ndarray]:
-        small = [resized(Image.fromarray(of[i]), size) for i in chosen.places]
-        called = (chosen.scores > limit).tolist()
-        heatmaps = [
-            overlay(image, of_image, low, high, is_anomalous)
-            for image, of_image, is_anomalous in zip(small, chosen.maps, called, strict=True)
-        ]
-        # Neither kind of file ends with a NUL, which NumPy would drop.
-        return np.array([*map(jpeg, small)], bytes), np.array([*map(jpeg, heatmaps)], bytes)
+    def pictures(of: np.ndarray, chosen: Shown) -> np.ndarray:
+        # No JPEG file ends with a NUL, which NumPy would drop.
+        return np.array([jpeg(resized(Image.fromarray(of[i]), size)) for i in chosen.places], bytes)
 
-    images, heatmaps = pictures(split.test, shown)
-    held_out_images, held_out_heatmaps = pictures(split.train, held_out)
     all_masks = () if split.masks is None else split.masks[shown.places]
-    masks = [resized_map(255 * mask.astype(np.uint8), size).astype(np.uint8) for mask in all_masks]
+    masks = [np.rint(resized_map(255 * mask, size)).astype(np.uint8) for mask in all_masks]
     evaluated = Evaluated(
         names=np.array(split.test_names, str),
         labels=split.labels,
@@ -108,16 +93,17 @@ def write_evaluation(
         image_roc=thinned(curve_points(image_curve(scored.scores, split.labels))),
         pixel_roc=thinned(curve_points(scored.pixels.unweighted())),
         pro=thinned(curve_points(scored.pixels, MAX_FPR)),
-        map_range=np.array([low, high]),
+        map_range=np.array([median(scored.pixels), scored.maxima.max(initial=0.0)]),
         shown=shown.places,
         size=np.array(size),
-        images=images,
-        heatmaps=heatmaps,
+        images=pictures(split.test, shown),
+        maps=levels[: len(shown.maps)],
         masks=np.array([*map(png, masks)], bytes),
         held_out_names=np.array([split.train_names[i] for i in held_out.places], str),
         held_out_scores=held_out.scores,
-        held_out_images=held_out_images,
-        held_out_heatmaps=held_out_heatmaps,
+        held_out_images=pictures(split.train, held_out),
+        held_out_maps=levels[len(shown.maps) :],
+        map_unit=unit,
     )
     write_arrays(path, evaluated._asdict())
 

@@ -1,10 +1,13 @@
 """Anomaly maps as colours over the image, on one scale for all images of a category."""
 
+import io
 from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage, sparse
+
+from rd_jax.data.decode import jpeg
 
 _OPACITIES = np.round(0.44 * np.arange(256)).astype(np.uint8)  # from nothing to 44%
 _CONTOUR = np.array([255, 0, 200], np.uint8)  # which few products and none of the colours have
@@ -64,6 +67,14 @@ def overlay(
     if is_anomalous:
         shown[contour(values > low)] = _CONTOUR
     return shown
+
+
+def drawn(
+    image: bytes, anomaly_map: np.ndarray, ends: tuple[float, float], is_anomalous: bool
+) -> bytes:
+    """Return the JPEG file of the `overlay` over the picture in a file."""
+    with Image.open(io.BytesIO(image)) as opened:
+        return jpeg(overlay(np.asarray(opened), anomaly_map, *ends, is_anomalous))
 
 
 def coloured(image: np.ndarray, level: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from rd_jax.method.metrics import METRICS
 from rd_jax.method.thresholds import Thresholds
 from rd_jax.report.figures import inline_figures, training_of
 from rd_jax.report.gallery import Evaluated, examples, informative, read_evaluation, wrongness
-from rd_jax.report.heatmap import coloured
+from rd_jax.report.heatmap import coloured, drawn
 from rd_jax.report.tables import TEMPLATES, columns, per_cent, protocol, warnings_of
 from rd_jax.report.words import answer
 from rd_jax.store import checkpoint
@@ -91,10 +91,14 @@ def _section(number: int, result: Result, max_images: int) -> dict[str, Any]:
 def _gallery(evaluated: Evaluated, thresholds: Thresholds | None, limit: int) -> dict[str, Any]:
     """Return what the page shows of at most `limit` of the M test images, worst errors first."""
     scores, labels, shown = evaluated.scores, evaluated.labels, evaluated.shown
-    threshold = thresholds.image_threshold if thresholds else None
+    threshold, ends = thresholds and thresholds.image_threshold, (*evaluated.map_range,)
+    if thresholds:
+        ends = thresholds.map_low, thresholds.map_high
 
-    def card(name: Any, score: Any, label: Any, image: Any, heatmap: Any) -> dict[str, Any]:
-        called = label if threshold is None else score > threshold  # no decision, no error
+    def card(name: Any, score: Any, label: Any, image: Any, levels: np.ndarray) -> dict[str, Any]:
+        above = threshold is not None and score > threshold
+        called = label if threshold is None else above  # no decision, no error
+        heatmap = drawn(image, levels * evaluated.map_unit, ends, above)
         return {
             "name": str(name),
             "score": score,
@@ -106,17 +110,18 @@ def _gallery(evaluated: Evaluated, thresholds: Thresholds | None, limit: int) ->
         }
 
     of_shown = evaluated.names[shown], scores[shown], labels[shown]
-    cards = [*map(card, *of_shown, evaluated.images, evaluated.heatmaps)]
+    cards = [*map(card, *of_shown, evaluated.images, evaluated.maps)]
     for of_image, mask in zip(cards, evaluated.masks, strict=False):  # there may be none
         of_image["mask"] = _uri(mask, "png")
     held_out = map(
         card,
         *(evaluated.held_out_names, evaluated.held_out_scores, repeat(False)),
-        *(evaluated.held_out_images, evaluated.held_out_heatmaps),
+        *(evaluated.held_out_images, evaluated.held_out_maps),
     )
     errors, places = wrongness(scores, labels, thresholds), {i: k for k, i in enumerate(shown)}
     clear = examples(evaluated.names.tolist(), labels, scores, errors)
     return {
+        "ends": ends,
         "examples": [cards[places[i]] for i in clear if i in places],
         "cards": [cards[k] for k in informative(errors[shown], limit)],
         "held_out": [*held_out],

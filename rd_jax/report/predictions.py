@@ -50,7 +50,7 @@ def write_predictions(folder: Path, shown: Shown, thresholds: Thresholds) -> Non
         title=f"Predictions: {printable(folder.resolve().name)}",
         script_hash=script_hash(),
         scale=scale_picture(),
-        map_range=(thresholds.map_low, thresholds.map_high),
+        ends=(thresholds.map_low, thresholds.map_high),
         thresholds=thresholds,
         shown=shown,
         cards=[_card(row, below) for row in shown.highest],

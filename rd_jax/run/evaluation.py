@@ -178,7 +178,7 @@ def _write(
         **_by_thresholds(thresholds, scored.scores, split.labels),
         "eval_seconds": time.perf_counter() - start,
     }
-    gallery.write_evaluation(place.shown, split, scored, of_test, held_out, thresholds)
+    gallery.write_evaluation(place.shown, split, scored, of_test, held_out)
     figures.write_figures(place, row)
     write_json(place.results, row)
 

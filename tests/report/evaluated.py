@@ -54,7 +54,7 @@ def write(
     held_out = np.arange(len(split.train) if thresholds else 0)[::-1]
     drawn = np.random.default_rng(1).gamma(2, 0.2, (len(held_out), *split.train.shape[1:3]))
     highest = Shown(held_out, drawn.max((1, 2)), [*map(small_map, drawn)])
-    write_evaluation(path, split, scored, shown, highest, thresholds)
+    write_evaluation(path, split, scored, shown, highest)
     evaluated = read_evaluation(path)
     assert evaluated is not None
     return evaluated

@@ -14,7 +14,6 @@ from rd_jax.report.gallery import (
     thinned,
     wrongness,
 )
-from rd_jax.report.heatmap import overlay
 from rd_jax.store.rows import write_arrays
 from tests.report.evaluated import NUM_HELD_OUT, THRESHOLDS, weave_split, write
 
@@ -37,17 +36,14 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.size, [32, 32])
     assert sorted(read.shown) == list(range(10))
     for k, i in enumerate(read.shown):
-        is_anomalous = scores[i] > THRESHOLDS.image_threshold
-        heatmap = overlay(split.test[i], maps[i], 0.1, 2.1, is_anomalous)
-        for file, expected in ((read.images[k], split.test[i]), (read.heatmaps[k], heatmap)):
-            difference = pixels_of(file).astype(int) - expected
-            assert np.abs(difference).mean() < 12  # of JPEG
+        assert np.abs(pixels_of(read.images[k]).astype(int) - split.test[i]).mean() < 12  # of JPEG
+        np.testing.assert_allclose(read.maps[k] * read.map_unit, maps[i], atol=maps.max() / 4000)
         np.testing.assert_array_equal(pixels_of(read.masks[k]), 255 * split.masks[i])
     assert [*read.held_out_names] == [*split.train_names][::-1]
     for file, i in zip(read.held_out_images, (2, 1, 0), strict=True):
         assert np.abs(pixels_of(file).astype(int) - split.train[i]).mean() < 12
-    assert len(read.held_out_heatmaps) == len(read.held_out_scores) == NUM_HELD_OUT
-    np.testing.assert_array_equal(read.map_range, [0.1, 2.1])
+    assert len(read.held_out_maps) == len(read.held_out_scores) == NUM_HELD_OUT
+    np.testing.assert_allclose(read.map_range, [np.median(maps), maps.max()], rtol=1e-4)
     assert read.pro[-1, 0] == pytest.approx(0.3)
 
 
@@ -78,12 +74,6 @@ def test_an_evaluation_that_was_cut_short_is_none(
     assert "evaluation.npz is left out, since it cannot be read" in caplog.text
 
 
-def test_without_thresholds_the_maps_set_the_scale(tmp_path: Path) -> None:
-    split, maps = weave_split(4)
-    read = write(tmp_path / FILE, split, maps, maps.max((1, 2)), None)
-    np.testing.assert_allclose(read.map_range, [np.median(maps), maps.max()], rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("shape", "shown"), [((320, 320), (256, 256)), ((100, 400), (64, 256)), ((4, 2400), (1, 256))]
 )
@@ -100,8 +90,8 @@ def test_large_images_become_thumbnails(
     maps = np.random.default_rng(0).random((2, *shape), np.float32)
     read = write(tmp_path / FILE, split, maps, maps.max((1, 2)), THRESHOLDS)
     assert tuple(read.size) == small_map(maps[0]).shape == shown
-    held_out = read.held_out_images, read.held_out_heatmaps
-    for files in (read.images, read.heatmaps, read.masks, *held_out):
+    assert read.maps.shape[1:] == read.held_out_maps.shape[1:] == shown
+    for files in (read.images, read.held_out_images, read.masks):
         assert {pixels_of(file).shape[:2] for file in files} == {shown}
 
 
@@ -110,7 +100,7 @@ def test_without_both_classes_there_are_no_curves(tmp_path: Path, count: int) ->
     split, maps = weave_split(count)
     split = replace(split, masks=None)
     read = write(tmp_path / FILE, split, maps, maps.sum((1, 2)), None)
-    assert len(read.shown) == len(read.images) == len(read.heatmaps) == count
+    assert len(read.shown) == len(read.images) == len(read.maps) == count
     assert len(read.image_roc) == len(read.pixel_roc) == len(read.pro) == len(read.masks) == 0
 
 

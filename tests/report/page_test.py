@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import io
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -19,6 +21,7 @@ from selenium.webdriver.common.keys import Keys
 from rd_jax.data.synthetic import DEFECTS
 from rd_jax.report import page
 from rd_jax.report.figures import write_figures
+from rd_jax.report.heatmap import overlay
 from rd_jax.store import checkpoint
 from rd_jax.store.results import VERDICTS, read_results
 from rd_jax.store.thresholds import write_thresholds
@@ -241,12 +244,28 @@ def test_without_test_images_the_page_shows_what_the_threshold_rests_on(tmp_path
     keep_thresholds(place)
     write_figures(place, row("my weave", None, **judged))
     text = text_of(tmp_path)
-    assert "threshold 1.5, no test images Metrics" in text  # and no table in between
-    assert "7.69% of new normal images are expected above it" in text
+    assert "threshold 1.5, no test images Backbone" in text  # and no table in between
+    assert "7.69% of new good images are above it" in text
     folder = shlex.quote(str(place.folder))
     assert f"rd_jax.predict --workdir {folder} new_images/ --output predictions" in text
     assert re.findall(r"(\d+\.png) [\d.]+ ", text) == [*split.train_names][::-1]
     assert "Image scores: held out (12), threshold at 1.5" in page_of(tmp_path)
+
+
+def test_heatmaps_are_those_of_the_thresholds_of_now(tmp_path: Path) -> None:
+    place = add_evaluation(tmp_path, "weave")
+    split, maps = weave_split(10)
+    for ends, limit in (((0.1, 2.1), 9.0), ((0.6, 0.8), 0.1)):
+        low, high = ends
+        now = THRESHOLDS._replace(map_low=low, map_high=high, image_threshold=limit)
+        write_thresholds(place.thresholds, STORED._replace(thresholds=now))
+        write_page(tmp_path)
+        pictures = r'alt="([^"]+)"><span>heatmap</span><img src="data:[^,]+,([^"]+)'
+        found = dict(re.findall(pictures, page_of(tmp_path)))
+        for i, name in enumerate(split.test_names):
+            with Image.open(io.BytesIO(base64.b64decode(found[name]))) as heatmap:
+                expected = overlay(split.test[i], maps[i], *ends, maps[i].max() > limit)
+                assert np.abs(np.asarray(heatmap, int) - expected).mean() < 12  # of two JPEG
 
 
 def test_few_held_out_images_are_warned_of(tmp_path: Path) -> None:

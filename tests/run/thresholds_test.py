@@ -59,8 +59,8 @@ def test_what_the_held_out_images_can_promise_is_said(trained: Path, tmp_path: P
     done = succeeded(*evaluation(workdir))
     assert f"weave: scoring {HELD_OUT} normal images" in done.stderr
     assert (
-        "14.3% of new normal images are expected above it (in 95 of 100 cases at most 39.3%), the "
-        "least that 6 held-out images can promise (1% needs 99)"
+        "14.3% of new good images are above it, in 95 of 100 cases at most 39.3%. It rests on 6 "
+        "held-out images; 1% needs 99"
     ) in done.stderr
 
 
@@ -90,7 +90,7 @@ def test_the_held_out_images_with_the_highest_scores_are_kept_to_look_at(
     assert shown["held_out_scores"] == pytest.approx(scores, rel=1e-5)
     stored = read_json(trained / "weave" / "thresholds.json")["normal"]["scores"]
     assert scores == pytest.approx(sorted(stored)[::-1][:3], rel=1e-5)
-    assert len(shown["held_out_images"]) == len(shown["held_out_heatmaps"]) == 3
+    assert len(shown["held_out_images"]) == len(shown["held_out_maps"]) == 3
 
 
 def test_training_in_bfloat16_is_scored_in_float32(data_dir: Path, tmp_path: Path) -> None:
