@@ -76,7 +76,7 @@ def _run(argv: list[str]) -> int:
             overrides["dataset"] = flag.config.dataset
         table = evaluate_checkpoints(overrides, chosen_name(flag.config), workdir)
     if table:
-        print(f"{table}\nResults are in {workdir}")
+        print(f"{table}\nResults are in {workdir}; results.md says how they came about")
         print(f"Open {workdir / 'report.html'} (pictures) and {workdir / 'results.csv'} (figures)")
     return 0
 

@@ -54,7 +54,7 @@ def per_cent(row: Row, name: str) -> str:
 def markdown_protocol(rows: Sequence[Row]) -> str:
     """Return how the figures of these rows came about, and what to beware of."""
     warnings = [f"**{_escaped(text)}**" for text in warnings_of(rows)]
-    return "\n\n".join([*map(_escaped, protocol(rows)), *warnings]) + "\n"
+    return "\n\n".join([*warnings, *map(_escaped, protocol(rows))]) + "\n"
 
 
 def protocol(rows: Sequence[Row]) -> list[str]:
@@ -63,6 +63,7 @@ def protocol(rows: Sequence[Row]) -> list[str]:
     rates = [rate for row in trained for rate in np.ravel(row["kept_false_positive_rate"])]
     text = TEMPLATES.get_template("protocol.txt").render(
         rows=rows,
+        has_figures=bool(columns(rows)[1]),
         sizes=sorted({"x".join(map(str, np.ravel(row["image_size"]))) for row in rows}),
         seeds=sorted({seed for row in trained for seed in row.get("seeds", [row.get("seed")])}),
         rate=max((rate for rate in rates if rate is not None), default=None),
@@ -96,8 +97,8 @@ def columns(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
 def write_results(workdir: Path, found: dict[str, list[Result]]) -> str:
     """Write the results of a run, as of `read_results`, into its results.json, .csv and .md.
 
-    Write results.json of each category that has several seeds, too. Return the Markdown text
-    without its heading.
+    Write results.json of each category that has several seeds, too. Return what a console
+    shows of it: the first line, the table and what to beware of.
     """
     run, rows, mean = Workdir(workdir), rows_of_categories(found), mean_row(found)
     for category, row in zip(found, rows, strict=True):
@@ -110,6 +111,7 @@ def write_results(workdir: Path, found: dict[str, list[Result]]) -> str:
     cells = [[row["category"], *(per_cent(row, name) for name in names)] for row in shown]
     table = markdown_table([label, *names], cells) if names else ""
     results = [result.row for of_category in found.values() for result in of_category]
-    text = "\n".join(filter(None, [f"{answer(results)}\n", table, markdown_protocol(rows)]))
-    write_whole(run.results.with_suffix(".md"), f"# Results\n\n{text}".encode())
-    return text
+    text = "\n".join(filter(None, [f"{answer(results)}\n", table]))
+    whole = f"# Results\n\n{text}\n{markdown_protocol(rows)}"
+    write_whole(run.results.with_suffix(".md"), whole.encode())
+    return "\n".join([text, *warnings_of(rows)])

@@ -41,13 +41,12 @@ def needs(rate: float) -> str:
 
 
 def rate_in_words(thresholds: Thresholds | None, categories: Sequence[str] = ()) -> str:
-    """Return one sentence: the threshold, the rate it keeps, and what the asked one needs.
+    """Return two sentences: the threshold and the rate it keeps; what it rests on.
 
     `categories` are those that the threshold is for; name them where there is a choice.
     """
     if thresholds is None or thresholds.image_threshold is None:
         return "No thresholds, as no images were held out (--config.holdout=0.1)"
-    count, asked = thresholds.num_images, thresholds.false_positive_rate
     text = f"Threshold {thresholds.image_threshold:.4g}"
     if thresholds.kept_rate is None:
         return f"{text}, of which nothing is promised"
@@ -55,12 +54,12 @@ def rate_in_words(thresholds: Thresholds | None, categories: Sequence[str] = ())
         text += f", one threshold for all of {', '.join(categories)}"
     elif categories:
         text += f", that of {categories[0]}"
-    text += f": {percent(thresholds.kept_rate)} of new normal images are expected above it"
+    text += f": on average {percent(thresholds.kept_rate)} of new good images are above it"
     if thresholds.possible_rate is not None:
-        text += f" (in 95 of 100 cases at most {percent(thresholds.possible_rate)})"
-    if num_exceeding(count, asked) >= 0:
-        return f"{text}, by {_counted(thresholds)}"
-    return f"{text}, the least that {_counted(thresholds)} can promise ({needs(asked)})"
+        text += f", in 95 of 100 cases at most {percent(thresholds.possible_rate)}"
+    asked = thresholds.false_positive_rate
+    is_kept = num_exceeding(thresholds.num_images, asked) >= 0
+    return f"{text}. It rests on {_counted(thresholds)}{'' if is_kept else f'; {needs(asked)}'}"
 
 
 def _counted(thresholds: Thresholds) -> str:
@@ -78,7 +77,7 @@ def caution(thresholds: Thresholds) -> str | None:
     if kept is None or possible is None or count >= ENOUGH:
         return None
     return (
-        f"{_counted(thresholds)} are few: on average {_one_in(kept)} good parts will be called "
+        f"{_counted(thresholds)} are few: on average {_one_in(kept)} good images will be called "
         f"anomalous, possibly {_one_in(possible)}; hold out {ENOUGH} or more, or add good images "
         "with python -m rd_jax.calibrate"
     )

@@ -13,7 +13,21 @@ from tests.report.evaluated import add_results, row
 
 
 def write_results(workdir: Path) -> str:
-    return tables.write_results(workdir, read_results(workdir))
+    """Write them and return results.md without its heading."""
+    tables.write_results(workdir, read_results(workdir))
+    heading, _, text = (workdir / "results.md").read_text().partition("\n\n")
+    assert heading == "# Results"
+    return text
+
+
+def test_a_console_shows_the_answer_the_table_and_what_to_beware_of(tmp_path: Path) -> None:
+    add_results(tmp_path, "a", 0.5, num_steps=20)
+    text = tables.write_results(tmp_path, read_results(tmp_path))
+    answer, table, warnings = text.split("\n\n")
+    assert answer == "no threshold, image AUROC 50.00 %"
+    assert table.startswith("| category | image_auroc |")
+    assert warnings == "a is UNFINISHED: step 20 of 131."
+    assert write_results(tmp_path).startswith(f"{answer}\n\n{table}\n\n**{warnings}**\n\nMetrics")
 
 
 def test_tables_hold_every_category_and_the_mean_of_what_is_defined(tmp_path: Path) -> None:
@@ -22,7 +36,6 @@ def test_tables_hold_every_category_and_the_mean_of_what_is_defined(tmp_path: Pa
         write_json(tmp_path / values["category"] / "results.json", values)
     write_json(tmp_path / "other_run" / "results.json", {"categories": rows, "mean": {}})
     text = write_results(tmp_path)
-    assert (tmp_path / "results.md").read_text() == f"# Results\n\n{text}"
     assert "| b | 100.00 | 100.00 | n/a | 100.00 |" in text
     assert "| mean | 75.00 | 75.00 | 50.00 | 75.00 |" in text
     assert "last step" in text
@@ -67,8 +80,9 @@ def test_the_rate_that_thresholds_keep_is_said(tmp_path: Path) -> None:
         held_out = {"holdout": 0.1, "num_held_out": 9, "kept_false_positive_rate": rate}
         add_results(tmp_path, "d", seed_folder=seed, **held_out)
     text = write_results(tmp_path)
-    assert "are expected (1% needs 99 images), 10 epochs" in text
-    assert "hold-out 0.1 of the training images for the thresholds, above which 10% of new " in text
+    assert "hold-out 0.1 of the training images for the thresholds, 10 epochs" in text
+    assert " On average at most 10% of new good images are above the threshold. Of held-out" in text
+    assert " Of held-out images, 1% needs 99.\n" in text
 
 
 def test_seeds_are_summarised_by_mean_and_sample_deviation(tmp_path: Path) -> None:
@@ -130,7 +144,7 @@ def test_a_table_holds_what_is_defined_and_a_mean_of_several_alone(tmp_path: Pat
     nothing = dict.fromkeys(METRICS)
     add_results(tmp_path, "a", **nothing, image_threshold=0.5, num_held_out=20)
     text = write_results(tmp_path)
-    assert text.startswith("threshold 0.5, no test images\n\nMetrics in per cent")
+    assert text.startswith("threshold 0.5, no test images\n\nBackbone ")
     assert "|" not in text
     judged = {"image_precision": 0.25, "image_recall": 1.0, "image_threshold": 0.5}
     add_results(tmp_path, "a", **nothing | judged | {"image_auroc": 0.75})

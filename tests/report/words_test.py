@@ -13,35 +13,37 @@ THRESHOLDS = Thresholds("holdout", 20, 0.01, 0.5, 0.4, 0.1, 0.5, 1 / 21, 0.001)
     [
         (
             {"num_images": 21, "kept_rate": 1 / 22},
-            "4.55% of new normal images are expected above it, the least that 21 held-out images "
-            "can promise (1% needs 99)",
+            "4.55% of new good images are above it. It rests on 21 held-out images; 1% needs 99",
         ),
         (
             {"num_images": 199, "kept_rate": 0.01},
-            "1% of new normal images are expected above it, by 199 held-out images",
+            "1% of new good images are above it. It rests on 199 held-out images",
         ),
         (
             {"false_positive_rate": 1e-5, "num_images": 999, "kept_rate": 1e-3},
-            "0.1% of new normal images are expected above it, the least that 999 held-out images "
-            "can promise (0.001% needs 99999)",
+            "0.1% of new good images are above it. It rests on 999 held-out images; 0.001% needs "
+            "99999",
         ),
         (
             {"false_positive_rate": 0.0, "num_images": 9, "kept_rate": 0.1},
-            "Threshold 0.5: 10% of new normal images are expected above it, "
-            "the least that 9 held-out images can promise (none can promise 0%)",
+            "Threshold 0.5: on average 10% of new good images are above it. It rests on 9 held-out "
+            "images; none can promise 0%",
         ),
         ({"kept_rate": None}, "Threshold 0.5, of which nothing is promised"),
-        ({"image_threshold": None}, "No thresholds, as no images were held out"),
+        (
+            {"image_threshold": None},
+            "No thresholds, as no images were held out (--config.holdout=0.1)",
+        ),
     ],
 )
 def test_the_kept_rate_is_said_and_what_the_asked_one_needs(changes: dict, text: str) -> None:
-    assert text in rate_in_words(THRESHOLDS._replace(**changes))
+    assert rate_in_words(THRESHOLDS._replace(**changes)).endswith(text)
 
 
 def scale_of(thresholds: Thresholds | None) -> str:
     template = TEMPLATES.get_template("scale.html")
     ends = (thresholds.map_low, thresholds.map_high) if thresholds else (0.1, 0.5)
-    return template.render(thresholds=thresholds, map_range=ends, scale="data:,").strip()
+    return template.render(thresholds=thresholds, ends=ends, scale="data:,").strip()
 
 
 def test_the_ends_of_the_scale_are_said() -> None:
@@ -54,13 +56,6 @@ def test_the_ends_of_the_scale_are_said() -> None:
     assert "pixels of the training images are below)" in scale_of(without)
     assert "(the median of these maps)" in scale_of(None)
     assert "(their maximum)" in scale_of(None)
-
-
-def test_colours_of_an_earlier_threshold_are_said_to_be_so() -> None:
-    template = TEMPLATES.get_template("scale.html")
-    text = template.render(thresholds=THRESHOLDS, map_range=(0.1, 0.9), scale="data:,")
-    assert "full above 0.9, by the thresholds of the evaluation. Those of now are others." in text
-    assert "such a pixel alone" not in text
 
 
 JUDGED = {"image_threshold": 0.62412, "num_anomalous": 36, "num_normal": 12}
@@ -98,6 +93,8 @@ def test_the_first_line_is_the_answer(rows: list[dict], text: str) -> None:
 
 
 def test_the_categories_that_a_threshold_is_for_are_named() -> None:
-    assert rate_in_words(THRESHOLDS, ["cable"]).startswith("Threshold 0.5, that of cable: 4.76%")
-    both = "Threshold 0.5, one threshold for all of cable, pill: 4.76%"
+    assert rate_in_words(THRESHOLDS, ["cable"]).startswith(
+        "Threshold 0.5, that of cable: on average 4.76%"
+    )
+    both = "Threshold 0.5, one threshold for all of cable, pill: on average 4.76%"
     assert rate_in_words(THRESHOLDS, ["cable", "pill"]).startswith(both)
