@@ -7,7 +7,8 @@ curl --data-binary @photo.png http://localhost:8000/score
 curl --data-binary @photo.png http://localhost:8000/overlay --output overlay.png
 
 One process scores one picture after the other. An error is JSON, {"error": "..."}: 400 if the
-body is no picture, 413 if it is too large, 503 if too many pictures wait already.
+body is no picture, 413 if it is too large, 503 if too many pictures wait already. Ctrl-C or SIGTERM
+ends it with exit code 0; while it loads, once it has loaded. The exit code of a mistake is 2.
 """
 
 import asyncio
@@ -31,8 +32,10 @@ from rd_jax.predict.predictor import Predictor
 from rd_jax.report.heatmap import overlay
 from rd_jax.system.command import Parser, require_devices, run_command
 from rd_jax.system.errors import UserError, first_line
+from rd_jax.system.interruption import deferred
 
 MOST_BYTES = 2**26  # of a body
+INTERRUPTED = 130  # exit code of `run_command`
 
 
 class Body(io.BytesIO):
@@ -156,17 +159,21 @@ def main(argv: Sequence[str]) -> int:
         add("--port", type=int, default=8000, help="0: one that is free")
         add("--queue", type=int, default=16, help="pictures at once, scored or waiting")
         flags = parser.parse_args(argv)
-        require_devices()
-        predictor = rd_jax.load_predictor(flags.workdir)
-        # So that the first picture is no slower than the others.
-        rd_jax.score_image(predictor, np.zeros((*predictor.size, 3), np.uint8))
+        with deferred("ending when the model is loaded") as should_stop:
+            require_devices()
+            predictor = rd_jax.load_predictor(flags.workdir)
+            # So that the first picture is no slower than the others.
+            rd_jax.score_image(predictor, np.zeros((*predictor.size, 3), np.uint8))
+        if should_stop():
+            return 0
         sockets = bind_sockets(flags.port, flags.address)
         host, port = sockets[0].getsockname()[:2]
         print(f"http://{host}:{port}/score and /overlay take pictures by POST", flush=True)
         asyncio.run(listen(application(predictor, flags.queue), sockets))
         return 0
 
-    return run_command(body, lambda _: "stopped")
+    code = run_command(body, lambda _: "stopped")
+    return 0 if code == INTERRUPTED else code  # being stopped is how a server ends
 
 
 if __name__ == "__main__":

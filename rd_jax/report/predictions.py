@@ -26,6 +26,7 @@ class Shown(NamedTuple):
     num_failed: int = 0
     highest: tuple[Row, ...] = ()  # scores
     failed: tuple[Row, ...] = ()
+    thresholds: frozenset[float | None] = frozenset()  # that their verdicts are by
 
 
 def with_rows(shown: Shown, rows: Iterable[Row]) -> Shown:
@@ -39,6 +40,7 @@ def with_rows(shown: Shown, rows: Iterable[Row]) -> Shown:
         shown.num_failed + len(failed),
         tuple(highest),
         (*shown.failed, *failed)[:_MOST_FAILED],
+        shown.thresholds | {row["threshold"] for row in scored},
     )
 
 
@@ -52,6 +54,7 @@ def write_predictions(folder: Path, shown: Shown, thresholds: Thresholds) -> Non
         scale=scale_picture(),
         ends=(thresholds.map_low, thresholds.map_high),
         thresholds=thresholds,
+        earlier=sorted(shown.thresholds - {None, thresholds.image_threshold}),
         shown=shown,
         cards=[_card(row, below) for row in shown.highest],
         folder=printable(below),
@@ -68,6 +71,7 @@ def _card(row: Row, below: str) -> dict[str, Any]:
         "name": printable(os.path.relpath(row["file"], below)),
         "score": row["score"],
         "verdict": row["verdict"] or "",
+        "threshold": row["threshold"],
         "num_regions": len(row.get("regions") or ()),
         "heatmap": heatmap and quote(os.fsencode(heatmap)),
     }

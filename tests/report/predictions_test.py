@@ -18,7 +18,9 @@ def row(name: str, score: float | None, error: str | None = None) -> Row:
     verdict = None if score is None else "anomalous" if score > 1.5 else "normal"
     heatmap = None if score is None else f"heatmaps/{name}_heatmap.png"
     regions = [{}] * 2 if verdict == "anomalous" else []
+    threshold = None if score is None else THRESHOLDS.image_threshold
     known = {"score": score, "verdict": verdict, "heatmap": heatmap, "regions": regions}
+    known["threshold"] = threshold
     return {"file": f"parts/{name}.jpg", "error": error, **known}
 
 
@@ -47,6 +49,16 @@ def test_the_page_links_to_what_was_written_highest_scores_first(tmp_path: Path)
     ]
     assert "2 of 4 images are anomalous; 1 could not be read or written." in page
     assert "<li>parts/broken.jpg: no &lt;image&gt;</li>" in page
+
+
+def test_verdicts_of_earlier_thresholds_are_told_apart(tmp_path: Path) -> None:
+    rows = [row(name, i) for i, name in enumerate("abc")]
+    assert "earlier threshold" not in page_of(tmp_path, with_rows(Shown(), rows))
+    for now, threshold in zip(rows, (0.25, 1.25, 1.5), strict=True):
+        now["threshold"] = threshold
+    page = page_of(tmp_path, with_rows(with_rows(Shown(), rows[:1]), rows[1:]))
+    assert "an earlier threshold, which stands beside their verdict: 0.25, 1.25.</p>" in page
+    assert re.findall(r"</b>(.*?)</fig", page) == [", 2 regions", " by 1.25", " by 0.25"]
 
 
 def test_a_page_of_any_number_of_rows_is_bounded_and_says_so(
