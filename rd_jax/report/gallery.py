@@ -77,7 +77,6 @@ def write_evaluation(
     """
     size = _thumbnail(*split.test.shape[1:3])
     maps = np.array([*shown.maps, *held_out.maps], np.float32).reshape(-1, *size)
-    # Of 4095 steps the 256 colours show none.
     unit = np.array(max(maps.max(initial=0), 1e-6) / 4095, np.float32)
     levels = np.rint(maps.clip(0) / unit).astype(np.uint16)
 

@@ -69,12 +69,10 @@ def overlay(
     return shown
 
 
-def drawn(
-    image: bytes, anomaly_map: np.ndarray, ends: tuple[float, float], is_anomalous: bool
-) -> bytes:
+def drawn(file: bytes, values: np.ndarray, ends: tuple[float, float], marked: bool) -> bytes:
     """Return the JPEG file of the `overlay` over the picture in a file."""
-    with Image.open(io.BytesIO(image)) as opened:
-        return jpeg(overlay(np.asarray(opened), anomaly_map, *ends, is_anomalous))
+    with Image.open(io.BytesIO(file)) as image:
+        return jpeg(overlay(np.asarray(image), values, *ends, marked))
 
 
 def coloured(image: np.ndarray, level: np.ndarray) -> np.ndarray:

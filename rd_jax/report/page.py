@@ -91,9 +91,8 @@ def _section(number: int, result: Result, max_images: int) -> dict[str, Any]:
 def _gallery(evaluated: Evaluated, thresholds: Thresholds | None, limit: int) -> dict[str, Any]:
     """Return what the page shows of at most `limit` of the M test images, worst errors first."""
     scores, labels, shown = evaluated.scores, evaluated.labels, evaluated.shown
-    threshold, ends = thresholds and thresholds.image_threshold, (*evaluated.map_range,)
-    if thresholds:
-        ends = thresholds.map_low, thresholds.map_high
+    threshold = thresholds and thresholds.image_threshold
+    ends = (thresholds.map_low, thresholds.map_high) if thresholds else (*evaluated.map_range,)
 
     def card(name: Any, score: Any, label: Any, image: Any, levels: np.ndarray) -> dict[str, Any]:
         above = threshold is not None and score > threshold

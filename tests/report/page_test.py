@@ -175,7 +175,7 @@ def test_thresholds_of_another_checkpoint_are_none(tmp_path: Path) -> None:
     split, maps = weave_split(10)
     write(place.shown, split, maps, maps.max((1, 2)), None)
     keep_thresholds(place)
-    assert "There is no threshold from held-out normal images" in text_of(tmp_path)
+    assert "There is no threshold from held-out good images" in text_of(tmp_path)
 
 
 def test_a_page_opens_on_what_was_found_of_each_kind(tmp_path: Path) -> None:
