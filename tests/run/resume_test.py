@@ -149,7 +149,7 @@ def test_seeds_of_which_one_was_gone_on_with_are_called_unfinished(
     workdir = shutil.copytree(trained_seeds, tmp_path / "copy")
     shutil.rmtree(workdir / "weave" / "seed_1" / "checkpoints" / str(LAST_STEP))
     done = succeeded(*evaluation(workdir))
-    assert f"**weave is UNFINISHED: step 2 of {LAST_STEP}.**" in done.stdout
+    assert f"\nweave is UNFINISHED: step 2 of {LAST_STEP}.\n" in done.stdout
 
 
 def test_starting_anew_keeps_what_was_there(data_dir: Path, trained: Path, tmp_path: Path) -> None:

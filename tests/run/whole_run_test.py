@@ -130,7 +130,7 @@ def test_an_unfinished_training_is_evaluated_as_such_and_has_no_thresholds(
     shutil.rmtree(workdir / "weave" / "checkpoints" / str(LAST_STEP))
     (workdir / "empty" / "checkpoints").mkdir(parents=True)  # killed before its first save
     done = succeeded(*evaluation(workdir))
-    assert f"**weave is UNFINISHED: step 2 of {LAST_STEP}.**" in done.stdout
+    assert f"\nweave is UNFINISHED: step 2 of {LAST_STEP}.\n" in done.stdout
     assert results(workdir / "weave")["num_steps"] == 2
     assert results(workdir / "weave")["image_threshold"] is None
 
@@ -185,8 +185,8 @@ def test_upright_and_fitted_images_are_the_same_from_training_to_heatmaps(
 ) -> None:
     workdir = tmp_path / "work"
     shape = ("--config.image_size=64,32", "--config.resize=fit", "--config.category=weave")
-    done = succeeded(*training(data_dir, workdir, *HOLDOUT, *shape, "--config.num_epochs=1"))
-    assert "64x32 pixels, aspect ratio kept" in done.stdout
+    succeeded(*training(data_dir, workdir, *HOLDOUT, *shape, "--config.num_epochs=1"))
+    assert "64x32 pixels, aspect ratio kept" in (workdir / "results.md").read_text()
     assert results(workdir / "weave")["image_size"] == [64, 32]
     shown = read_evaluation(workdir / "weave" / "evaluation.npz")
     assert shown is not None
@@ -233,9 +233,10 @@ def test_a_checkpoint_of_the_authors_code_is_evaluated(
     write_checkpoint(path, "resnet10")
     own = ("--config.backbone=resnet10", f"--config.rd4ad_checkpoint={path}")
     evaluated = ("--mode", "eval", "--config.category=weave")
-    done = succeeded(*training(data_dir, workdir, *own, *evaluated))
-    assert "weave: the authors' checkpoint res10_weave.pth" in done.stdout
-    assert "last step" not in done.stdout
+    succeeded(*training(data_dir, workdir, *own, *evaluated))
+    text = (workdir / "results.md").read_text()
+    assert "weave: the authors' checkpoint res10_weave.pth" in text
+    assert "last step" not in text
     row = results(workdir / "weave")
     assert all(0 <= row[name] <= 1 for name in METRICS)
     assert row["num_steps"] is None
