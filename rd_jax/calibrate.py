@@ -25,9 +25,7 @@ from rd_jax.system.files import user_path
 
 logger = logging.getLogger("rd_jax.calibrate")  # with python -m, __name__ is no part of the package
 
-_HIGHER = (
-    "fewer good images will be called anomalous, and perhaps fewer defects: predict known ones"
-)
+_HIGHER = "fewer good images are called anomalous, and perhaps fewer defects: predict known ones"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -41,10 +41,7 @@ def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(64)
 def _bilinear(count: int, wanted: int) -> sparse.csr_array:
-    """Return Pillow's weights [wanted, count] along one axis: its own code takes 4 times as long.
-
-    A pixel is a mean of those near its place, of as many as it stands for if there are fewer.
-    """
+    """Return Pillow's weights [wanted, count] along an axis: its own code takes 4 times as long."""
     reach = max(count / wanted, 1)
     places = (np.arange(wanted)[:, None] + 0.5) * count / wanted - 0.5
     near = np.ceil(places - reach) + np.arange(int(2 * reach) + 1)
