@@ -2,14 +2,16 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?=
 
-.PHONY: install demo novelty test lint docs
+.PHONY: install demo novelty test lint docs docs-site package
 
 comma := ,
 # One file for each choice of extras, so that choosing others installs them; and one for what was
 # installed by any choice: the package itself, and each extra.
 CHOSEN := $(VENV)/.chosen-$(subst $(comma),-,$(EXTRAS))
 INSTALLED := $(VENV)/.installed
-DEV := $(VENV)/.installed-dev
+DEV := $(INSTALLED)-dev
+SITE := $(INSTALLED)-docs
+PACKAGE := $(INSTALLED)-package
 
 install: $(CHOSEN)
 
@@ -22,8 +24,8 @@ $(CHOSEN): pyproject.toml
 $(INSTALLED): pyproject.toml
 	$(MAKE) install
 
-$(DEV): pyproject.toml
-	$(MAKE) install EXTRAS=dev
+$(DEV) $(SITE) $(PACKAGE): $(INSTALLED)-%: pyproject.toml
+	$(MAKE) install EXTRAS=$*
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m rd_jax.main --config configs/demo.py --workdir runs/demo
@@ -37,8 +39,20 @@ test: $(DEV)
 docs: $(INSTALLED)
 	$(VENV)/bin/python -c 'from rd_jax.config import markdown; print(markdown(), end="")' > docs/config.md
 
+docs-site: $(SITE)
+	$(VENV)/bin/python docs/make_site.py
+	$(VENV)/bin/zensical build --clean --strict
+
+package: $(PACKAGE)
+	$(VENV)/bin/validate-pyproject pyproject.toml
+	rm -rf dist
+	$(VENV)/bin/python -m build
+	$(VENV)/bin/twine check --strict dist/*
+	$(VENV)/bin/check-wheel-contents dist/*.whl
+
 lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/codespell

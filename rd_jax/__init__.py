@@ -23,6 +23,8 @@ from rd_jax.run.trained import restore
 from rd_jax.weights.convert import convert_rd4ad, convert_teacher
 from rd_jax.weights.teacher import load_teacher
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Model",
     "Scoring",
