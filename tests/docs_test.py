@@ -39,8 +39,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 QUICK = {"num_epochs": 1, "image_size": 32, "batch_size": 4}
 # What makes environments and what calls this suite: .ci/run runs it, in a clean checkout.
 ELSEWHERE = re.compile(
-    r"make (install|demo|novelty|test|lint|docs|package)\b.*|pip install .+|python -m (pytest|tests)\b.*"
-    r"|source .+|git clone .+|cd .+"
+    r"make (install|demo|novelty|test|lint|docs|package)\b.*|pip install .+"
+    r"|python -m (pytest|tests)\b.*|source .+|git clone .+|cd .+"
 )
 
 
