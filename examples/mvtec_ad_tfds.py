@@ -13,10 +13,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from rd_jax.data import NORMAL, Row, Source
 from rd_jax.data.cache import each_file
 from rd_jax.data.decode import png, read_image, warn_of
 from rd_jax.data.masks import read_mask
-from rd_jax.data.mvtec import NORMAL, LabelledImage, find_files
+from rd_jax.data.rows import name_of
+from rd_jax.data.sources import find_categories
 from rd_jax.system.errors import UserError, printable
 
 CATEGORIES = (
@@ -61,34 +63,34 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        [files] = find_files(Path(dl_manager.manual_dir), self.builder_config.name)
-        if not files.has_masks and any(image.defect != NORMAL for image in files.test):
-            raise UserError(f"{files.root} has no ground_truth folder")
-        train = [LabelledImage(path, NORMAL, None) for path in files.train]
+        source = Source(str(dl_manager.manual_dir), "", (1, 1), "stretch")
+        [category] = find_categories(source, self.builder_config.name)
+        for row in category.rows:
+            if row.label != NORMAL and not row.masks:
+                raise UserError(f"{row.image} has no mask: its category has no ground_truth folder")
         return {
-            "train": self._generate_examples(train),
-            "test": self._generate_examples(files.test),
+            split: self._generate_examples([row for row in category.rows if row.split == split])
+            for split in ("train", "test")
         }
 
-    def _generate_examples(
-        self, images: Sequence[LabelledImage]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(self, rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
         remarks, of_masks = dict[Path, int](), dict[Path, int]()
-        for image in images:
-            [pixels] = each_file(read_image, [image.path])
-            remarks[image.path] = pixels.info["remark"]
+        for row in rows:
+            [pixels] = each_file(read_image, [row.image])
+            remarks[row.image] = pixels.info["remark"]
             mask = Image.new("L", pixels.size)
-            if image.mask is not None:
-                [mask] = each_file(read_mask, [image.mask], [image.path])
-                of_masks[image.mask] = mask.info["remark"]
+            if row.masks:
+                first, *others = row.masks
+                [mask] = each_file(read_mask, [first], [row.image], *([other] for other in others))
+                of_masks[first] = mask.info["remark"]
             example = {
                 "image": _file_of(pixels),
                 "mask": _file_of(mask.point(lambda v: 255 if v > 127 else 0)),
-                "label": int(image.defect != NORMAL),
-                "defect": printable(image.defect),
-                "name": image.name,
+                "label": int(row.label != NORMAL),
+                "defect": printable(row.label),
+                "name": name_of(row),
             }
-            yield image.name, example
+            yield name_of(row), example
         warn_of(remarks, len(remarks))
         warn_of(of_masks, len(of_masks))
 

@@ -6,6 +6,7 @@ rd-jax predict --workdir DIR IMAGES --output OUT
 rd-jax calibrate --workdir DIR IMAGES           set thresholds from more good images
 rd-jax export --workdir DIR --output FILE       one file that runs without rd_jax
 rd-jax weights BACKBONE --output FOLDER         fetch a teacher's weights
+rd-jax list FOLDER > parts.csv                  list images as a table, which train takes
 
 `rd-jax COMMAND --help` lists the flags of a command, and `rd-jax train --help-config` the fields
 of a config. `python -m rd_jax` is the same as `rd-jax`.
@@ -23,6 +24,7 @@ _COMMANDS: dict[str, tuple[str, list[str]]] = {
     "calibrate": ("calibrate", []),
     "export": ("export.__main__", []),
     "weights": ("weights.__main__", []),
+    "list": ("data.__main__", []),
 }
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from rd_jax.config import OWN_PARTS, get_config
 from rd_jax.config.fields import OWN
-from rd_jax.data import Category, Source, Split, sha256_of
+from rd_jax.data import NORMAL, Category, Row, Source, Split, sha256_of
 from rd_jax.data.decode import pixel_hash, placed
-from rd_jax.data.mvtec import NORMAL, Files, category_of
+from rd_jax.data.rows import category_of, label_of
 from rd_jax.method.loss import LossFunction
 from rd_jax.predict.predictor import Predictor, load_predictor
 from rd_jax.run.plan import Given, source_of
@@ -60,7 +60,7 @@ def _place_of(images: Images) -> dict[str, str]:
     if not isinstance(images, str | Path):
         return {"data_dir": _GIVEN, "category": "images"}
     folder = user_path(images).absolute()
-    if folder.name == NORMAL and folder.parent.name == "train":
+    if label_of(folder.name) == NORMAL and folder.parent.name == "train":
         category = folder.parent.parent
         return {"data_dir": str(category.parent), "category": category.name}
     return {"data_dir": str(folder)}
@@ -79,7 +79,7 @@ def _categories(images: Images, name: str, source: Source) -> list[Category]:
             raise UserError(f"{path} is not a file: give a list of image files")
     if not paths:
         raise UserError("the list of image files is empty")
-    return [category_of(Files(name, paths[0].parent, paths, (), False), source)]
+    return [category_of(name, [Row(path, "train") for path in paths], source)]
 
 
 def _checked(images: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ The networks are replaced by tiny ones, and trainings are short: fields are adde
 where the page does not set them. Batches are those of other tests, which have compiled for them.
 """
 
+import json
 import re
 import runpy
 import shlex
@@ -60,12 +61,35 @@ def prepared() -> Path:
     return made_once("prepared", save)
 
 
+def draw_data_sets(data: Path) -> None:
+    """Write KolektorSDD2 and Real-IAD, as they are unpacked, with a few images."""
+    ksdd2, part = data / "ksdd2", data / "Real-IAD/realiad_1024/audiojack"
+    listed: dict = {"meta": {"normal_class": "OK", "prefix": "audiojack/"}, "train": [], "test": []}
+    for i, image in enumerate(draw_images(8, 32)):
+        is_bad, split = i % 4 == 3, "train" if i < 6 else "test"
+        mask = Image.fromarray(np.full((32, 32), 255 * is_bad, np.uint8))
+        place = f"NG/BX/S000{i}" if is_bad else f"OK/S000{i}"
+        for folder, name in ((ksdd2 / split, f"1000{i}"), (part / place, "C1")):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{name}.png")
+            mask.save(folder / f"{name}_GT.png")
+        if not (is_bad and split == "train"):
+            entry = {"category": "audiojack", "anomaly_class": "BX" if is_bad else "OK"}
+            entry |= {"image_path": f"{place}/C1.png"}
+            entry |= {"mask_path": f"{place}/C1_GT.png" if is_bad else None}
+            listed[split].append(entry)
+    jsons = data / "Real-IAD/realiad_jsons/realiad_jsons"
+    jsons.mkdir(parents=True)
+    (jsons / "audiojack.json").write_text(json.dumps(listed))
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's folder: data, new images, and arrays of images."""
     write_category(tmp_path / "data", num_train=8, num_test=1, size=32)
     for name in ("mvtec/bottle", "mvtec/cable", "parts/bracket"):
         shutil.copytree(tmp_path / "data" / "weave", tmp_path / "data" / name)
+    draw_data_sets(tmp_path / "data")
     images = draw_images(8, 32)
     np.save(tmp_path / "images.npy", images[:4])
     for name, chosen in (("new_images", images[:4]), ("more_good", images[4:])):

@@ -17,8 +17,8 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from rd_jax import anomaly_map, aupro, auroc, flattened_cosine_loss, per_position_cosine_loss
-from rd_jax.data.mvtec import find_files
 from rd_jax.data.order import batch_indices
+from rd_jax.data.sources import Source, find_categories
 from rd_jax.method.curve import average_precision, image_curve, max_f1
 from rd_jax.method.score import blur_matrix, upsampling_matrix
 from rd_jax.system.errors import UserError, printable
@@ -225,7 +225,7 @@ def test_a_category_is_what_an_independent_walk_finds(train: list[str], test: di
             (root / folder).mkdir(parents=True)
             for file in [*names, ".hidden.png"]:
                 (root / folder / file).write_text("")
-        (category,) = find_files(data_dir)
+        (category,) = find_categories(Source(str(data_dir), "", (1, 1), "stretch"))
         found = [
             Path(folder) / file
             for folder, _, files in os.walk(root)
@@ -234,10 +234,11 @@ def test_a_category_is_what_an_independent_walk_finds(train: list[str], test: di
         ]
         in_train = sorted(path for path in found if path.parts[-3] == "train")
         in_test = sorted(path for path in found if path.parts[-3] == "test")
-        assert list(category.train) == in_train
-        assert [image.path for image in category.test] == in_test
-        assert [image.defect for image in category.test] == [path.parts[-2] for path in in_test]
-        assert not category.has_masks
+        assert [row.image for row in category.rows if row.split == "train"] == in_train
+        of_test = [row for row in category.rows if row.split == "test"]
+        assert [row.image for row in of_test] == in_test
+        assert [row.label for row in of_test] == [path.parts[-2] for path in in_test]
+        assert not any(row.masks for row in of_test)
 
 
 @given(st.text() | st.binary().map(os.fsdecode))

@@ -127,7 +127,8 @@ class Config:
     data_dir: str = _field(
         "data/mvtec",
         NAME,
-        "folder of categories in MVTec AD layout, or `synthetic`; of TFDS data sets for `dataset`",
+        "folder of categories or of good images, table of images, or `synthetic`; of TFDS sets for "
+        "`dataset`",
     )
     category: str = _field(
         "", TEXT, "one, or several between commas; empty: all that `data_dir` holds"
@@ -199,7 +200,8 @@ class Config:
     holdout: float = _field(
         0.0,
         SHARE,
-        "training images held out for thresholds: a fraction, or from 1 a number",
+        "training images held out for thresholds: a fraction, or from 1 a number; 0 if the "
+        "data have images for validation",
         _FIXED,
     )
     holdout_at_least: int = _field(

@@ -1,19 +1,25 @@
 """Where images come from: one file for each kind of source, decoding, cache, order of images."""
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+from rd_jax.system.errors import UserError
+
+T = TypeVar("T")
+NORMAL = "good"  # the label of a normal image; other labels are kinds of defects
 
 
 @dataclass(frozen=True)
 class Source:
     """Where images come from, and what size they get."""
 
-    data_dir: str  # "synthetic", or a path: of categories, or of data sets of TFDS
-    dataset: str  # "digits" or the name of a data set of TFDS; empty: folders of images
+    data_dir: str  # "synthetic", or a path: of categories, a table, or data sets of TFDS
+    dataset: str  # "digits" or the name of a data set of TFDS; empty: files of images
     size: tuple[int, int]
     resize: str  # "stretch" or "fit"
 
@@ -34,11 +40,24 @@ class Split:
     test_sha256: str  # of hashes, masks and names
     labels: np.ndarray  # [M] bool, true: anomalous
     masks: np.ndarray | None  # [M, H, W] bool, true: anomalous
+    num_validation: int = 0  # the last training images, which are held out
+    groups: tuple[str, ...] = ()  # of each training image, if its source has groups
 
     @property
     def train_sha256(self) -> str:
-        """Return one hash of all training images, in order."""
-        return sha256_of(self.train_hashes)
+        """Return one hash of all training images, in order, and of how they belong together."""
+        validation = (f"{self.num_validation} for validation",) if self.num_validation else ()
+        return sha256_of(self.train_hashes + self.groups + validation)
+
+
+class Row(NamedTuple):
+    """The file of an image, and what is known of it."""
+
+    image: Path
+    split: str  # "train", "validation" or "test"
+    label: str = NORMAL
+    masks: tuple[Path, ...] = ()  # of an anomalous image: what is anomalous in any of them is
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,9 +65,11 @@ class Category:
     """A category whose files were listed and not decoded yet."""
 
     name: str
-    num_train: int
+    num_train: int  # with those for validation
     folders: tuple[Path, ...]  # real ones that its images lie in; none if a package has them
     load: Callable[[], Split]  # decodes, or finds what was decoded before
+    num_validation: int = 0  # as of Split
+    rows: tuple[Row, ...] = ()  # if it has files
 
 
 def chosen_names(text: str, there: Collection[str]) -> list[str]:
@@ -56,6 +77,15 @@ def chosen_names(text: str, there: Collection[str]) -> list[str]:
     if not text or text in there:
         return [text] if text else list(there)
     return list(dict.fromkeys(filter(None, map(str.strip, text.split(","))))) or [text]
+
+
+def chosen_of(found: Mapping[str, T], text: str, place: Path) -> dict[str, T]:
+    """Return what of a place is chosen, as `chosen_names`. Raise UserError for an unknown name."""
+    names = chosen_names(text, found)
+    for name in (name for name in names if name not in found):
+        known = ", ".join(n if n == n.strip() else repr(n) for n in found)
+        raise UserError(f"category {name!r} is not in data_dir {place}: it has {known}")
+    return {name: found[name] for name in names}
 
 
 def sha256_of(texts: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,17 +40,19 @@ def load_images(
 
 
 def load_masks(
-    paths: Sequence[Path | None],
+    masks: Sequence[Sequence[Path]],
     images: Sequence[Path],
     size: tuple[int, int],
     resize: str = "stretch",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return [N, H, W] bool, true where anomalous, and the hash of each mask before resizing.
 
-    None stands for an image without anomaly. Warns of masks that may be misread. Raises UserError
-    naming those that cannot be read, or be those of their images: see `read_mask`.
+    A mask has one file or several; that of an image without anomaly has none. Warns of masks that
+    may be misread. Raises UserError naming those that cannot be read, or be those of their images:
+    see `read_mask`.
     """
-    return _load(decode_mask, [paths, images], np.dtype((np.bool_, size)), resize)
+    first, *others = zip_longest(*masks)
+    return _load(decode_mask, [first, images, *others], np.dtype((np.bool_, size)), resize)
 
 
 def _load(

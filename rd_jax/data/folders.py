@@ -43,6 +43,11 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def letters(name: str) -> str:
+    """Return the letters and digits of a name, in one case."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
 def listed(folder: Path, expected: Sequence[str] = ()) -> Listing:
     """List a folder.
 
@@ -66,21 +71,23 @@ def listed(folder: Path, expected: Sequence[str] = ()) -> Listing:
                 "ways of Unicode: rename or merge one"
             )
     for name, right in ((name, right) for name in folders for right in expected):
-        if name != right and _letters(name) == _letters(right):
+        if name != right and letters(name) == letters(right):
             raise UserError(f"{folders[name]} is not called {right}: rename or move it")
     return Listing(folder, files, folders)
 
 
-def images_by_folder(root: Path, expected: Sequence[str] = ()) -> dict[str, list[Path]]:
-    """Return the images in each folder in `root`, by the folder's name; see `listed`.
+def images_by_folder(root: Path, skipped: Path | None = None) -> dict[str, list[Path]]:
+    """Return the images in each folder in `root` but the one `skipped`, by the folder's name.
 
     Raises UserError for images that lie elsewhere below `root`.
     """
-    there = listed(root, expected)
+    there = listed(root)
     for path in filter(looks_like_image, there.files):
         raise UserError(f"{path} lies beside the folders in {root}: move it into one, or elsewhere")
     images = {}
     for name, folder in there.folders.items():
+        if folder == skipped:
+            continue
         inside = listed(folder)
         for path in (p for inner in inside.folders.values() for p in images_below(inner, [folder])):
             raise UserError(f"{path} lies too deep: move it up into {folder}, or elsewhere")
@@ -153,10 +160,6 @@ def _media_types() -> dict[str, str]:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _HIDDEN
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _cannot_be_listed(error: OSError) -> NoReturn:

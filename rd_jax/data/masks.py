@@ -1,28 +1,32 @@
 """The masks of anomalous images: which is whose, and which of its levels are anomalous.
 
-test/DEFECT/NAME.* has ground_truth/DEFECT/NAME_mask.*, or NAME.*: there must be exactly one, in a
-format without loss.
+test/DEFECT/NAME.* has ground_truth/DEFECT/NAME_mask.*, or NAME.*, or files in a folder NAME, which
+are united: there must be exactly one of these, in a format without loss.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from rd_jax.data.decode import NO_REMARK, TO_8_BITS, UNCLEAR, pixel_hash, placed, upright
-from rd_jax.data.folders import normalised
+from rd_jax.data.folders import images_below, normalised
 from rd_jax.data.headers import open_image, upright_size
 from rd_jax.system.errors import UserError
 
 
-def masks_of(images: Sequence[Path], masks: Sequence[Path], root: Path) -> dict[Path, Path]:
-    """Return the mask of each anomalous image, of all `masks` below the folder `root`.
+def masks_of(images: Sequence[Path], root: Path) -> dict[Path, tuple[Path, ...]]:
+    """Return the files of the mask of each anomalous image, which lie below the folder `root`.
 
-    Raises UserError unless each image has exactly one, of its own, and there are no others.
+    Raises UserError unless each image has exactly one mask, of its own, and there are no others.
     """
+    files: dict[Path, list[Path]] = {}
+    for path in images_below(root):
+        is_inside = path.parent.parent.parent == root  # the folder is the mask
+        files.setdefault(path.parent if is_inside else path, []).append(path)
     image_by = _by_name(images, "", "share one mask: rename one")
-    mask_by = _by_name(masks, "_mask", "are masks of one image: remove one")
+    mask_by = _by_name([*files], "_mask", "are masks of one image: remove one")
     for key in sorted(image_by.keys() - mask_by.keys()):
         expected = str(root / image_by[key].parent.name / f"{image_by[key].stem}_mask.png")
         raise UserError(
@@ -34,7 +38,7 @@ def masks_of(images: Sequence[Path], masks: Sequence[Path], root: Path) -> dict[
             f"{mask} is the mask of no anomalous image in test/{mask.parent.name}: remove it, or "
             "mend its name"
         )
-    return {image: mask_by[key] for key, image in image_by.items()}
+    return {image: tuple(files[mask_by[key]]) for key, image in image_by.items()}
 
 
 def _by_name(paths: Sequence[Path], ending: str, problem: str) -> dict[tuple[str, str], Path]:
@@ -48,7 +52,11 @@ def _by_name(paths: Sequence[Path], ending: str, problem: str) -> dict[tuple[str
 
 
 def decode_mask(
-    path: Path | None, image: Path, size: tuple[int, int], resize: str = "stretch"
+    path: Path | None,
+    image: Path,
+    *others: Path | None,
+    size: tuple[int, int],
+    resize: str = "stretch",
 ) -> tuple[np.ndarray, str, int]:
     """Return [H, W] bool, resized as the image and above half, the `pixel_hash`, and the remark.
 
@@ -56,19 +64,33 @@ def decode_mask(
     """
     if path is None:
         return np.zeros(size, bool), 64 * "0", NO_REMARK
-    mask = read_mask(path, image)
+    mask = read_mask(path, image, *filter(None, others))
     is_anomalous = placed(mask, size, resize)[0][..., 0] > 127
     return is_anomalous, pixel_hash(mask), mask.info["remark"]
 
 
-def read_mask(path: Path, image: Path) -> Image.Image:
-    """Return the mask of an anomalous image, upright and in grey, above 127 where anomalous.
+def read_mask(path: Path, image: Path, *others: Path) -> Image.Image:
+    """Return the mask of an anomalous image, united with `others`, as `_read_one`."""
+    mask = _read_one(path, image)
+    for other in others:
+        try:
+            more = _read_one(other, image)
+        except Exception as error:  # decoders raise all kinds of errors for broken files
+            raise ValueError(f"with {other.name}: {error}") from error
+        remark = max(mask.info["remark"], more.info["remark"])
+        mask = ImageChops.lighter(mask, more)
+        mask.info["remark"] = remark
+    return mask
+
+
+def _read_one(path: Path, image: Path) -> Image.Image:
+    """Return a mask of an anomalous image, upright and in grey, above 127 where anomalous.
 
     Its level is that of its brightest colour. In a mask without levels above half white these are
     labels, of which all but 0 are anomalous. `info["remark"]` says if there are levels between.
     Raises ValueError if the mask has another size than the image, is in a format that may lose
-    pixels, if none of its pixels is anomalous, or all at several levels, or if some are
-    transparent, so that their colour may mean anything.
+    pixels, if all of its pixels are anomalous at several levels, or if some are transparent, so
+    that their colour may mean anything.
     """
     with image.open("rb") as stream, open_image(stream) as file:
         width, height = upright_size(file)
@@ -100,10 +122,9 @@ def _verdicts(grey: np.ndarray) -> Image.Image:
     levels, white = np.unique(grey), np.iinfo(grey.dtype).max
     lowest, highest = levels[[0, -1]]
     limit = 0 if highest <= white // 2 else white // 2
-    if not highest or limit < lowest < white:
-        share = "all" if highest else "none"
+    if limit < lowest < white:
         raise ValueError(
-            f"mask values are {lowest} to {highest}, of which {share} would be anomalous: write "
+            f"mask values are {lowest} to {highest}, of which all would be anomalous: write "
             "anomalous pixels as 255, the others as 0"
         )
     if not limit:

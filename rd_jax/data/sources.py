@@ -1,11 +1,11 @@
 """Kinds of sources of images: one row here and one file for each."""
 
-from rd_jax.data import Category, Source, flat, mvtec, one_class, synthetic
+from rd_jax.data import Category, Source, mvtec, one_class, synthetic, table
 
 _KINDS = (
     (lambda source: source.dataset != "", one_class.find_categories),
     (lambda source: source.data_dir == "synthetic", synthetic.find_categories),
-    (flat.is_flat, flat.find_categories),
+    (table.is_table, table.find_categories),
     (lambda _: True, mvtec.find_categories),
 )
 

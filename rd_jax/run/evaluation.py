@@ -94,7 +94,7 @@ def _normal_scores(
         )
         return None
     count = len(split.train)
-    _, chosen = held_out_of(config, count)
+    _, chosen = held_out_of(config, count, split.num_validation)
     is_held_out = len(chosen) > 0
     if not is_held_out:
         chosen = np.linspace(0, count - 1, min(count, _MOST_TRAINED_ON)).astype(int)
@@ -109,9 +109,11 @@ def _has_training_images(trained: Trained, split: Split) -> bool:
 
 def _highest_held_out(trained: Trained, split: Split, normal: NormalScores) -> np.ndarray:
     """Return which of the training images are the held-out ones that scored highest, if known."""
-    _, chosen = held_out_of(trained.config, len(split.train))
+    if not _has_training_images(trained, split):
+        return np.zeros(0, int)
+    _, chosen = held_out_of(trained.config, len(split.train), split.num_validation)
     scores = normal.scores[: len(normal.scores) - normal.num_added]  # those added come last
-    if len(scores) != len(chosen) or not _has_training_images(trained, split):
+    if len(scores) != len(chosen):
         return chosen[:0]
     return chosen[np.argsort(-scores, kind="stable")[:_NUM_HELD_OUT_SHOWN]]
 

@@ -19,6 +19,7 @@ from rd_jax.method.loss import LOSSES, LossFunction
 from rd_jax.method.models import Model
 from rd_jax.method.score import Scoring, height_and_width
 from rd_jax.store.workdir import JOINT, Evaluation, Training, Workdir
+from rd_jax.system.errors import UserError
 from rd_jax.weights.teacher import LoadedTeacher, find_teacher
 
 
@@ -66,8 +67,22 @@ def teacher_of(config: Config) -> LoadedTeacher:
     return find_teacher(config.backbone, config.teacher_weights, config.bottleneck == "pre")
 
 
-def held_out_of(config: Config, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of a category's training images are trained on, and which are held out."""
+def held_out_of(
+    config: Config, num_images: int, num_validation: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of a category's training images are trained on, and which are held out.
+
+    Those for validation are, which are the last. Raise UserError if a hold-out is asked for, too.
+    """
+    if num_validation:
+        if config.holdout:
+            raise UserError(
+                f"config.holdout={config.holdout}: the data have {num_validation} images for "
+                "validation, which are held out: set --config.holdout=0, or make them images to "
+                "train on"
+            )
+        first = num_images - num_validation
+        return np.arange(first), np.arange(first, num_images)
     return holdout_indices(config.seed, config.holdout, num_images, config.holdout_at_least)
 
 
@@ -143,7 +158,7 @@ def planned(
         place = workdir.training(JOINT if config.joint else group[0].name, seed)
         start, trained_on = 0, []
         for category in group:
-            chosen, _ = held_out_of(own, category.num_train)
+            chosen, _ = held_out_of(own, category.num_train, category.num_validation)
             trained_on.append(start + chosen)
             start += category.num_train
         learning = given.loss or LOSSES[own.loss], given.optimizer or optimizer_of(own)

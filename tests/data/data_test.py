@@ -14,7 +14,6 @@ from PIL import ExifTags, Image, ImageOps
 from rd_jax.data import cache, synthetic
 from rd_jax.data.cache import load_images, load_masks
 from rd_jax.data.decode import decode_image, placed, read_image, resized
-from rd_jax.data.mvtec import find_files
 from rd_jax.data.sources import Source, find_categories
 from rd_jax.data.synthetic import DEFECTS, cached_data_dir, weave, write_category
 from rd_jax.system.errors import UserError
@@ -97,7 +96,7 @@ def test_masks_are_thresholded_at_half(tmp_path: Path) -> None:
     mask = np.zeros((4, 4), np.uint8)
     mask[0, :3] = [127, 128, 255]
     Image.fromarray(mask).save(tmp_path / "m.png")
-    loaded, hashes = load_masks([None, tmp_path / "m.png"], [tmp_path / "m.png"] * 2, (4, 4))
+    loaded, hashes = load_masks([[], [tmp_path / "m.png"]], [tmp_path / "m.png"] * 2, (4, 4))
     assert loaded.dtype == bool
     np.testing.assert_array_equal(loaded, [np.zeros((4, 4)), mask > 127])
     assert hashes[0] == 64 * "0" != hashes[1]
@@ -254,8 +253,9 @@ def test_a_category_is_listed_once_and_read_with_labels_and_masks(
     own = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: listings.append(path) or own(path))
     [category] = find_categories(source(data_dir))
-    # data_dir twice, the category twice, and train, test, ground_truth with what is in them
-    assert len(listings) == 4 + 3 + 1 + 5 + 4
+    # data_dir, the category twice, and train, test with what is in them
+    in_data = [path for path in listings if isinstance(path, Path)]
+    assert len(in_data) == 3 + 2 + 1 + 5
     listings.clear()
     split = category.load()
     assert not [path for path in listings if path.is_relative_to(data_dir)]
@@ -311,10 +311,11 @@ def test_the_generated_category_is_a_source() -> None:
 
 
 def test_the_real_category_is_read_whole(bottle_dir: Path) -> None:
-    [files] = find_files(bottle_dir, "bottle")
-    assert (len(files.train), len(files.test)) == (209, 83)
-    masks, _ = load_masks([i.mask for i in files.test], [i.path for i in files.test], (256, 256))
-    np.testing.assert_array_equal(masks.any((1, 2)), [i.defect != "good" for i in files.test])
+    [category] = find_categories(source(bottle_dir), "bottle")
+    test = [row for row in category.rows if row.split == "test"]
+    assert (category.num_train, len(test)) == (209, 83)
+    masks, _ = load_masks([row.masks for row in test], [row.image for row in test], (256, 256))
+    np.testing.assert_array_equal(masks.any((1, 2)), [row.label != "good" for row in test])
     assert masks.any((1, 2)).sum() == 63
 
 
@@ -355,7 +356,7 @@ def test_a_fitted_image_and_its_mask_keep_their_ratio_and_are_mirrored_into_what
     np.testing.assert_array_equal(whole, np.concatenate([inner[::-1], inner, inner[::-1]]))
     ((loaded,), _) = load_images([tmp_path / "a.png"], (96, 64), "fit")
     np.testing.assert_array_equal(loaded, whole)
-    ((found,), _) = load_masks([tmp_path / "m.png"], [tmp_path / "a.png"], (96, 64), "fit")
+    ((found,), _) = load_masks([[tmp_path / "m.png"]], [tmp_path / "a.png"], (96, 64), "fit")
     inner = np.asarray(Image.fromarray(mask).resize((64, 32), Image.Resampling.BILINEAR)) > 127
     np.testing.assert_array_equal(found, np.concatenate([inner[::-1], inner, inner[::-1]]))
 

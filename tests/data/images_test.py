@@ -100,11 +100,11 @@ def test_images_and_masks_are_upright_wherever_their_orientation_stands(
     assert np.abs(decode_image(path, (32, 32))[0][..., 0].astype(int) - expected).max() <= 8  # JPEG
     Image.fromarray(UPRIGHT).save(mask)
     Image.fromarray(STORED).save(lying)
-    assert load_masks([mask], [path], (32, 32))[0].any()
+    assert load_masks([[mask]], [path], (32, 32))[0].any()
     with pytest.raises(UserError, match=f"48 x 64 pixels, its image {path} 64 x 48"):
-        load_masks([lying], [path], (32, 32))
+        load_masks([[lying]], [path], (32, 32))
     if not row.startswith(("JPEG", "WebP")):  # which no mask may be
-        turned, expected_mask = (load_masks([file], [mask], (64, 64))[0] for file in (path, mask))
+        turned, expected_mask = (load_masks([[file]], [mask], (64, 64))[0] for file in (path, mask))
         np.testing.assert_array_equal(turned, expected_mask)
 
 
@@ -206,7 +206,7 @@ def test_a_mask_of_any_kind_marks_its_shapes_and_levels_between_are_warned_of(
     write, is_unclear = MASKS[row]
     write(tmp_path / "m.png")
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "x.png")
-    masks, images = [None, tmp_path / "m.png"], [tmp_path / "x.png"] * 2
+    masks, images = [[], [tmp_path / "m.png"]], [tmp_path / "x.png"] * 2
     for _ in range(2):  # decoded, and from the cache
         loaded = load_masks(masks, images, (40, 40))[0]
         assert loaded.dtype == bool
@@ -223,5 +223,5 @@ def test_levels_that_count_as_normal_are_warned_of(
 ) -> None:
     path = tmp_path / "m.png"
     labelled(0, 40, 100, 200)(path)
-    np.testing.assert_array_equal(load_masks([path], [path], (40, 40))[0][0], SHAPES == 3)
+    np.testing.assert_array_equal(load_masks([[path]], [path], (40, 40))[0][0], SHAPES == 3)
     assert "1 of 1 masks have levels between normal and anomalous. Pixels above" in caplog.text

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import examples.mvtec_ad_tfds
-from rd_jax.data.mvtec import find_files
+from rd_jax.data.sources import Source, find_categories
 from rd_jax.data.synthetic import write_category
 from rd_jax.system.errors import UserError
 
@@ -25,7 +25,7 @@ def test_the_builder_gives_what_the_folders_hold(tmp_path: Path) -> None:
     (tmp_path / "weave").rename(manual / "bottle")
     grey = manual / "bottle" / "test" / "good" / "grey.png"
     Image.fromarray(np.full((40, 56), 77, np.uint8)).save(grey)
-    [files] = find_files(manual, "bottle")
+    [category] = find_categories(Source(str(manual), "", (1, 1), "stretch"), "bottle")
 
     config = tfds.download.DownloadConfig(manual_dir=manual)
     sources = tfds.data_source(
@@ -36,14 +36,16 @@ def test_the_builder_gives_what_the_folders_hold(tmp_path: Path) -> None:
     assert "tensorflow" not in sys.modules
     assert (len(sources["train"]), len(sources["test"])) == (3, 6)
     examples = {example["name"].decode(): example for example in sources["test"]}
-    for image in files.test:
-        example = examples.pop(f"{image.defect}/{image.path.name}")
-        pixels = np.asarray(Image.open(image.path).convert("RGB"))
-        np.testing.assert_array_equal(example["image"], pixels)
-        assert example["defect"].decode() == image.defect
-        assert example["label"] == (image.defect != "good")
-        mask = np.asarray(Image.open(image.mask)) if image.mask else np.zeros(pixels.shape[:2])
-        np.testing.assert_array_equal(example["mask"][..., 0], mask)
+    for row in category.rows:
+        if row.split == "test":
+            example = examples.pop(f"{row.label}/{row.image.name}")
+            pixels = np.asarray(Image.open(row.image).convert("RGB"))
+            np.testing.assert_array_equal(example["image"], pixels)
+            assert example["defect"].decode() == row.label
+            assert example["label"] == (row.label != "good")
+            masks = [np.asarray(Image.open(path)) for path in row.masks]
+            mask = masks[0] if masks else np.zeros(pixels.shape[:2])
+            np.testing.assert_array_equal(example["mask"][..., 0], mask)
     assert not examples
 
 
@@ -81,9 +83,11 @@ def test_unusual_files_are_in_the_set_as_they_are_read_elsewhere(
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder, builder = category(tmp_path)
     mask = folder / "ground_truth/stain/000_mask.png"
-    Image.new("L", (48, 48)).save(mask)
+    levels = np.full((48, 48), 200, np.uint8)
+    levels[0] = 180
+    Image.fromarray(levels).save(mask)
     config = tfds.download.DownloadConfig(manual_dir=tmp_path)
-    with pytest.raises(UserError, match=f"{mask} .mask values are 0 to 0, of which none"):
+    with pytest.raises(UserError, match=f"{mask} .mask values are 180 to 200, of which all"):
         builder.download_and_prepare(download_config=config)
 
 
@@ -100,12 +104,14 @@ def test_odd_names_are_taken_and_unused_folders_said(
 ) -> None:
     write_category(tmp_path, num_train=1, num_test=1, size=48)
     root = (tmp_path / "weave").rename(tmp_path / "bottle")
-    shutil.copytree(root / "test", root / "validation")
+    shutil.copytree(root / "test", root / "others")
     (root / "test/good/000.png").rename(root / "test/good/\udcff.png")
     builder = tfds.builder("mvtec_ad/bottle", data_dir=tmp_path / "tfds")
     config = tfds.download.DownloadConfig(manual_dir=tmp_path)
     builder.download_and_prepare(download_config=config)
-    assert "bottle: images are not used from validation, but from train, test" in caplog.text
+    assert (
+        "bottle: images are not used from others, but from train, validation, test" in caplog.text
+    )
     names = [example["name"].decode() for example in builder.as_data_source("test")]
     assert "good/\\udcff.png" in names
 
