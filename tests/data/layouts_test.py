@@ -267,7 +267,7 @@ WRONG = {
     "another split": (
         [GOOD, "x.png,val,good,,"],
         3,
-        "split 'val' is none of train, validation, te",
+        "split 'val' is none of train, validation, test",
     ),
     "no label": ([GOOD, "x.png,test,,,"], 3, "it has no label"),
     "too few cells": ([GOOD, "x.png,test"], 3, "it has no label"),
