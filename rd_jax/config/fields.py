@@ -207,6 +207,12 @@ class Config:
     holdout_at_least: int = _field(
         0, integer(0), "with `holdout`: hold out so many, but at most a third of the images", _FIXED
     )
+    group_by: Literal["content", "near"] = _field(
+        "content",
+        one_of(("content", "near")),
+        "which images are held out together and count once: equal ones, or near copies, too",
+        _FIXED,
+    )
     false_positive_rate: float = _field(
         0.01, FRACTION, "of new normal images above the threshold, kept if `holdout` can", _RATE
     )

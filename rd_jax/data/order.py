@@ -43,8 +43,8 @@ def holdout_indices(
         num_held_out = max(num_held_out, min(at_least, num_images // 3))
     if holdout and not 0 < num_held_out < num_images:
         raise UserError(
-            f"config.holdout={holdout}: of {num_images} training images that is {num_held_out}; "
-            "choose another fraction or number"
+            f"config.holdout={holdout}: of {num_images} training images (equal ones count once) "
+            f"that is {num_held_out}; choose another fraction or number"
         )
     shuffled = np.random.default_rng((seed, _HOLDOUT)).permutation(num_images)
     return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])

@@ -10,6 +10,7 @@ import numpy as np
 
 from rd_jax.data import NORMAL, Category, Row, Source, Split, sha256_of
 from rd_jax.data.cache import load_images, load_masks
+from rd_jax.data.copies import warn_of_copies_in_test
 from rd_jax.data.folders import letters, normalised
 from rd_jax.system.errors import printable
 
@@ -60,6 +61,7 @@ def _load(
     test, hashes = load_images(paths, *how)
     found, mask_hashes = load_masks(masks, paths, *how) if any(masks) else (None, ("none",))
     names = tuple(map(name_of, rows))
+    warn_of_copies_in_test(name, train_hashes, hashes, names)
     groups = tuple(row.group for row in train_rows)
     labels = np.array([row.label != NORMAL for row in rows], bool)
     empty = () if found is None else tuple(np.compress(labels & ~found.any((1, 2)), names))

@@ -157,13 +157,14 @@ def metrics_at(
     """Return precision, recall and F1 of calling images that score above it anomalous.
 
     `scores` and bool `labels` are [N]. None without a threshold and where they are not defined:
-    precision if no image is called anomalous, recall and F1 if none is.
+    recall without anomalous images, precision and F1 without images of both classes, precision if
+    no image is called anomalous.
     """
     called = scores > (math.inf if threshold is None else threshold)
     hits, num_called, num_anomalous = (int(x.sum()) for x in (called & labels, called, labels))
-    is_defined = threshold is not None and num_anomalous > 0
+    is_judged, has_both = threshold is not None, 0 < num_anomalous < len(labels)
     return {
-        "image_precision": hits / num_called if num_called else None,
-        "image_recall": hits / num_anomalous if is_defined else None,
-        "image_f1": 2 * hits / (num_called + num_anomalous) if is_defined else None,
+        "image_precision": hits / num_called if num_called and has_both else None,
+        "image_recall": hits / num_anomalous if is_judged and num_anomalous else None,
+        "image_f1": 2 * hits / (num_called + num_anomalous) if is_judged and has_both else None,
     }

@@ -11,6 +11,7 @@ import numpy as np
 
 from rd_jax.config import EVALUATED_ALIKE, RATES, RECORDED, as_dict
 from rd_jax.data import Split
+from rd_jax.data.copies import groups_of
 from rd_jax.method.metrics import metrics_of_scored
 from rd_jax.method.thresholds import (
     NormalScores,
@@ -94,12 +95,16 @@ def _normal_scores(
         )
         return None
     count = len(split.train)
-    _, chosen = held_out_of(config, count, split.num_validation)
+    _, chosen = held_out_of(config, split)
     is_held_out = len(chosen) > 0
     if not is_held_out:
         chosen = np.linspace(0, count - 1, min(count, _MOST_TRAINED_ON)).astype(int)
     logger.info("%s: scoring %d normal images", split.name, len(chosen))
     scores, maxima, pixels = score_normal(score, split.train, config.batch_size, chosen)
+    if is_held_out:  # a group counts once, by its highest
+        groups = groups_of(split, config.group_by)[chosen]
+        of_groups = [groups == group for group in np.unique(groups)]
+        scores, maxima = (np.array([x[of].max() for of in of_groups]) for x in (scores, maxima))
     return NormalScores(is_held_out, scores, maxima, pixel_table(pixels))
 
 
@@ -111,7 +116,7 @@ def _highest_held_out(trained: Trained, split: Split, normal: NormalScores) -> n
     """Return which of the training images are the held-out ones that scored highest, if known."""
     if not _has_training_images(trained, split):
         return np.zeros(0, int)
-    _, chosen = held_out_of(trained.config, len(split.train), split.num_validation)
+    _, chosen = held_out_of(trained.config, split)
     scores = normal.scores[: len(normal.scores) - normal.num_added]  # those added come last
     if len(scores) != len(chosen):
         return chosen[:0]

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from rd_jax.config import Config
-from rd_jax.data import Category
+from rd_jax.data import Category, Split
+from rd_jax.data.copies import first_alike, groups_of
 from rd_jax.data.order import holdout_indices, steps_until
 from rd_jax.data.sources import Source
 from rd_jax.method.loss import LOSSES, LossFunction
@@ -67,23 +68,34 @@ def teacher_of(config: Config) -> LoadedTeacher:
     return find_teacher(config.backbone, config.teacher_weights, config.bottleneck == "pre")
 
 
-def held_out_of(
-    config: Config, num_images: int, num_validation: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of a category's training images are trained on, and which are held out.
+def held_out_of(config: Config, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return which training images are trained on, and which are held out, in whole groups.
 
-    Those for validation are, which are the last. Raise UserError if a hold-out is asked for, too.
+    Those for validation are held out, else those that the seed chooses. Of equal ones that are
+    held out there is one.
     """
-    if num_validation:
-        if config.holdout:
-            raise UserError(
-                f"config.holdout={config.holdout}: the data have {num_validation} images for "
-                "validation, which are held out: set --config.holdout=0, or make them images to "
-                "train on"
-            )
-        first = num_images - num_validation
-        return np.arange(first), np.arange(first, num_images)
-    return holdout_indices(config.seed, config.holdout, num_images, config.holdout_at_least)
+    hashes = split.train_hashes
+    if split.num_validation:
+        first = len(hashes) - split.num_validation
+        return np.arange(first), first + np.unique(first_alike(hashes[first:]))
+    groups = groups_of(split, config.group_by) if config.holdout else np.arange(len(hashes))
+    members = np.unique(groups)
+    trained_on, held_out = (np.isin(groups, members[i]) for i in _holdout(config, len(members)))
+    return np.flatnonzero(trained_on), np.unique(first_alike(hashes)[held_out])
+
+
+def _holdout(config: Config, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    return holdout_indices(config.seed, config.holdout, num_groups, config.holdout_at_least)
+
+
+def _check_holdout(config: Config, category: Category) -> None:
+    if not category.num_validation:
+        _holdout(config, category.num_train)
+    elif config.holdout:
+        raise UserError(
+            f"config.holdout={config.holdout}: the data have {category.num_validation} images for "
+            "validation, which are held out: set --config.holdout=0, or train on them"
+        )
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:
@@ -108,7 +120,14 @@ class Plan:
     place: Training
     loss: LossFunction
     optimizer: optax.GradientTransformation
-    trained_on: np.ndarray  # which images of all categories in a row are not held out
+
+    @cached_property
+    def trained_on(self) -> np.ndarray:
+        """Which images of all categories in a row are not held out; their content decides that."""
+        splits = [category.load() for category in self.categories]
+        starts = np.cumsum([0, *(len(split.train) for split in splits)])
+        chosen = [held_out_of(self.config, split)[0] for split in splits]
+        return np.concatenate([start + of for start, of in zip(starts, chosen, strict=False)])
 
     @property
     def name(self) -> str:
@@ -149,18 +168,16 @@ def planned(
 ) -> list[Plan]:
     """Return the trainings of a run: one for each category, or one for all, and each seed.
 
-    Raise UserError if the hold-out leaves nothing to train on, or holds nothing.
+    Raise UserError if the hold-out leaves nothing to train on, or holds nothing, even if all images
+    differ.
     """
     groups = [tuple(categories)] if config.joint else [(category,) for category in categories]
     plans = []
     for group, seed in itertools.product(groups, config.seeds or (None,)):
         own = config if seed is None else replace(config, seed=seed)
         place = workdir.training(JOINT if config.joint else group[0].name, seed)
-        start, trained_on = 0, []
         for category in group:
-            chosen, _ = held_out_of(own, category.num_train, category.num_validation)
-            trained_on.append(start + chosen)
-            start += category.num_train
+            _check_holdout(own, category)
         learning = given.loss or LOSSES[own.loss], given.optimizer or optimizer_of(own)
-        plans.append(Plan(own, group, place, *learning, np.concatenate(trained_on)))
+        plans.append(Plan(own, group, place, *learning))
     return plans

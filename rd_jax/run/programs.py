@@ -45,7 +45,7 @@ def kept_of(plan: Plan) -> Kept:
     all of them have to do the same. On GPU and TPU the images stay, if they fit.
     """
     config, free = plan.config, _SHARE * free_bytes()
-    rows = len(plan.trained_on)
+    rows = sum(category.num_train for category in plan.categories)  # before they are decoded
     pays = config.num_epochs > 1 and jax.process_count() == 1
     fits = rows * _bytes(_row(plan, "teacher features")) <= free
     if config.keep_features is True or (config.keep_features == "auto" and pays and fits):

@@ -75,8 +75,8 @@ def check_same_training(plan: Plan, teacher: LoadedTeacher, run: Workdir) -> Non
                     f"{training.folder} was trained with {problem}; choose another --workdir, or "
                     "start anew with --restart"
                 )
-            is_done = _is_done(saved, plan.config.num_epochs)
-            if training == plan.place and not saved["can_go_on"] and not is_done:
+            is_complete = is_done(saved, plan.config.num_epochs)
+            if training == plan.place and not saved["can_go_on"] and not is_complete:
                 raise UserError(
                     f"{training.folder} is finished after {saved['config']['num_epochs']} epochs "
                     "and did not keep the optimiser's state, which more need: start anew with "
@@ -95,7 +95,7 @@ def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str
         and not (name == "num_epochs" and now > before and goes_on)
     ]
     before, now = saved["dtype"], compute_dtype(config).name
-    if now != before and (config.seeds or not _is_done(saved, config.num_epochs)):
+    if now != before and (config.seeds or not is_done(saved, config.num_epochs)):
         where = jax.default_backend()
         changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
     if changes:
@@ -108,7 +108,7 @@ def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str
     return f"other training images of {others} than are there now" if others else None
 
 
-def _is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
+def is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
     """Return whether the training of a checkpoint's metadata is one of all these epochs."""
     is_finished = saved["step"] == saved["last_step"]
     return is_finished and saved["config"]["num_epochs"] == num_epochs

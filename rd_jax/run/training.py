@@ -35,6 +35,7 @@ from rd_jax.run.resume import (
     check_layout,
     check_same_training,
     divergence,
+    is_done,
     names_to_replace,
 )
 from rd_jax.run.scoring import score_split
@@ -132,7 +133,8 @@ def _free(plans: Sequence[Plan]) -> Iterator[Plan]:
 def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
     place, kept = plan.place, kept_of(plan)
     with ThreadPoolExecutor(2) as compiler:
-        if checkpoint.steps(place.checkpoints)[:1] != [plan.last_step]:  # else it is finished
+        saved = checkpoint.latest_metadata(place.checkpoints)
+        if not (saved and is_done(saved, plan.config.num_epochs)):
             # XLA compiles without Python, which decodes meanwhile.
             compiler.submit(train_steps_of, plan, kept)
             if kept != "nothing":

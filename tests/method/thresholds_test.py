@@ -211,5 +211,7 @@ def test_figures_at_a_threshold_are_undefined_where_nothing_is_counted() -> None
     found = metrics_at(2.0, scores, labels)  # calls 3 and 4 anomalous
     assert found == {"image_precision": 0.5, "image_recall": 0.5, "image_f1": 0.5}
     assert metrics_at(4.0, scores, labels)["image_precision"] is None
-    assert metrics_at(2.0, scores, ~labels & labels)["image_recall"] is None
+    assert set(metrics_at(2.0, scores, ~labels & labels).values()) == {None}
+    of_anomalous = metrics_at(1.0, scores, ~labels | labels)
+    assert of_anomalous == {"image_precision": None, "image_recall": 0.75, "image_f1": None}
     assert set(metrics_at(None, scores, labels).values()) == {None}

@@ -155,6 +155,26 @@ def test_a_table_holds_what_is_defined_and_a_mean_of_several_alone(tmp_path: Pat
     assert json.loads((tmp_path / "results.json").read_text())["mean"]["image_precision"] == 0.25
 
 
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ((3, 0), "**a has no anomalous test images: no AUROC is defined.**"),
+        ((0, 3), "**a has no normal test images: no image AUROC is defined.**"),
+        ((3, 3), None),
+        ((0, 0), None),  # the first line says that there are no test images
+        ((None, None), None),  # of an earlier version
+    ],
+)
+def test_the_class_that_test_images_lack_is_named(
+    counts: tuple, text: str | None, tmp_path: Path
+) -> None:
+    add_results(tmp_path, "a", num_normal=counts[0], num_anomalous=counts[1])
+    add_results(tmp_path, "b", num_normal=1, num_anomalous=1)
+    assert [line for line in write_results(tmp_path).splitlines() if "AUROC is" in line] == (
+        [text] if text else []
+    )
+
+
 def test_precision_and_recall_are_averaged_over_seeds_and_categories(tmp_path: Path) -> None:
     for seed, values in enumerate(((0.5, 0.7), (0.7, None))):
         for name, value in zip("ab", values, strict=True):

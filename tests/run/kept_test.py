@@ -3,6 +3,7 @@
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -36,7 +37,8 @@ def kept(num_images: int, **changes: Any) -> str:
     config = get_config(backbone="tiny", image_size=64, dtype="float32", **changes)
     learning = LOSSES["mixed"], optimizer_of(config)
     place = Workdir(Path("runs")).training("weave")
-    return kept_of(Plan(config, (), place, *learning, np.arange(num_images)))
+    category: Any = SimpleNamespace(num_train=num_images)
+    return kept_of(Plan(config, (category,), place, *learning))
 
 
 def test_batches_of_what_is_kept_are_the_batches_that_are_sent() -> None:
