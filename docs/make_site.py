@@ -33,8 +33,8 @@ REFERENCE = {
     ],
     "The method": [
         *("rd_jax.Model", "rd_jax.TrainState", "rd_jax.create_train_state"),
-        *("rd_jax.make_train_step", "rd_jax.Scoring", "rd_jax.make_scorer", "rd_jax.anomaly_map"),
-        *("rd_jax.image_score", "rd_jax.normalize"),
+        *("rd_jax.make_train_step", "rd_jax.make_distillation_step", "rd_jax.Scoring"),
+        *("rd_jax.make_scorer", "rd_jax.anomaly_map", "rd_jax.image_score", "rd_jax.normalize"),
     ],
     "Losses": [f"rd_jax.{loss}_cosine_loss" for loss in ("per_position", "flattened", "mixed")],
     "Metrics": ["rd_jax.auroc", "rd_jax.aupro"],
