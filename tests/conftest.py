@@ -16,6 +16,7 @@ from rd_jax.config import Config, get_config
 from rd_jax.data.synthetic import write_category
 from rd_jax.method.models import cpu
 from rd_jax.report import figures
+from rd_jax.run import programs
 from tests import tiny, tiny_main
 
 NUM_DEVICES = 4
@@ -94,6 +95,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     here, there = ((_place(i.path)[0], *_arithmetic(i.path)) for i in (item, nextitem))
     if here != there:
         jax.clear_caches()
+        for compiled in (programs.encoder, programs.train_steps):
+            compiled.cache_clear()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 _NEAR = 0.2  # of the distance within which a tenth of the images lie: see docs/measured.md
 _ROWS = 256  # of distances at a time
+_MOST = 10_000  # images that are compared unasked, since time grows with the square
 
 
 @cache  # of a split, which is compared by identity, for its seeds and its evaluation
@@ -26,7 +27,9 @@ def groups_of(split: Split, by: str) -> np.ndarray:
     hashes, count = split.train_hashes, len(split.train)
     names = [name or f"\0{i}" for i, name in enumerate(split.groups or [""] * count)]
     pairs = np.stack([np.tile(np.arange(count), 2), np.append(*map(first_alike, (hashes, names)))])
-    groups, near = _joined(count, pairs), near_copies(split.train).T
+    is_compared = by == "near" or count <= _MOST
+    near = near_copies(split.train).T if is_compared else np.zeros((2, 0), int)
+    groups = _joined(count, pairs)
     if copies := count - len(set(hashes)):
         logger.info("%s: %d training images are copies, which count once", split.name, copies)
     if by == "near":

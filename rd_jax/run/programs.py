@@ -84,7 +84,7 @@ def train_steps_of(plan: Plan, kept: Kept) -> TrainSteps:
     batches = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((*axes, *x.shape[1:]), x.dtype), _row(plan, kept)
     )
-    return _train_steps(trained_model_of(config), plan.optimizer, plan.loss, config.ema, batches)
+    return train_steps(trained_model_of(config), plan.optimizer, plan.loss, config.ema, batches)
 
 
 def encoder_of(plan: Plan, kept: Kept) -> jax.stages.Compiled:
@@ -98,13 +98,14 @@ def _steps_at_once(plan: Plan, kept: Kept) -> int:
 
 
 @cache  # trainings that differ in images and seeds alone compile once
-def _train_steps(
+def train_steps(
     model: Model,
     optimizer: optax.GradientTransformation,
     loss: LossFunction,
     ema: float,
     batches: Batch,
 ) -> TrainSteps:
+    """Return `make_parallel_train_steps` for batches of these shapes, compiled."""
     max_steps = jax.tree.leaves(batches)[0].shape[1]
     steps = make_parallel_train_steps(model, optimizer, loss, max_steps, ema=ema)
     if jax.process_count() > 1:  # where pmap compiles at its first call alone

@@ -61,12 +61,13 @@ def check_layout(plans: Sequence[Plan], run: Workdir, replaced: Collection[str])
             raise UserError(f"{folder} holds {held}: {remedy}choose another --workdir")
 
 
-def check_same_training(plan: Plan, teacher: LoadedTeacher, run: Workdir) -> None:
-    """Compare a plan with what is there of this name, of whatever seed.
+def check_same_training(plan: Plan, teacher: LoadedTeacher, run: Workdir) -> bool:
+    """Compare a plan with what is there of this name, of whatever seed. Return whether it is done.
 
     Raise UserError if going on would mix two trainings, or average over what differs in more
     than the seed. More epochs are no other training: no step depends on their number.
     """
+    is_finished = False
     for training in run.places(plan.place.name):
         if saved := checkpoint.latest_metadata(training.checkpoints):
             check_teacher(teacher, saved, training.folder)
@@ -75,13 +76,15 @@ def check_same_training(plan: Plan, teacher: LoadedTeacher, run: Workdir) -> Non
                     f"{training.folder} was trained with {problem}; choose another --workdir, or "
                     "start anew with --restart"
                 )
-            is_complete = is_done(saved, plan.config.num_epochs)
-            if training == plan.place and not saved["can_go_on"] and not is_complete:
+            if training == plan.place:
+                is_finished = _is_done(saved, plan.config.num_epochs)
+            if training == plan.place and not saved["can_go_on"] and not is_finished:
                 raise UserError(
                     f"{training.folder} is finished after {saved['config']['num_epochs']} epochs "
                     "and did not keep the optimiser's state, which more need: start anew with "
                     "--restart, next time with --config.keep_optimizer=True"
                 )
+    return is_finished
 
 
 def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str | None:
@@ -95,7 +98,7 @@ def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str
         and not (name == "num_epochs" and now > before and goes_on)
     ]
     before, now = saved["dtype"], compute_dtype(config).name
-    if now != before and (config.seeds or not is_done(saved, config.num_epochs)):
+    if now != before and (config.seeds or not _is_done(saved, config.num_epochs)):
         where = jax.default_backend()
         changes.append(f"dtype ({before!r}, now {config.dtype!r}, on {where} {now!r})")
     if changes:
@@ -108,7 +111,7 @@ def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str
     return f"other training images of {others} than are there now" if others else None
 
 
-def is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
+def _is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
     """Return whether the training of a checkpoint's metadata is one of all these epochs."""
     is_finished = saved["step"] == saved["last_step"]
     return is_finished and saved["config"]["num_epochs"] == num_epochs

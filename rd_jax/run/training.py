@@ -35,7 +35,6 @@ from rd_jax.run.resume import (
     check_layout,
     check_same_training,
     divergence,
-    is_done,
     names_to_replace,
 )
 from rd_jax.run.scoring import score_split
@@ -90,8 +89,8 @@ def train(
         check_same_training(plan, teacher, run)
     try:
         for plan in _free(plans):
-            check_same_training(plan, teacher, run)
-            _train_and_evaluate(plan, teacher)
+            is_finished = check_same_training(plan, teacher, run)
+            _train_and_evaluate(plan, teacher, is_finished)
     except UserError:
         if read_results(workdir):
             write_summaries(workdir)  # of what was finished before
@@ -130,11 +129,10 @@ def _free(plans: Sequence[Plan]) -> Iterator[Plan]:
         left.remove(plan)
 
 
-def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher) -> None:
+def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher, is_finished: bool) -> None:
     place, kept = plan.place, kept_of(plan)
     with ThreadPoolExecutor(2) as compiler:
-        saved = checkpoint.latest_metadata(place.checkpoints)
-        if not (saved and is_done(saved, plan.config.num_epochs)):
+        if not is_finished:
             # XLA compiles without Python, which decodes meanwhile.
             compiler.submit(train_steps_of, plan, kept)
             if kept != "nothing":

@@ -38,7 +38,7 @@ def split_of(contents: Sequence[int], groups: Sequence[str] = ()) -> Split:
     names = tuple(f"{i:03}" for i in range(len(contents)))
     hashes = tuple(f"hash {content}" for content in contents)
     none = np.zeros((0, *images.shape[1:]), np.uint8), (), "", np.zeros(0, bool), None
-    return Split("drawn", images, names, hashes, *none, tuple(groups))
+    return Split("drawn", images, names, hashes, *none, groups=tuple(groups))
 
 
 def connected(hashes: Sequence[str], groups: Sequence[str]) -> list[int]:

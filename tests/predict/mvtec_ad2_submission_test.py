@@ -58,9 +58,11 @@ def test_each_private_image_has_a_map_and_a_mask_of_its_size(
     for path in expected:
         result = score_image(predictor, pictures[path.parent.name])
         if path.suffix == ".tiff":
-            np.testing.assert_allclose(read_tiff(path), result.anomaly_map, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(
+                read_tiff(path), result.full_size_map(), rtol=1e-3, atol=1e-4
+            )
         else:
-            values, limit = result.anomaly_map, predictor.thresholds.pixel_threshold
+            values, limit = result.full_size_map(), predictor.thresholds.pixel_threshold
             is_clear, mask = np.abs(values - limit) > 1e-4, np.asarray(Image.open(path))
             above = 255 * ((values > limit) & result.is_anomalous)
             np.testing.assert_array_equal(mask[is_clear], above[is_clear])

@@ -95,7 +95,8 @@ def state():
         dict(os.environ), dict(jax.config.values), sys.stdout, sys.unraisablehook,
         Image.MAX_IMAGE_PIXELS, logging.root.level, absl.level, warnings.filters[:],
     )
-import absl.logging, flax, orbax.checkpoint, scipy.special  # whatever they do is their concern
+# Whatever these do is their concern.
+import absl.logging, flax, orbax.checkpoint, scipy.sparse, scipy.special
 before = state()
 import rd_jax
 assert before == state()
