@@ -16,11 +16,12 @@ from PIL import Image
 
 from benchmarks.speed.worker import Call, peak_process_bytes, random_images
 from rd_jax import Model, create_train_state, make_scorer, per_position_cosine_loss
+from rd_jax.data.order import first_epoch
 from rd_jax.data.sources import Source, find_categories
 from rd_jax.method.metrics import metrics_of
 from rd_jax.method.models.batch_norm import fold_batch_norm
 from rd_jax.method.train import make_parallel_train_steps
-from rd_jax.run.batches import Batches, kept_on_devices, streamed, taken_from
+from rd_jax.run.batches import Batches, kept, streamed
 from rd_jax.run.loop import dispatches, steps_per_dispatch
 from rd_jax.run.programs import encoder
 from rd_jax.weights.teacher import find_teacher
@@ -50,18 +51,18 @@ def training_step(backbone: str, size: int, batch: int, keeps: bool = False) -> 
     teacher = find_teacher(backbone, "random").variables
     images = random_images(4 * batch, size)
     chosen = np.arange(len(images))
-    take, bytes_of_batch = streamed(images, chosen), images[:batch].nbytes
+    take = streamed(images, chosen)
     if keeps:
         encode = partial(encoder(model, "teacher features", images[:batch].shape), teacher)
-        kept = kept_on_devices(encode, images, chosen, batch)
-        take = taken_from(kept)
-        bytes_of_batch = sum(x.nbytes for x in jax.tree.leaves(kept)) // 4
+        take = kept(encode, images, chosen, first_epoch(0, len(images), batch))
+    batches = Batches(take, len(images), batch, seed=0)
+    bytes_of_batch = sum(x.nbytes for x in jax.tree.leaves(batches.of_steps(0, 1, 1)))
     max_steps = steps_per_dispatch(bytes_of_batch)
     endless = dispatches(
         make_parallel_train_steps(model, optimizer, per_position_cosine_loss, max_steps),
         max_steps,
         teacher,
-        Batches(take, len(images), batch, seed=0),
+        batches,
         create_train_state(model, optimizer, jax.random.key(0)),
         pauses=[10**9],
     )

@@ -24,6 +24,12 @@ def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.
     return np.array([_permutation(seed, epoch, num_images)[i] for epoch, i in positions])
 
 
+def first_epoch(seed: int, num_images: int, batch_size: int) -> np.ndarray:
+    """Return the batches of the first epoch [steps, B]; the last is filled with `num_images`."""
+    order, missing = _permutation(seed, 0, num_images), -num_images % batch_size
+    return np.append(order, np.full(missing, num_images)).reshape(-1, batch_size)
+
+
 def steps_until(epoch: int, num_images: int, batch_size: int) -> int:
     """Return the number of steps after which every image has been used at least `epoch` times."""
     return -(-epoch * num_images // batch_size)

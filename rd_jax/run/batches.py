@@ -7,7 +7,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rd_jax.data import Joined
@@ -57,43 +56,39 @@ def streamed(images: Images, chosen: np.ndarray) -> Take:
     return take
 
 
-def taken_from(kept: Batch) -> Take:
-    """Return a function that picks rows of what each device has; see `kept_on_devices`."""
-    _, split = placement()
+def kept(
+    encode: Callable[[jax.Array], Batch], images: Images, chosen: np.ndarray, chunks: np.ndarray
+) -> Take:
+    """Return a function that picks rows of what `encode` makes of the `chosen` images [N].
 
-    @partial(jax.jit, out_shardings=split)
-    def rows(kept: Batch, indices: jax.Array) -> Batch:
-        return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), kept)
-
-    return lambda indices: rows(kept, jax.device_put(indices, split))
-
-
-def kept_on_devices(
-    encode: Callable[[jax.Array], Batch], images: Images, chosen: np.ndarray, chunk_size: int
-) -> Batch:
-    """Return what `encode` makes of the `chosen` images, so many at a time, on each local device.
-
+    They stay on each local device. A chunk [C, B] of them, filled up with N, is encoded when the
+    first of its images is asked for: always as a whole, so that the rows are always the same bits.
     `encode` takes images that are split over the devices, and returns rows that all of them have.
-    The rows after the last image are copies of it.
     """
     replicated, split = placement()
+    count, is_there = len(chosen), np.zeros(len(chunks), bool)
+    chunk_of = np.argsort(chunks.ravel())[:count] // chunks.shape[1]
+    on_devices: list[Batch] = []
+
+    def empty(row: jax.Array) -> jax.Array:
+        return jnp.zeros((count, *row.shape[1:]), row.dtype, device=replicated)
 
     @partial(jax.jit, donate_argnums=0)
-    def written(kept: Batch, rows: Batch, start: jax.Array) -> Batch:
-        return jax.tree.map(
-            lambda x, y: lax.dynamic_update_slice_in_dim(x, y, start, axis=0), kept, rows
-        )
+    def written(kept: Batch, rows: Batch, places: jax.Array) -> Batch:
+        return jax.tree.map(lambda x, y: x.at[places].set(y, mode="drop"), kept, rows)
 
-    last = len(chosen) - 1
-    num_rows = (last // chunk_size + 1) * chunk_size
+    @partial(jax.jit, out_shardings=split)
+    def picked(kept: Batch, places: jax.Array) -> Batch:
+        return jax.tree.map(lambda x: x.at[places].get(mode="promise_in_bounds"), kept)
 
-    def rows_from(start: int) -> Batch:
-        of_chunk = chosen[np.minimum(np.arange(start, start + chunk_size), last)]
-        return encode(jax.device_put(images[of_chunk], split))
+    def take(indices: np.ndarray) -> Batch:
+        for chunk in np.unique(chunk_of[indices]):
+            if not is_there[chunk]:
+                of_chunk = chosen[np.minimum(chunks[chunk], count - 1)]
+                rows = encode(jax.device_put(images[of_chunk], split))
+                before = on_devices.pop() if on_devices else jax.tree.map(empty, rows)
+                on_devices.append(written(before, rows, chunks[chunk]))
+                is_there[chunk] = True
+        return picked(on_devices[0], jax.device_put(indices, split))
 
-    kept = jax.tree.map(
-        lambda x: jnp.zeros((num_rows, *x.shape[1:]), x.dtype, device=replicated), rows_from(0)
-    )
-    for start in range(0, num_rows, chunk_size):
-        kept = written(kept, rows_from(start), np.int32(start))
-    return kept
+    return take

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rd_jax.data.order import first_epoch
 from rd_jax.method.loss import LossFunction
 from rd_jax.method.models import Model
 from rd_jax.method.models.batch_norm import fold_batch_norm
@@ -20,14 +21,7 @@ from rd_jax.method.train import (
     make_parallel_train_steps,
     train_state_shapes,
 )
-from rd_jax.run.batches import (
-    Batches,
-    Images,
-    kept_on_devices,
-    placement,
-    streamed,
-    taken_from,
-)
+from rd_jax.run.batches import Batches, Images, kept, placement, streamed
 from rd_jax.run.loop import TrainSteps, dispatches, steps_per_dispatch
 from rd_jax.run.plan import Plan, size_of, trained_model_of
 from rd_jax.system.memory import free_bytes
@@ -56,45 +50,46 @@ def kept_of(plan: Plan) -> Kept:
 
 def steps_of(
     plan: Plan,
-    kept: Kept,
+    keeps: Kept,
     images: Images,
     teacher_variables: Any,
     state: TrainState,
     pauses: Collection[int],
 ) -> Iterator[tuple[TrainState, int, Metrics]]:
-    """Return the `dispatches` of a training; what is kept is computed and put in its place now."""
+    """Return the `dispatches` of a training."""
     config, chosen = plan.config, plan.trained_on
     replicated, _ = placement()
     teacher_variables = jax.device_put(teacher_variables, replicated)
-    if kept == "nothing":
+    if keeps == "nothing":
         take = streamed(images, chosen)
     else:
-        encode = partial(encoder_of(plan, kept), teacher_variables)
-        take = taken_from(kept_on_devices(encode, images, chosen, config.batch_size))
+        encode = partial(encoder_of(plan, keeps), teacher_variables)
+        chunks = first_epoch(config.seed, len(chosen), config.batch_size)
+        take = kept(encode, images, chosen, chunks)
     batches = Batches(take, len(chosen), config.batch_size, config.seed)
-    programs = train_steps_of(plan, kept), _steps_at_once(plan, kept)
+    programs = train_steps_of(plan, keeps), _steps_at_once(plan, keeps)
     return dispatches(*programs, teacher_variables, batches, state, pauses)
 
 
-def train_steps_of(plan: Plan, kept: Kept) -> TrainSteps:
+def train_steps_of(plan: Plan, keeps: Kept) -> TrainSteps:
     """Return `make_parallel_train_steps`, compiled for a plan's batches and these devices."""
     config = plan.config
     per_device = config.batch_size // jax.device_count()
-    axes = jax.local_device_count(), _steps_at_once(plan, kept), per_device
+    axes = jax.local_device_count(), _steps_at_once(plan, keeps), per_device
     batches = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((*axes, *x.shape[1:]), x.dtype), _row(plan, kept)
+        lambda x: jax.ShapeDtypeStruct((*axes, *x.shape[1:]), x.dtype), _row(plan, keeps)
     )
     return train_steps(trained_model_of(config), plan.optimizer, plan.loss, config.ema, batches)
 
 
-def encoder_of(plan: Plan, kept: Kept) -> jax.stages.Compiled:
+def encoder_of(plan: Plan, keeps: Kept) -> jax.stages.Compiled:
     """Return what makes rows to keep of the teacher's variables and a batch's images, compiled."""
     config = plan.config
-    return encoder(trained_model_of(config), kept, (config.batch_size, *size_of(config), 3))
+    return encoder(trained_model_of(config), keeps, (config.batch_size, *size_of(config), 3))
 
 
-def _steps_at_once(plan: Plan, kept: Kept) -> int:
-    return steps_per_dispatch(plan.config.batch_size * _bytes(_row(plan, kept)))
+def _steps_at_once(plan: Plan, keeps: Kept) -> int:
+    return steps_per_dispatch(plan.config.batch_size * _bytes(_row(plan, keeps)))
 
 
 @cache  # trainings that differ in images and seeds alone compile once
@@ -119,27 +114,27 @@ def train_steps(
 
 
 @cache
-def encoder(model: Model, kept: Kept, shape: tuple[int, ...]) -> jax.stages.Compiled:
+def encoder(model: Model, keeps: Kept, shape: tuple[int, ...]) -> jax.stages.Compiled:
     """Return (teacher_variables, images of this shape) -> `Batch` to keep, compiled."""
     replicated, split = placement()
-    encode = jax.jit(partial(_encoded, model, kept), out_shardings=replicated)
+    encode = jax.jit(partial(_encoded, model, keeps), out_shardings=replicated)
     teacher = jax.tree.map(lambda x: x.update(sharding=replicated), _teacher_shapes(model))
     return encode.lower(teacher, jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)).compile()
 
 
-def _encoded(model: Model, kept: Kept, teacher_variables: Any, images: jax.Array) -> Batch:
+def _encoded(model: Model, keeps: Kept, teacher_variables: Any, images: jax.Array) -> Batch:
     """Return what steps take of images [B, H, W, 3]."""
-    if kept != "teacher features":
+    if keeps != "teacher features":
         return Batch(images)
     teacher_features = model.teacher_features(teacher_variables, images)
     return Batch(images if model.direction == "forward" else None, teacher_features)
 
 
-def _row(plan: Plan, kept: Kept) -> Batch:
+def _row(plan: Plan, keeps: Kept) -> Batch:
     """Return the shapes of what steps take of one image."""
     model = trained_model_of(plan.config)
     image = jax.ShapeDtypeStruct((1, *size_of(plan.config), 3), jnp.uint8)
-    return jax.eval_shape(partial(_encoded, model, kept), _teacher_shapes(model), image)
+    return jax.eval_shape(partial(_encoded, model, keeps), _teacher_shapes(model), image)
 
 
 def _teacher_shapes(model: Model) -> Any:

@@ -13,9 +13,10 @@ import pytest
 from rd_jax import Model
 from rd_jax.config import get_config
 from rd_jax.data import Joined
+from rd_jax.data.order import first_epoch
 from rd_jax.method.loss import LOSSES
-from rd_jax.run import programs
-from rd_jax.run.batches import Batches, kept_on_devices, streamed, taken_from
+from rd_jax.method.train import Batch
+from rd_jax.run import batches, programs
 from rd_jax.run.plan import Plan, optimizer_of
 from rd_jax.run.programs import encoder, kept_of
 from rd_jax.store.workdir import Workdir
@@ -32,7 +33,7 @@ FEATURES_BYTES = 4 * (16 * 16 * 8 + 8 * 8 * 16 + 4 * 4 * 32)
 IMAGE_BYTES = 64 * 64 * 3
 
 
-def kept(num_images: int, **changes: Any) -> str:
+def kept_of_a_plan(num_images: int, **changes: Any) -> str:
     """What stays, by the config and the number of images that are trained on."""
     config = get_config(backbone="tiny", image_size=64, dtype="float32", **changes)
     learning = LOSSES["mixed"], optimizer_of(config)
@@ -42,21 +43,37 @@ def kept(num_images: int, **changes: Any) -> str:
 
 
 def test_batches_of_what_is_kept_are_the_batches_that_are_sent() -> None:
-    """10 of 13 images in two arrays, in chunks of 8 and batches of 4 on 4 devices."""
+    """10 of 13 images in two arrays, in batches of 8 on 4 devices."""
     model, images = Model("tiny", direction="forward"), draw_images(13, 32)
     joined, chosen = Joined([images[:5], images[5:]]), np.array([12, 1, 2, 3, 4, 5, 6, 7, 9, 11])
     teacher = find_teacher("tiny", "random").variables
     encode = partial(encoder(model, "teacher features", (8, 32, 32, 3)), teacher)
-    on_devices = kept_on_devices(encode, joined, chosen, 8)
-    assert all(len(x.sharding.device_set) == 4 for x in jax.tree.leaves(on_devices))
-    sent, taken = (
-        Batches(take, len(chosen), 4, seed=1).of_steps(0, 2, 3)
-        for take in (streamed(joined, chosen), taken_from(on_devices))
+    encoded: list[jax.Array] = []
+
+    def counted(images: jax.Array) -> Batch:
+        encoded.append(images)
+        return encode(images)
+
+    chunks = first_epoch(1, len(chosen), 8)
+    sending, keeping, going_on = (
+        batches.Batches(take, len(chosen), 8, seed=1)
+        for take in (
+            batches.streamed(joined, chosen),
+            *(batches.kept(counted, joined, chosen, chunks) for _ in range(2)),
+        )
     )
-    assert taken.images.shape == sent.images.shape == (4, 3, 1, 32, 32, 3)
+    first = keeping.of_steps(0, 1, 1)
+    assert len(encoded) == 1  # the first batch alone
+    sent, taken, later = (x.of_steps(0, 2, 3) for x in (sending, keeping, going_on))
+    np.testing.assert_array_equal(encoded[0].reshape(first.images.shape), first.images)
+    assert len(encoded) == 4
+    for a, b in zip(*map(jax.tree.leaves, (taken, later)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(len(x.sharding.device_set) == 4 for x in jax.tree.leaves(taken))
+    assert taken.images.shape == sent.images.shape == (4, 3, 2, 32, 32, 3)
     np.testing.assert_array_equal(taken.images, sent.images)
-    assert len(np.unique(sent.images[:, :2].reshape(8, -1), axis=0)) == 8
-    features = model.teacher_features(teacher, sent.images.reshape(12, 32, 32, 3))
+    assert len(np.unique(sent.images[:, :2].reshape(16, -1), axis=0)) == len(chosen)
+    features = model.teacher_features(teacher, sent.images.reshape(24, 32, 32, 3))
     for own, expected in zip(taken.teacher_features, features, strict=True):
         np.testing.assert_allclose(own.reshape(expected.shape), expected, atol=1e-5)
         assert np.ptp(expected) > 0.1
@@ -68,16 +85,16 @@ def test_features_stay_where_they_fit_into_a_quarter_of_the_free_memory(
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(programs, "free_bytes", lambda: 4 * 10 * FEATURES_BYTES)
-    assert kept(10) == "teacher features"
-    assert kept(11) == beyond
-    assert kept(10, num_epochs=1) == beyond  # each image is used once
-    assert kept(10, keep_features=False) == beyond
-    assert kept(10, direction="forward") == beyond  # which needs the images, too
-    assert kept(11, keep_features=True, num_epochs=1) == "teacher features"
-    assert kept(10 * FEATURES_BYTES // IMAGE_BYTES + 1) == "nothing"
+    assert kept_of_a_plan(10) == "teacher features"
+    assert kept_of_a_plan(11) == beyond
+    assert kept_of_a_plan(10, num_epochs=1) == beyond  # each image is used once
+    assert kept_of_a_plan(10, keep_features=False) == beyond
+    assert kept_of_a_plan(10, direction="forward") == beyond  # which needs the images, too
+    assert kept_of_a_plan(11, keep_features=True, num_epochs=1) == "teacher features"
+    assert kept_of_a_plan(10 * FEATURES_BYTES // IMAGE_BYTES + 1) == "nothing"
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert kept(10) == beyond
-    assert kept(10, keep_features=True) == "teacher features"
+    assert kept_of_a_plan(10) == beyond
+    assert kept_of_a_plan(10, keep_features=True) == "teacher features"
 
 
 def test_free_memory_is_the_least_of_the_devices_and_of_what_a_container_may_take(
