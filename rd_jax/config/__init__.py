@@ -144,8 +144,8 @@ def markdown() -> str:
     lines = [
         "# Config",
         "",
-        "Every field of a config, set by `--config.NAME=VALUE`. Defaults are the paper's values; a",
-        "config holds what differs from them.",
+        "You want to change a field of a config: add `--config.NAME=VALUE` to the command. The",
+        "defaults are the paper's values. A config file holds what differs from them.",
         "",
         "| field | default | allowed | |",
         "| --- | --- | --- | --- |",

@@ -127,50 +127,50 @@ class Config:
     data_dir: str = _field(
         "data/mvtec",
         NAME,
-        "folder of categories or of good images, table of images, or `synthetic`; of TFDS sets for "
-        "`dataset`",
+        "a folder of categories or of good images, a table of images, or `synthetic` (generated "
+        "images); with `dataset`, the folder of TFDS's sets",
     )
     category: str = _field(
-        "", TEXT, "one, or several between commas; empty: all that `data_dir` holds"
+        "", TEXT, "one category, or several with commas between them; empty: all in `data_dir`"
     )
-    joint: bool = _field(False, BOOLEAN, "one training for all these categories together", _FIXED)
-    dataset: str = _field("", TEXT, "`digits` or a set of TFDS, for novelty detection", _FIXED)
-    normal_class: int = _field(-1, integer(-1), "of `dataset`; -1: each class in turn")
+    joint: bool = _field(False, BOOLEAN, "train one student for all these categories", _FIXED)
+    dataset: str = _field("", TEXT, "for novelty detection: `digits` or a TFDS set", _FIXED)
+    normal_class: int = _field(-1, integer(-1), "the normal class of `dataset`; -1: each in turn")
     image_size: int | tuple[int, int] = _field(
-        256, SIZE, "pixels: of a square, or height,width", _STEPS | _SCORES
+        256, SIZE, "size of images in pixels: of a square, or height,width", _STEPS | _SCORES
     )
     resize: Literal["stretch", "fit"] = _field(
         "stretch",
         one_of(("stretch", "fit")),
-        "to `image_size`; `fit`: keep the aspect ratio and mirror the image into the rest",
+        "how an image gets this size; `fit` keeps its aspect ratio and mirrors it into the rest",
         _STEPS | _SCORES,
     )
     backbone: str = _field(
-        "wide_resnet50_2", one_of(BACKBONES), "of teacher and student", _FIXED | _SCORES
+        "wide_resnet50_2", one_of(BACKBONES), "the network of teacher and student", _FIXED | _SCORES
     )
     teacher_weights: str = _field(
         "imagenet",
         NAME,
-        "`imagenet`, `embedded` (of `resnet10`, in the package), `random` or a "
+        "`imagenet`, `embedded` (in the package, for `resnet10`), `random`, or a "
         "`.safetensors`, `.npz` or `.pth` file with torchvision's names",
     )
     normalize: bool = _field(
-        True, BOOLEAN, "by ImageNet's mean and deviation, else to [0, 1]", _FIXED | _SCORES
+        True, BOOLEAN, "by ImageNet's mean and deviation; False: to [0, 1] only", _FIXED | _SCORES
     )
     direction: Direction = _field(
         "reverse",
         one_of(get_args(Direction)),
-        "the paper's; `forward`: a student like the teacher, which sees the image (STFPM)",
+        "`reverse`: the paper's; `forward`: a student that sees the image (STFPM)",
         _FIXED | _SCORES,
     )
     bottleneck: Kind = _field(
         "mff_oce",
         one_of(get_args(Kind)),
-        "`oce` leaves the fusion of the scales out; `pre` is the teacher's fourth stage, frozen",
+        "`oce`: without the fusion of the scales; `pre`: the teacher's fourth stage, frozen",
         _FIXED | _SCORES,
     )
     scales: tuple[int, ...] = _field(
-        (1, 2, 3), SCALES, "strides 4, 8, 16, in the loss and the map", _STEPS | _SCORES
+        (1, 2, 3), SCALES, "scales in the loss and the map: strides 4, 8 and 16", _STEPS | _SCORES
     )
     loss: str = _field(
         "per_position",
@@ -178,46 +178,46 @@ class Config:
             lambda v: isinstance(v, str) and (v in LOSSES or v.startswith(OWN)),
             f"one of {', '.join(LOSSES)}",
         ),
-        "the paper's; `flattened`: the authors' code's; `mixed`: the mean of the two",
+        "`per_position`: the paper's; `flattened`: that of the authors' code; `mixed`: their mean",
         _FIXED,
     )
     batch_size: int = _field(16, integer(1), "over all devices, a multiple of their number", _STEPS)
-    num_epochs: int = _field(200, integer(1), "how often each image is used", _FIXED)
-    learning_rate: float = _field(0.005, POSITIVE, "of Adam, constant", _FIXED)
-    adam_b1: float = _field(0.5, FRACTION, "Adam's average of gradients", _FIXED)
-    adam_b2: float = _field(0.999, FRACTION, "Adam's average of squared gradients", _FIXED)
+    num_epochs: int = _field(200, integer(1), "how often training uses each image", _FIXED)
+    learning_rate: float = _field(0.005, POSITIVE, "Adam's rate, constant", _FIXED)
+    adam_b1: float = _field(0.5, FRACTION, "decay of Adam's average of gradients", _FIXED)
+    adam_b2: float = _field(0.999, FRACTION, "decay of Adam's average of squares", _FIXED)
     ema: float = _field(
         0.0,
         FRACTION,
-        "share that an average of weights and BatchNorm statistics keeps at each step; it is what "
-        "is evaluated; 0: none",
+        "evaluate an average of weights and BatchNorm statistics, which keeps this share of itself "
+        "at each step; 0: evaluate the last step",
         _FIXED,
     )
-    seed: int = _field(0, SEED, "of initial values, hold-out and order of images", _FIXED)
+    seed: int = _field(0, SEED, "decides initial values, hold-out and order of images", _FIXED)
     seeds: tuple[int, ...] = _field(
-        (), SEEDS, "one training for each, reported as mean and deviation; e.g. `0,1,2`"
+        (), SEEDS, "one training for each seed; results show mean and deviation; e.g. `0,1,2`"
     )
     holdout: float = _field(
         0.0,
         SHARE,
-        "training images held out for thresholds: a fraction, or from 1 a number; 0 if the "
-        "data have images for validation",
+        "training images held out for thresholds: a fraction, or from 1 on a number; must be 0 if "
+        "the data have images for validation",
         _FIXED,
     )
     holdout_at_least: int = _field(
-        0, integer(0), "with `holdout`: hold out so many, but at most a third of the images", _FIXED
+        0, integer(0), "with `holdout`: at least so many, but at most a third of the images", _FIXED
     )
     group_by: Literal["content", "near"] = _field(
         "content",
         one_of(("content", "near")),
-        "which images are held out together and count once: equal ones, or near copies, too",
+        "images that are held out together and count once: equal ones; `near`: near copies, too",
         _FIXED,
     )
     false_positive_rate: float = _field(
-        0.01, FRACTION, "of new normal images above the threshold, kept if `holdout` can", _RATE
+        0.01, FRACTION, "share of new good images above the threshold, if `holdout` allows", _RATE
     )
     pixel_false_positive_rate: float = _field(
-        0.001, FRACTION, "of held-out images' pixels above the threshold of masks", _RATE
+        0.001, FRACTION, "share of held-out images' pixels above the pixel threshold", _RATE
     )
     rd4ad_checkpoint: str = _field(
         "", TEXT, "a `.pth` file of the authors' code, for `--mode eval`", _FIXED
@@ -225,27 +225,27 @@ class Config:
     dtype: Literal["auto", "bfloat16", "float32"] = _field(
         "auto",
         one_of(("auto", "bfloat16", "float32")),
-        "of training; `auto`: float32 on CPU, else bfloat16; scores are always float32",
+        "arithmetic of training; `auto`: float32 on CPU, else bfloat16; scores are always float32",
     )
     keep_features: bool | Literal["auto"] = _field(
         "auto",
         Rule(lambda v: isinstance(v, bool) or v == "auto", "`auto`, True or False"),
-        "the teacher's features on the devices, computed once and not at each step; `auto`: where "
-        "they fit into a quarter of the free memory",
+        "compute the teacher's features once and keep them on the devices; `auto`: if they fit "
+        "into a quarter of the free memory",
     )
-    blur_sigma: float = _field(4.0, NOT_NEGATIVE, "pixels; 0: no blur", _SCORES)
-    map_fusion: Fusion = _field("sum", one_of(get_args(Fusion)), "of the scales' maps", _SCORES)
-    image_score: Reduction = _field("max", one_of(get_args(Reduction)), "of the map", _SCORES)
-    log_every_steps: int = _field(20, integer(1), "a row in `metrics.jsonl`")
-    eval_every_epochs: int = _field(0, integer(0), "0: after the last step alone")
-    checkpoint_every_epochs: int = _field(20, integer(0), "0: after the last step alone")
+    blur_sigma: float = _field(4.0, NOT_NEGATIVE, "blur of the map in pixels; 0: none", _SCORES)
+    map_fusion: Fusion = _field("sum", one_of(get_args(Fusion)), "over the scales' maps", _SCORES)
+    image_score: Reduction = _field("max", one_of(get_args(Reduction)), "over the map", _SCORES)
+    log_every_steps: int = _field(20, integer(1), "steps from row to row in `metrics.jsonl`")
+    eval_every_epochs: int = _field(0, integer(0), "0: evaluate only after the last step")
+    checkpoint_every_epochs: int = _field(20, integer(0), "0: save only after the last step")
     keep_optimizer: bool = _field(
         False,
         BOOLEAN,
-        "of a finished training: the optimiser's state, with which it can go on for more "
-        "`num_epochs`, and the checkpoint before the last",
+        "after training, keep the checkpoint before the last and the optimiser's state, with which "
+        "the training can go on for more `num_epochs`",
     )
-    tensorboard: bool = _field(False, BOOLEAN, "event files (`pip install tensorboardX`)")
+    tensorboard: bool = _field(False, BOOLEAN, "event files; needs `pip install tensorboardX`")
 
 
 def _typed_for_flags() -> None:
