@@ -1,4 +1,4 @@
-"""What the public functions refuse, each in one line that says what would be right."""
+"""Refuse wrong arguments of public functions, in one line that says what is right."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +19,7 @@ def check_fraction(name: str, value: float) -> None:
 
 
 def check_images(images: Any) -> None:
-    """Raise ValueError unless these are images as networks take them; they may be traced."""
+    """Raise ValueError unless these are uint8 images that networks take; they may be traced."""
     shape, dtype = np.shape(images), getattr(images, "dtype", type(images).__name__)
     is_image = len(shape) == 4 and shape[3] == 3 and not (shape[1] % 32 or shape[2] % 32)
     if dtype != np.uint8 or not is_image or 0 in shape:

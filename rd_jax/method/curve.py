@@ -1,4 +1,4 @@
-"""ROC curves of scored samples, and the figures read off them."""
+"""ROC curves of scored samples, and the figures computed from them."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,16 @@ import numpy as np
 
 
 class Curve(NamedTuple):
-    """The samples of a test set, counted at their K distinct scores; samples of one score tie."""
+    """How many samples of a test set have each of its K distinct scores. Equal scores tie."""
 
     scores: np.ndarray  # [K] ascending
     normal: np.ndarray  # [K] number of normal samples
     anomalous: np.ndarray  # [K] number of anomalous samples
-    weights: np.ndarray  # [K] how much these weigh in the true-positive rate, in any unit
+    weights: np.ndarray  # [K] weight of the anomalous ones in the true-positive rate, any unit
 
     @property
     def is_defined(self) -> bool:
-        """Return whether there are samples of both classes, which every figure needs."""
+        """Return whether both classes have samples. Every figure needs both."""
         return bool(self.normal.any() and self.anomalous.any())
 
     def unweighted(self) -> "Curve":
@@ -26,27 +26,27 @@ class Curve(NamedTuple):
 def curve_of(
     scores: np.ndarray, normal: np.ndarray, anomalous: np.ndarray, weights: np.ndarray
 ) -> Curve:
-    """Return the curve of N samples, or of N scores with any number of samples."""
+    """Return the curve of N scores, given how many samples of each class have each score."""
     distinct, places = np.unique(scores, return_inverse=True)
     return Curve(distinct, *(np.bincount(places, x) for x in (normal, anomalous, weights)))
 
 
 def image_curve(scores: np.ndarray, labels: np.ndarray) -> Curve:
-    """Return the curve of samples with bool labels, true: anomalous; all weigh the same."""
+    """Return the curve of samples with bool labels (true: anomalous) and equal weights."""
     labels = labels.ravel()
     return curve_of(scores.ravel(), ~labels, labels, labels)
 
 
 def curve_points(curve: Curve, max_x: float = 1.0) -> np.ndarray:
-    """Return the vertices [., 2] from (0, 0) to x = `max_x`: false- and true-positive rate.
+    """Return points [., 2] from (0, 0) to x = `max_x`: false- and true-positive rate.
 
-    The curve is aslant where normal and anomalous samples tie, and interpolated at its end. There
-    are no points if a class is empty.
+    Where normal and anomalous samples tie, the curve rises diagonally. The last point is
+    interpolated. If a class is empty, there are no points.
     """
     if not curve.is_defined:
         return np.empty((0, 2))
     rises = curve.anomalous[::-1] > 0
-    # Where only normal samples lie, the curve is flat: the end of each flat part will do.
+    # Where only normal samples lie, the curve is flat. The end of each flat part is enough.
     is_vertex = rises | np.append(rises[1:], True)
     counts = (np.cumsum(x[::-1]) for x in (curve.normal, curve.weights))
     x, y = (np.append(0, of_class[is_vertex] / of_class[-1]) for of_class in counts)

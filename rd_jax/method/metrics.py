@@ -23,24 +23,25 @@ from rd_jax.method.curve import (
 
 logger = logging.getLogger(__name__)
 
-MAX_FPR = 0.3  # up to which AUPRO integrates
-_LAST_BITS = 2**7 - 1  # of float32's 23 bits of mantissa
-_LARGEST_ERROR = 1e-3  # of the pixel AUROC by ties; below, it is far smaller
+MAX_FPR = 0.3  # AUPRO integrates up to here
+_LAST_BITS = 2**7 - 1  # the 7 lowest of float32's 23 bits of mantissa
+_LARGEST_ERROR = 1e-3  # of the pixel AUROC because of ties; usually it is far smaller
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Return the area under the ROC curve as a float32 scalar; equals sklearn's roc_auc_score.
+    """Return the area under the ROC curve as a float32 scalar, equal to sklearn's roc_auc_score.
 
-    `scores` and `labels` have any, but the same shape; labels are bool, or 0 (normal) and 1
-    (anomalous). It is exact with ties, in the precision of the scores: those of JAX, which may be
-    traced, are compared in their dtype, others in NumPy's. NaN if a class is empty or a score is
-    not finite. Raises ValueError for unequal shapes and for other labels, unless they are traced.
+    `scores` and `labels` have the same shape, of any rank. Labels are bool, or 0 (normal) and 1
+    (anomalous). The area is exact with ties, in the precision of the scores: JAX arrays, which may
+    be traced, are compared in their dtype, other scores in NumPy's. The area is NaN if a class is
+    empty or a score is not finite. Raises ValueError for unequal shapes and, unless they are
+    traced, for other labels.
     """
     if np.shape(scores) != np.shape(labels):
         raise ValueError(f"scores {np.shape(scores)} and labels {np.shape(labels)} differ in shape")
     if not isinstance(labels, jax.core.Tracer):
         labels = _as_bool(labels, "labels")
-        if not isinstance(scores, jax.Array):  # which may hold more than JAX's dtypes do
+        if not isinstance(scores, jax.Array):  # may be float64, which JAX rounds
             curve = image_curve(np.asarray(scores), labels)
             is_defined = curve.is_defined and np.isfinite(scores).all()
             return jnp.float32(area_under_roc(curve) if is_defined else math.nan)
@@ -52,7 +53,7 @@ def _auroc(scores: jax.Array, labels: jax.Array) -> jax.Array:
     if not scores.size:
         return jnp.float32(jnp.nan)
     num_normal = jnp.sum(~labels)
-    # The anomalous ones go to the end, where they do not count.
+    # Anomalous scores go to the end, where they are not counted.
     normal = jnp.sort(jnp.where(labels, jnp.max(scores), scores))
     lower, not_higher = (
         jnp.minimum(jnp.searchsorted(normal, scores, side=side), num_normal) / num_normal
@@ -67,12 +68,12 @@ def _auroc(scores: jax.Array, labels: jax.Array) -> jax.Array:
 def aupro(maps: ArrayLike, masks: ArrayLike, max_fpr: float = MAX_FPR) -> float:
     """Return the area under the per-region-overlap curve of maps [N, H, W] and masks [N, H, W].
 
-    Dataset-level: mean over all 8-connected regions of the covered fraction, against the
-    false-positive rate over all normal pixels, integrated to `max_fpr` with interpolation there,
-    divided by `max_fpr` (Bergmann et al., MVTec AD, section 4.2). It is exact in the precision of
-    the maps, and computed on the host, so it does not trace under jit. NaN without a region or a
-    normal pixel. Raises ValueError for unequal shapes, values that are not finite, masks other
-    than bool or 0 and 1, and `max_fpr` outside of (0, 1].
+    The curve is the covered fraction, averaged over all 8-connected regions of the data set,
+    against the false-positive rate over all normal pixels. The area up to `max_fpr`, interpolated
+    there, is divided by `max_fpr` (Bergmann et al., MVTec AD, section 4.2). It is exact in the
+    precision of the maps. The host computes it, so it does not trace under jit. It is NaN without a
+    region or without a normal pixel. Raises ValueError for unequal shapes, values that are not
+    finite, masks other than bool or 0 and 1, and `max_fpr` outside of (0, 1].
     """
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr={max_fpr}: must be above 0 and at most 1")
@@ -97,16 +98,16 @@ def _check_maps(maps: np.ndarray, masks: np.ndarray) -> None:
 
 
 def no_pixels() -> Curve:
-    """Return the pixels of no map at all: see `counted`."""
+    """Return a count of no pixels, to which `counted` adds."""
     return Curve(*np.zeros((4, 0), bool))
 
 
 def counted(pixels: Curve, maps: np.ndarray, masks: np.ndarray | None = None) -> Curve:
-    """Return the pixels with those of more maps [N, H, W] and their masks, bool [N, H, W].
+    """Add the pixels of maps [N, H, W] with masks, bool [N, H, W], to those counted before.
 
-    Memory is bounded: values that differ by less than 1 part in 65536 tie, at the highest of them.
-    Anomalous pixels weigh their share of their 8-connected region. Without masks all pixels are
-    normal. Raises ValueError for unequal shapes or values that are not finite.
+    To bound memory, values that differ by less than 1 part in 65536 count as the highest of them.
+    A pixel of an 8-connected region of n pixels weighs 1/n. Without masks all pixels are normal.
+    Raises ValueError for unequal shapes or values that are not finite.
     """
     maps = np.asarray(maps, np.float32)
     masks = np.zeros(maps.shape, bool) if masks is None else masks
@@ -115,13 +116,13 @@ def counted(pixels: Curve, maps: np.ndarray, masks: np.ndarray | None = None) ->
 
 
 def _counted_exactly(pixels: Curve, maps: np.ndarray, masks: np.ndarray) -> Curve:
-    """Return `counted`, but of values as they are."""
-    shares = [np.zeros(0)]  # of its region, for each anomalous pixel
+    """Do the same as `counted`, without rounding the values."""
+    shares = [np.zeros(0)]  # 1 / the size of its region, for each anomalous pixel
     for mask in masks:
         labels, _ = ndimage.label(mask, np.ones((3, 3)))
         shares.append(1 / np.bincount(labels.ravel())[labels[mask]])
     weights = np.concatenate(shares)
-    # Most pixels are normal; to count them alone takes a fraction of the time.
+    # Most pixels are normal. Counting their equal values first takes a fraction of the time.
     distinct, counts = np.unique(maps[~masks], return_counts=True)
     normal = distinct, counts, 0 * counts, 0 * counts
     anomalous = maps[masks], 0 * weights, np.ones_like(weights), weights
@@ -129,7 +130,7 @@ def _counted_exactly(pixels: Curve, maps: np.ndarray, masks: np.ndarray) -> Curv
 
 
 def highest_alike(values: np.ndarray) -> np.ndarray:
-    """Return the highest float32 that agrees with each in all but the last bits of mantissa."""
+    """Return the highest float32 that differs from each value in the last bits of mantissa only."""
     bits = (values + 0).view(np.int32)  # -0 becomes 0
     return np.where(bits < 0, bits & ~_LAST_BITS, bits | _LAST_BITS).view(np.float32)
 
@@ -141,11 +142,11 @@ def median(pixels: Curve) -> float:
 
 
 class Metric(NamedTuple):
-    """A metric's name where people read it, the curve it is read off, and how."""
+    """A metric: its name for people, the curve that it needs, and the function of that curve."""
 
     label: str
-    over: Literal["scores", "sums", "maxima", "pixels", "regions"]  # the first three: of images
-    of: Callable[[Curve], float]  # of a defined curve
+    over: Literal["scores", "sums", "maxima", "pixels", "regions"]  # first three: of images
+    of: Callable[[Curve], float]  # takes a curve with both classes
 
 
 METRICS = {
@@ -162,12 +163,12 @@ METRICS = {
 
 
 class Scored(NamedTuple):
-    """All that metrics need of N test images."""
+    """The values of N test images that the metrics need."""
 
     scores: np.ndarray  # [N] float32
-    sums: np.ndarray  # [N] of each map
-    maxima: np.ndarray  # [N] of each map
-    pixels: Curve  # of all maps, by `counted`; without masks all are normal
+    sums: np.ndarray  # [N] the sum of each map
+    maxima: np.ndarray  # [N] the maximum of each map
+    pixels: Curve  # of all maps, from `counted`; without masks all are normal
 
 
 def metrics_of(
@@ -183,9 +184,9 @@ def metrics_of(
 
 
 def metrics_of_scored(scored: Scored, labels: np.ndarray) -> dict[str, float | None]:
-    """Return `metrics_of` N images with bool labels [N] from what was counted of their maps.
+    """Return the same as `metrics_of`, from counted pixels of N images with bool labels [N].
 
-    Logs a warning if so many normal and anomalous pixels tie that it may show.
+    Log a warning if ties of normal and anomalous pixels may change the pixel AUROC visibly.
     """
     curves = {name: image_curve(getattr(scored, name), labels) for name in Scored._fields[:3]}
     pixels = scored.pixels

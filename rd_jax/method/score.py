@@ -22,10 +22,10 @@ Reduction = Literal["max", "sum"]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How the distances of a trained model become maps and scores.
+    """The settings by which a trained model's distances become maps and scores.
 
-    `sigma` is that of the Gaussian blur in pixels, 0 for none. `reduction` is what of its map an
-    image's score is: see `image_score`. `fusion` is how scales become one map: see `anomaly_map`.
+    `sigma` is the width of the Gaussian blur in pixels; 0 means no blur. `reduction` turns a map
+    into the image's score: see `image_score`. `fusion` joins scales to one map: see `anomaly_map`.
     """
 
     sigma: float = 4.0
@@ -47,13 +47,13 @@ def height_and_width(size: Size) -> tuple[int, int]:
 
 
 def upsampling_matrix(size: int, length: int) -> np.ndarray:
-    """Return [size, length]: linear interpolation as by PyTorch's align_corners=True."""
+    """Return [size, length]: PyTorch's linear interpolation with align_corners=True."""
     positions = np.linspace(0, length - 1, size)
     return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(length)))
 
 
 def blur_matrix(size: int, sigma: float) -> np.ndarray:
-    """Return [size, size]: a Gaussian of `sigma`, to 4 of them, which reflects at borders."""
+    """Return [size, size]: a Gaussian blur, cut off at 4 `sigma`, that reflects at borders."""
     return ndimage.gaussian_filter(np.eye(size), (sigma, 0))
 
 
@@ -66,12 +66,12 @@ def anomaly_map(
 ) -> jax.Array:
     """Return anomaly maps [B, H, W], float32, higher is more anomalous (paper, equation 3).
 
-    The cosine distance at each position, 0 to 2, of each scale given, is upsampled to the image's
+    Each scale gives a cosine distance at each position, 0 to 2. These are upsampled to the image's
     `size` H = W or (H, W), summed over scales, and blurred with a Gaussian of `sigma` pixels (0:
-    not blurred). With `fusion` "product" scales are multiplied instead, as the authors' code can:
-    high only where all are. Raises ValueError for features of unequal shapes.
+    no blur). `fusion` "product" multiplies the scales, an option of the authors' code: the map is
+    then high only where all scales are. Raises ValueError for features of unequal shapes.
     """
-    Scoring(sigma, fusion=fusion)  # refuses what is not allowed
+    Scoring(sigma, fusion=fusion)  # raises for values that are not allowed
     distances = cosine_distances(teacher_features, student_features)
     lengths = height_and_width(size)
     blurs = [blur_matrix(length, sigma) for length in lengths]
@@ -79,20 +79,20 @@ def anomaly_map(
     if fusion == "product":
         maps = [_resampled(x, *axes) for x, axes in zip(distances, upsampling, strict=True)]
         return _resampled(math.prod(maps, start=jnp.float32(1)), *blurs)
-    # Both are linear, so upsampling and blur are one product per axis.
+    # Upsampling and blur are both linear, so one product per axis does both.
     axes_of = [[b @ u for b, u in zip(blurs, axes, strict=True)] for axes in upsampling]
     maps = [_resampled(x, *axes) for x, axes in zip(distances, axes_of, strict=True)]
     return sum(maps, start=jnp.float32(0))
 
 
 def _resampled(maps: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """Return [B, y, x] of maps [B, h, w] by [y, h] and [x, w]."""
+    """Multiply maps [B, h, w] by [y, h] and [x, w]; return [B, y, x]."""
     y, x = (jnp.asarray(matrix, jnp.float32) for matrix in (rows, columns))
     return jnp.einsum("yh,bhw,xw->byx", y, maps, x, precision=lax.Precision.HIGHEST)
 
 
 def image_score(maps: jax.Array, reduction: Reduction = "max") -> jax.Array:
-    """Return one score per map: [B, H, W] -> [B]; the maximum (the paper's) or the "sum"."""
+    """Return each map's maximum (as in the paper) or its "sum": [B, H, W] -> [B]."""
     check_choice("reduction", reduction, get_args(Reduction))
     return jnp.max(maps, axis=(1, 2)) if reduction == "max" else jnp.sum(maps, axis=(1, 2))
 
@@ -103,11 +103,11 @@ def make_scorer(
     """Return a jitted function (teacher_variables, student_variables, images) -> (maps, scores).
 
     `images` is uint8 [B, H, W, 3] with H and W multiples of 32; maps are float32 [B, H, W] and
-    scores float32 [B] (paper, equation 3). Variables may be in inference form: see
-    `models.batch_norm`. A model of float32 computes in float32 on every device, not in what GPUs
-    and TPUs round it to by default. Each shape of images compiles once.
+    scores float32 [B] (paper, equation 3). Variables may be folded: see `fold_batch_norm` of
+    `models.batch_norm`. A float32 model computes in full float32 on every device, also where GPUs
+    and TPUs would round products by default. Each shape of images compiles once.
     """
-    Scoring(sigma, reduction, fusion)  # refuses what is not allowed
+    Scoring(sigma, reduction, fusion)  # raises for values that are not allowed
     is_exact = jnp.dtype(model.dtype) == jnp.float32
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Thresholds of images and pixels from what normal images score, and the heatmaps' scale."""
+"""Thresholds for images and pixels, and the heatmaps' scale, from scores of normal images."""
 
 import math
 from collections.abc import Sequence
@@ -10,74 +10,75 @@ from scipy.special import betaincinv
 
 from rd_jax.method.curve import Curve
 
-# A score differs in its last digits from one batch size or device to another. Thresholds lie higher
-# than the score that sets them by this share of it, so that its image is normal everywhere.
+# The last digits of a score depend on batch size and device. A threshold is the score that sets it
+# plus this share of it, so that the image with that score is normal everywhere.
 MARGIN = 1e-4
 
 
 class NormalScores(NamedTuple):
-    """What N normal images scored: all that thresholds are computed from."""
+    """The scores of N normal images, from which thresholds are computed."""
 
-    is_held_out: bool  # else trained on, which score too low to set a threshold
+    is_held_out: bool  # else trained on: too low to set a threshold
     scores: np.ndarray  # [N]
-    maxima: np.ndarray  # [N] of each map
-    pixels: np.ndarray  # [Q, 2] of all maps: see `pixel_table`
-    num_added: int = 0  # of the N, those that are neither trained on nor held out in training
+    maxima: np.ndarray  # [N] the maximum of each map
+    pixels: np.ndarray  # [Q, 2] from all maps: see `pixel_table`
+    num_added: int = 0  # how many of the N came after the training
 
 
 class Thresholds(NamedTuple):
-    """Above which scores images, and above which values their pixels, are anomalous.
+    """An image is anomalous if its score is above the image threshold.
 
-    The pixels of normal images are normal, whatever their value.
+    Its pixels are anomalous where they are above the pixel threshold. In a normal image all pixels
+    are normal.
     """
 
-    source: str  # "holdout" or "train": the normal images that were scored
-    num_images: int  # of these
-    false_positive_rate: float  # of new normal images, as asked for
+    source: str  # "holdout" or "train": which normal images were scored
+    num_images: int  # how many were scored
+    false_positive_rate: float  # the rate asked for, on new normal images
     image_threshold: float | None  # None without held-out images
     pixel_threshold: float | None  # likewise
-    map_low: float  # heatmaps are calm up to here: `pixel_threshold`, if there is one
-    map_high: float  # heatmaps are at full strength from here: twice that
-    kept_rate: float | None  # expected of new normal images; may be above the one asked for
-    pixel_false_positive_rate: float  # of the pixels of these images, at most
+    map_low: float  # heatmaps have no colour up to here: `pixel_threshold` if there is one
+    map_high: float  # heatmaps have full colour from here: twice that
+    kept_rate: float | None  # the rate to expect; may be above the rate asked for
+    pixel_false_positive_rate: float  # at most this share of the images' pixels is above
     possible_rate: float | None = None  # see `possible_rate`
-    num_added: int = 0  # of these images, those that came after the training
+    num_added: int = 0  # how many of the images came after the training
 
 
 def num_exceeding(num_images: int, rate: float) -> int:
     """Return how many of the held-out scores may lie above a threshold that keeps `rate`.
 
     Split conformal prediction: if k of N held-out normal images score above a threshold, a new
-    normal one does with probability (k+1) / (N+1). Negative if N is too small for any threshold to
-    keep the rate, which is below 1/rate - 1.
+    normal image does so with probability (k+1) / (N+1). The result is negative if N is below
+    1/rate - 1: no threshold can keep the rate then.
     """
     return math.floor(_as_written(rate) * (num_images + 1)) - 1
 
 
 def possible_rate(num_images: int, num_above: int) -> float:
-    """Return how large the rate may be: in 95 of 100 draws of held-out images it is no larger.
+    """Return an upper bound of the true rate, which holds in 95 of 100 draws of held-out images.
 
-    `num_above` of these `num_images` lie above the threshold. The share of all normal images above
-    it then has the distribution Beta(num_above + 1, num_images - num_above).
+    `num_above` of the `num_images` drawn lie above the threshold. The share of all normal images
+    above it then has the distribution Beta(num_above + 1, num_images - num_above).
     """
     return float(betaincinv(num_above + 1, num_images - num_above, 0.95))
 
 
 def images_needed(rate: float) -> float:
-    """Return how many held-out images it takes to keep a rate; infinity for 0."""
+    """Return how many held-out images a rate needs; infinity for 0."""
     return math.ceil(1 / _as_written(rate)) - 1 if rate else math.inf
 
 
 def _as_written(rate: float) -> Fraction:
-    """Return the decimal number: 0.29 of 100 are 29, which floats round down to 28."""
+    """Return the rate as it is printed: 0.29 of 100 are 29, but floats round down to 28."""
     return Fraction(repr(float(rate)))
 
 
 def pixel_table(pixels: Curve) -> np.ndarray:
-    """Return [Q, 2] the share of pixels above a value, descending, and the value.
+    """Return a table [Q, 2]: the share of pixels above a value, descending, and that value.
 
-    For each rate of two significant digits from 1e-7 to 0.99, and for 0, it holds the lowest value
-    that at most this share of the pixels, as `counted`, exceeds.
+    It has a row for 0 and for each rate of two significant digits from 1e-7 to 0.99: the lowest
+    value (as `counted`) that at most this share of the pixels exceeds.
     """
     counts = pixels.normal + pixels.anomalous
     total = int(counts.sum())
@@ -88,7 +89,7 @@ def pixel_table(pixels: Curve) -> np.ndarray:
 
 
 def pooled(found: Sequence[NormalScores]) -> NormalScores:
-    """Return the scores of several categories as one; shares of pixels are exact or too high."""
+    """Join the scores of several categories. Shares of pixels are exact or too high."""
     values = np.unique(np.concatenate([normal.pixels[:, 1] for normal in found]))
     shares = np.zeros(len(values))
     for normal in found:
@@ -106,9 +107,9 @@ def thresholds_of(
 ) -> Thresholds:
     """Return thresholds that keep these rates, each in [0, 1), from at least one normal image.
 
-    Too few held-out images for the rate give the highest score as threshold, and a `kept_rate`
-    above the one asked for. The thresholds of images lie above the score or maximum that sets them
-    by the relative `MARGIN`; a pixel threshold is exact or too high by less than 1 part in 65536.
+    If there are too few held-out images for the rate, the highest score is the threshold, and
+    `kept_rate` is above the rate asked for. An image threshold is the score that sets it, plus the
+    relative `MARGIN`. A pixel threshold is exact, or too high by less than 1 part in 65536.
     """
     count = len(normal.scores)
     known, pixel_rate = (count, false_positive_rate), pixel_false_positive_rate
@@ -127,7 +128,7 @@ def thresholds_of(
 
 
 def _scale(pixel_threshold: float) -> tuple[float, float]:
-    """Return where the heatmaps' colours begin and where they are at full strength."""
+    """Return the value where a heatmap's colours begin, and the value of full colour."""
     return pixel_threshold, max(2 * pixel_threshold, pixel_threshold + 1e-6)
 
 
@@ -137,9 +138,9 @@ def _value_exceeded_by(table: np.ndarray, rate: float) -> float:
 
 
 def with_threshold(thresholds: Thresholds, threshold: float, is_maximum: bool) -> Thresholds:
-    """Return the thresholds with one of the user's for images.
+    """Return the thresholds with the image threshold replaced by the user's.
 
-    If the score is the map's maximum it is one of pixels, too.
+    If the score is the map's maximum, the pixel threshold is lowered to it where it is higher.
     """
     threshold = float(np.float32(threshold))  # as scores and maps are
     thresholds = thresholds._replace(image_threshold=threshold, kept_rate=None, possible_rate=None)
@@ -154,10 +155,10 @@ def with_threshold(thresholds: Thresholds, threshold: float, is_maximum: bool) -
 def metrics_at(
     threshold: float | None, scores: np.ndarray, labels: np.ndarray
 ) -> dict[str, float | None]:
-    """Return precision, recall and F1 of calling images that score above it anomalous.
+    """Return precision, recall and F1 if images that score above the threshold are anomalous.
 
-    `scores` and bool `labels` are [N]. None without a threshold and where they are not defined:
-    recall without anomalous images, precision and F1 without images of both classes, precision if
+    `scores` and bool `labels` are [N]. All are None without a threshold. Recall is None without
+    anomalous images. Precision and F1 are None without images of both classes. Precision is None if
     no image is called anomalous.
     """
     called = scores > (math.inf if threshold is None else threshold)

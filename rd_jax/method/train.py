@@ -14,36 +14,36 @@ from rd_jax.method.loss import LossFunction, per_position_cosine_loss
 from rd_jax.method.models import Features, Model
 from rd_jax.method.models.init import init_variables
 
-Metrics = dict[str, jax.Array]  # of steps: their loss
+Metrics = dict[str, jax.Array]  # {"loss": ...} of each step
 AXIS = "batch"
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes; all float32 but the counters."""
+    """Everything that training changes. All is float32, except for counters."""
 
-    params: Any  # {"bottleneck": ..., "student": ...}, without the first for bottleneck "pre"
-    batch_stats: Any  # likewise
+    params: Any  # {"bottleneck": ..., "student": ...}; bottleneck "pre" has only the second
+    batch_stats: Any  # the same keys
     opt_state: Any
     step: jax.Array  # [] int32, steps done
-    average: Any = None  # {"params", "batch_stats"}, of all steps; None where none is kept
+    average: Any = None  # {"params", "batch_stats"}, averaged over steps; None if not kept
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Return the variables of bottleneck and student that are trained on."""
+        """Return the variables of bottleneck and student after the last step."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def student_variables(self) -> dict[str, Any]:
-        """Return what the scorer needs: `variables` or, where it is kept, their average."""
+        """Return the variables for the scorer: the average if it is kept, else `variables`."""
         return self.average or self.variables
 
     @property
     def rest(self) -> Any:
-        """Return what is needed besides to go on: see `gone_on_with`."""
+        """Return what resuming needs beside `student_variables`: see `gone_on_with`."""
         return self.opt_state if self.average is None else (self.opt_state, self.variables)
 
     def gone_on_with(self, student_variables: Any, rest: Any, step: Any) -> "TrainState":
-        """Return a state like this one, of the `student_variables` and the `rest` of another."""
+        """Return a state of this structure with `student_variables` and `rest` of a saved one."""
         if self.average is None:
             return TrainState(**student_variables, opt_state=rest, step=step)
         opt_state, variables = rest
@@ -53,9 +53,9 @@ class TrainState(NamedTuple):
 def create_train_state(
     model: Model, optimizer: optax.GradientTransformation, rng: jax.Array, ema: float = 0.0
 ) -> TrainState:
-    """Return the state before the first step, a pure function of the key `rng`; compile nothing.
+    """Return the state before the first step, a pure function of the key `rng`.
 
-    `ema` is that of `make_train_step`.
+    Give the same `ema` as to `make_train_step`. No network is compiled.
     """
     return _first_state(model, optimizer, ema, init_variables(model.learnt_shapes(), rng))
 
@@ -73,7 +73,7 @@ def _first_state(
     check_fraction("ema", ema)
     if model.bottleneck == "pre":
         variables = {name: {"student": tree["student"]} for name, tree in variables.items()}
-    # One program, not one for each shape.
+    # Compile one program, not one for each shape.
     opt_state, average = jax.jit(optimizer.init)(variables["params"]), variables if ema else None
     return TrainState(**variables, opt_state=opt_state, step=jnp.int32(0), average=average)
 
@@ -87,9 +87,9 @@ def make_distillation_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Return step(state, teacher_variables, teacher_features, images=None) -> (state, metrics).
 
-    It is the half of `make_train_step` after the teacher, whose features of an image, of all
-    scales, never change: one step of the optimiser (paper, equation 2). Forward distillation alone
-    needs the images.
+    It is one step of the optimiser (paper, equation 2), given the teacher's features of all scales.
+    A teacher's features of an image never change, so whoever calls it may keep them. Only forward
+    distillation needs the images.
     """
     check_fraction("ema", ema)
 
@@ -97,7 +97,7 @@ def make_distillation_step(
         state: TrainState, teacher_variables: Any, teacher_features: Features, images: Any = None
     ) -> tuple[TrainState, Metrics]:
         if (state.average is not None) != (ema > 0):
-            raise ValueError(f"ema={ema}: give create_train_state and the step the same")
+            raise ValueError(f"ema={ema}: give create_train_state and the step the same ema")
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:
             student_features, batch_stats = model.train_features(
@@ -112,12 +112,12 @@ def make_distillation_step(
 
         params = state.params
         if axis_name is not None:
-            # Each device's own, else shard_map sums the gradients of what devices have in common.
+            # Give each device its own: shard_map would sum the gradients of shared parameters.
             params = lax.pcast(params, axis_name, to="varying")
         (value, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         if axis_name is not None:
             value, gradients = lax.pmean((value, gradients), axis_name)
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integers
+        with jax.numpy_dtype_promotion("standard"):  # optax takes floats to integer powers
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         after = TrainState(params, batch_stats, opt_state, state.step + 1)
@@ -139,15 +139,15 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, Metrics]]:
     """Return a pure function step(state, teacher_variables, images) -> (state, {"loss": []}).
 
-    It is the teacher, then `make_distillation_step`. `images` is uint8 [B, H, W, 3]; `loss` takes
-    the teacher's and the student's `Features` of the model's scales and gives a mean over images.
-    Wrap the function in `jax.jit`; or give `axis_name` and wrap it in a `jax.pmap` or
-    `jax.shard_map` over that axis, which splits the images: gradients and BatchNorm statistics are
-    then those of the batch over all devices.
+    A step runs the teacher, then `make_distillation_step`. `images` is uint8 [B, H, W, 3]. `loss`
+    takes the teacher's and the student's `Features` of the model's scales and returns a mean over
+    images. Wrap the function in `jax.jit`. For several devices, give `axis_name` and wrap it in a
+    `jax.pmap` or `jax.shard_map` over that axis, which splits the images. Gradients and BatchNorm
+    statistics are then those of the whole batch.
 
-    With `ema` > 0 the state's `average` becomes a share `ema` of itself and the rest of the step's
-    parameters and BatchNorm statistics, but after t steps at most a share t / (t + 9): it is that
-    of about the last tenth of a short training, and never of initial values.
+    With `ema` > 0, step t keeps a share of the state's `average` and adds the rest from the step's
+    parameters and BatchNorm statistics. The share is `ema`, but at most t / (t + 9). In a short
+    training the average covers about the last tenth, and it never holds initial values.
     """
     distillation_step = make_distillation_step(model, optimizer, loss, axis_name, ema)
 
@@ -161,7 +161,7 @@ def make_train_step(
 
 
 class Batch(NamedTuple):
-    """What a step is taken on."""
+    """The input of a step."""
 
     images: jax.Array | None  # uint8 [B, H, W, 3]; None where the features are enough
     teacher_features: Features | None = None  # None where the step computes them
@@ -177,17 +177,17 @@ def make_parallel_train_steps(
 ) -> jax.stages.Wrapped:
     """Return a function that does up to `max_steps` train steps as one dispatch.
 
-    It takes the state, which it consumes, the teacher's variables, a `Batch` of arrays
-    [devices, max_steps, B / devices, ...], each batch split over `devices`, and the number of
-    steps to do. It returns the state and metrics [max_steps], of which only the first steps' are
-    valid. State and metrics have no device axis.
+    It takes the state (which it consumes), the teacher's variables, a `Batch` of arrays
+    [devices, max_steps, B / devices, ...] and `num_steps`. Each batch is split over `devices`. It
+    returns the state and metrics [max_steps]; only the first `num_steps` entries are valid. State
+    and metrics have no device axis.
     """
     distillation_step = make_distillation_step(model, optimizer, loss, AXIS, ema)
 
     def steps(
         state: TrainState, teacher_variables: Any, batches: Batch, num_steps: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        # Once a dispatch: XLA leaves a conversion that every step would do alike in the loop.
+        # Convert once a dispatch: XLA would repeat the conversion in every step of the loop.
         teacher_variables = jax.tree.map(
             lambda x: x.astype(model.dtype) if x.ndim == 4 else x, teacher_variables
         )

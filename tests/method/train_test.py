@@ -97,7 +97,7 @@ def test_forward_distillation_on_features_alone_is_refused() -> None:
     features = jax.eval_shape(FORWARD.teacher_features, teacher_of("tiny"), draw_images(2, 32))
     state = train_state_shapes(FORWARD, OPTIMIZER)
     step = make_distillation_step(FORWARD, OPTIMIZER)
-    with pytest.raises(ValueError, match="images=None: with direction='forward' the student sees"):
+    with pytest.raises(ValueError, match="images=None: direction='forward' needs the images"):
         jax.eval_shape(step, state, teacher_of("tiny"), features)
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation: its derivative in few passes over memory, its inference form in none."""
+"""Batch normalisation: a derivative in two passes over memory, and folding for inference."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,10 +16,10 @@ Dtype = Any
 class BatchNorm(nn.Module):
     """Batch normalisation over [B, H, W] as PyTorch's, statistics in float32 (or float64).
 
-    flax.linen.BatchNorm differs in that it keeps the biased variance as running statistic, which
-    is visible where a batch has few positions (32x32 images: 1x1 embeddings). With `axis_name`
-    the statistics are those of the whole batch over all devices of that mapped axis. Of variables
-    that were folded (see `fold_batch_norm`) nothing but the bias is left to add.
+    flax.linen.BatchNorm keeps the biased variance as running statistic instead. The difference is
+    visible where a batch has few positions (32x32 images: 1x1 embeddings). With `axis_name`
+    the statistics are those of the whole batch over all devices of that mapped axis. If the
+    variables are folded (see `fold_batch_norm`), it only adds the bias.
     """
 
     train: bool = False
@@ -34,7 +34,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         is_new = self.is_initializing()
         if not (self.train or is_new or self.has_variable("params", "scale")):
-            # In the dtype of the convolution, so that cuDNN adds it there, with ReLU and shortcut.
+            # In the convolution's dtype, so that cuDNN fuses it with convolution, ReLU, shortcut.
             return x + bias.astype(x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
@@ -56,10 +56,10 @@ class BatchNorm(nn.Module):
 def _batch_normalized(
     x: Array, scale: Array, bias: Array, shift: Array, epsilon: float, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
-    """Return `x` [B, H, W, C] normalised by its moments, and these: mean, biased variance [C].
+    """Return the normalised `x` [B, H, W, C], its mean [C] and its biased variance [C].
 
-    They are computed about `shift` [C], which the result does not depend on: one pass over x,
-    without the cancellation that E[x^2] - E[x]^2 suffers from where the mean is large.
+    The moments are computed about `shift` [C], which does not change the result. This takes one
+    pass over x, and avoids the cancellation of E[x^2] - E[x]^2 where the mean is large.
     """
     centred = widened(x) - shift
     mean, square = _averages((centred, jnp.square(centred)), axis_name)
@@ -72,10 +72,10 @@ def _batch_normalized(
 def _batch_normalized_jvp(
     epsilon: float, axis_name: str | None, primals: Any, tangents: Any
 ) -> tuple[Any, Any]:
-    """Return its derivative, in the form whose backpropagation passes over memory twice.
+    """Return the derivative in a form whose backpropagation passes over memory twice.
 
-    What does not depend on the position is collected first, so that backpropagation needs two
-    sums over positions, in one pass, and one more pass for the gradient of x.
+    Terms that do not depend on the position are collected first. Backpropagation then needs one
+    pass for two sums over positions, and one more pass for the gradient of x.
     """
     x, scale, _, _ = primals
     x_tangent, scale_tangent, bias_tangent, _ = tangents
@@ -99,7 +99,7 @@ def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilo
 
 
 def widened(x: Array) -> Array:
-    """Return what has fewer bits than float32 as float32."""
+    """Return `x` as float32, unless it is float64."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
@@ -112,9 +112,9 @@ def _averages(values: Any, axis_name: str | None) -> Any:
 def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Fold {'params', 'batch_stats'} into {'params'} for the same module with train=False.
 
-    What BatchNorm does to a channel becomes a factor of the convolution's kernel and a bias:
-    `BatchNorm` only adds its bias where it finds no scale. Variables that are folded
-    already stay as they are.
+    A channel's normalisation becomes a factor of the convolution's kernel and a bias.
+    `BatchNorm` finds no scale then, and only adds its bias. Variables that are already folded stay
+    as they are.
     """
     params = dict(flatten_dict(variables["params"]))
     statistics = flatten_dict(variables.get("batch_stats", {}))
@@ -122,7 +122,7 @@ def fold_batch_norm(variables: Mapping[str, Any]) -> dict[str, Any]:
         mean, var = (statistics[*module, norm, name] for name in ("mean", "var"))
         factor = params.pop((*module, norm, "scale")) / (var + BatchNorm.epsilon) ** 0.5
         params[*module, norm, "bias"] = params[*module, norm, "bias"] - mean * factor
-        # The convolution before bn1 is conv1, before downsample_1 and upsample_1 those with _0.
+        # bn1 follows conv1; downsample_1 and upsample_1 follow downsample_0 and upsample_0.
         kernel = (*module, norm.replace("bn", "conv").replace("_1", "_0"), "kernel")
         params[kernel] = params[kernel] * factor
     return {"params": unflatten_dict(params)}

@@ -20,16 +20,16 @@ transposed_kaiming_normal = nn.initializers.variance_scaling(
 
 Conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_normal)
 Conv1x1 = partial(Conv, kernel_size=(1, 1), padding=0, conv_general_dilated=convolve)
-# Explicit padding: "SAME" pads a strided convolution on the other side than PyTorch does.
+# The padding is explicit: "SAME" pads a strided convolution on the other side than PyTorch.
 Conv3x3 = partial(Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=convolve)
 
 
 class TransposedConv2x2(nn.Module):
     """Transposed convolution, kernel 2, stride 2: [B, H, W, I] -> [B, 2H, 2W, O].
 
-    The patches that it writes do not overlap, so it is a matrix product followed by
-    depth-to-space. The kernel is [I, 2, 2, O], which saves a copy of it, and starts as in PyTorch,
-    whose fan-out is here 4 times I.
+    Its output patches do not overlap, so it is a matrix product followed by depth-to-space. The
+    kernel is [I, 2, 2, O], which saves a copy of it. It starts as in PyTorch, where the fan-out of
+    a transposed kernel is 4 times I.
     """
 
     features: int
@@ -63,7 +63,7 @@ class Block(nn.Module):
         return conv(features, strides=strides, dtype=self.dtype, name=name)(x)
 
     def shortcut(self, x: jax.Array) -> jax.Array:
-        """Return the block's input, projected where its shape is not that of the output."""
+        """Return the block's input, projected if its shape differs from the output's."""
         features = self.planes * self.expansion
         if self.resize == "same" and x.shape[-1] == features:
             return x
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Two 3x3 convolutions and a shortcut (ResNet-10 to -34); "up" turns the first around."""
+    """Two 3x3 convolutions and a shortcut (ResNet-10 to -34); "up" transposes the first."""
 
     expansion = 1
 
@@ -86,7 +86,7 @@ class BasicBlock(Block):
 
 
 class BottleneckBlock(Block):
-    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50); "up" turns the 3x3 around."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50); "up" transposes the second."""
 
     expansion = 4
 

@@ -17,15 +17,15 @@ Kind = Literal["pre", "oce", "mff_oce"]
 
 
 class Bottleneck(nn.Module):
-    """MFF and OCE (paper, figure 4).
+    """Multi-scale feature fusion (MFF) and one-class embedding (OCE; paper, figure 4).
 
     Maps the teacher's `Features` to the embedding [B, H/32, W/32, C] with C 512 for ResNet-10,
     -18 and -34 and 2048 for ResNet-50 and WideResNet-50. MFF brings the shallow features to the
-    deepest scale with strided 3x3 convolutions and concatenates; OCE is the backbone's fourth
-    stage, trained from scratch. `kind` "oce" leaves MFF out and embeds the deepest feature alone;
-    "pre" does so with the teacher's own fourth stage, pretrained and frozen, as an ablation of the
-    paper does: see `join_variables`. `train` uses the batch's statistics in BatchNorm and updates
-    the collection `batch_stats`.
+    deepest scale with strided 3x3 convolutions and concatenates all. OCE is the backbone's fourth
+    stage, trained from scratch. `kind` "oce" leaves MFF out and embeds only the deepest features.
+    "pre", an ablation of the paper, embeds them with the teacher's own fourth stage, pretrained and
+    frozen: see `join_variables`. `train` uses the batch's statistics in BatchNorm and updates the
+    collection `batch_stats`.
     """
 
     backbone: str
@@ -58,7 +58,7 @@ class Bottleneck(nn.Module):
 def join_variables(
     kind: Kind, teacher_variables: Mapping[str, Any], student_variables: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return the variables of `Reconstruction`; for "pre" with the teacher's fourth stage."""
+    """Return the variables of `Reconstruction`. "pre" takes the teacher's fourth stage."""
     if kind != "pre":
         return student_variables
     joined = dict(student_variables)

@@ -1,4 +1,4 @@
-"""Initialisation without running, or compiling, a forward pass."""
+"""Initialise networks without running or compiling a forward pass."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from rd_jax.method.models.teacher import Teacher
 
 def variable_shapes(module: nn.Module, *inputs: Any) -> Any:
     """Return the variables of `module` as ShapeDtypeStructs."""
-    # The key is made inside, since making one outside would compile.
+    # Make the key inside: making one outside would compile.
     return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)
 
 
@@ -39,16 +39,16 @@ def teacher_shapes(backbone: str, layer4: bool = False) -> Any:
 def init_variables(shapes: Any, rng: jax.Array) -> dict[str, Any]:
     """Draw variables of these shapes as float32 numpy arrays, a pure function of the key `rng`.
 
-    The same distributions as a module's `init` (kernels: normal, variance 2 / fan_out; BatchNorm:
-    the identity), drawn with NumPy: a jitted `init` compiles for half a minute, this takes a
-    second.
+    The distributions are those of a module's `init` (kernels: normal, variance 2 / fan_out;
+    BatchNorm: the identity). NumPy draws them in a second, while a jitted `init` compiles for half
+    a minute.
     """
     generator = np.random.default_rng(np.asarray(jax.random.key_data(rng)))
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name == "kernel":
-            # Transposed kernels [I, 2, 2, O] are drawn as [2, 2, O, I]: seeds and measured figures
-            # go back to that order.
+            # Draw transposed kernels [I, 2, 2, O] as [2, 2, O, I]: the measured figures of a seed
+            # were made in that order.
             is_transposed = shape[1:3] == (2, 2)
             drawn = (*shape[1:], shape[0]) if is_transposed else shape
             fan_out = drawn[0] * drawn[1] * drawn[3]

@@ -1,4 +1,4 @@
-"""Which networks, applied how: what training, scoring and export have in common."""
+"""The networks of a training, and how training, scoring and export apply them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ Direction = Literal["reverse", "forward"]
 class Model:
     """The networks of one training, without their variables.
 
-    `scales` are those of the loss and the map, of 1, 2, 3 (strides 4, 8, 16). `normalize` scales
-    images by ImageNet's mean and deviation, else to [0, 1]. `dtype` is that of computation;
-    variables are float32. Student variables {'params', 'batch_stats'} each hold 'bottleneck' and
-    'student'; for bottleneck "pre" the first is the teacher's. With `direction` "forward" the
+    Loss and map use `scales`, a choice of 1, 2, 3 (strides 4, 8, 16). With `normalize`, images are
+    scaled by ImageNet's mean and deviation, else to [0, 1]. Networks compute in `dtype`; variables
+    are float32. Student variables {'params', 'batch_stats'} each hold 'bottleneck' and 'student',
+    but only 'student' for bottleneck "pre", which is the teacher's. With `direction` "forward" the
     student is a second teacher that sees the images, and there is no bottleneck: see `Imitation`.
     Raises ValueError for values that are not allowed.
     """
@@ -74,7 +74,7 @@ class Model:
         teacher_features: Features,
         axis_name: str | None = None,
     ) -> tuple[Features, Mapping[str, Any]]:
-        """Return features with the batch's statistics in BatchNorm, and the updated batch_stats."""
+        """Return features, with the batch's statistics in BatchNorm, and the new batch_stats."""
         seen = self._seen_by_student(images, teacher_features)
         variables = join_variables(self.bottleneck, teacher_variables, student_variables)
         features, updated = self._learner(axis_name).apply(
@@ -84,7 +84,7 @@ class Model:
         return features, {name: updated["batch_stats"][name] for name in trained}
 
     def learnt_shapes(self) -> Any:
-        """Return the variables of all that can learn as ShapeDtypeStructs."""
+        """Return the variables of bottleneck and student as ShapeDtypeStructs."""
         images, features = example_shapes(self.backbone)
         seen = images if self.direction == "forward" else features
         return variable_shapes(self._learner(), seen)
@@ -98,7 +98,7 @@ class Model:
 
     def _seen_by_student(self, images: Any, teacher_features: Features) -> Any:
         if self.direction == "forward" and images is None:
-            raise ValueError("images=None: with direction='forward' the student sees the images")
+            raise ValueError("images=None: direction='forward' needs the images")
         return self._scaled(images) if self.direction == "forward" else teacher_features
 
     def _learner(self, axis_name: str | None = None) -> Any:

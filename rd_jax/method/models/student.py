@@ -1,4 +1,4 @@
-"""The student, the backbone turned around, and all that learns."""
+"""The student, a backbone in reverse order, and the modules of all that learns."""
 
 from functools import partial
 
@@ -14,9 +14,9 @@ from rd_jax.method.models.teacher import BACKBONES, Features, Teacher
 class Student(nn.Module):
     """The decoder D (paper, figure 3): embedding [B, H/32, W/32, C] -> `Features`.
 
-    Three stages, deepest first, with as many blocks as the backbone's stages 1, 2 and 3; each
-    doubles height and width with a transposed 2x2 convolution. The features come out shallow to
-    deep, with the shapes of the teacher's. `train` uses the batch's statistics in BatchNorm and
+    It has three stages, deepest first, with as many blocks as the backbone's stages 1, 2 and 3.
+    Each doubles height and width with a transposed 2x2 convolution. The features come out shallow
+    to deep, in the shapes of the teacher's. `train` uses the batch's statistics in BatchNorm and
     updates the collection `batch_stats`.
     """
 
@@ -37,7 +37,7 @@ class Student(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """All that learns, D(OCE(MFF(features))): the teacher's `Features` -> the student's.
+    """Bottleneck and student, D(OCE(MFF(features))): the teacher's `Features` -> the student's.
 
     Its variables are those of `Bottleneck` under "bottleneck" and of `Student` under "student".
     """
@@ -57,10 +57,10 @@ class Reconstruction(nn.Module):
 
 
 class Imitation(nn.Module):
-    """All that learns in forward distillation (Wang et al., BMVC 2021): images -> the student's.
+    """The student of forward distillation (Wang et al., BMVC 2021): images -> `Features`.
 
-    The contrast of the paper's figure 1: a student of the teacher's own structure sees the
-    normalised images [B, H, W, 3] themselves. Its variables are those of `Teacher` under "student".
+    The paper contrasts it in figure 1. It has the teacher's structure and sees the normalised
+    images [B, H, W, 3] themselves. It keeps the variables of `Teacher` under "student".
     """
 
     backbone: str

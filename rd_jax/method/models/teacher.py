@@ -19,7 +19,7 @@ Features = tuple[jax.Array, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What differs between the backbones.
+    """The numbers in which backbones differ.
 
     Stages 1 to 4 have `planes` times 1, 2, 4 and 8 planes; `base_width` 128 doubles the width of
     the 3x3 convolutions in bottleneck blocks.
@@ -33,7 +33,7 @@ class Backbone:
     def stage(
         self, name: str, width: int, num_blocks: int, resize: Resize, norm: partial, dtype: Dtype
     ) -> nn.Sequential:
-        """Return blocks in a row, the first of which resizes; `width` is in units of `planes`."""
+        """Return a sequence of blocks; the first resizes. `width` is in units of `planes`."""
         block = partial(self.block, width * self.planes, norm, base_width=self.base_width)
         blocks = [
             block(resize if i == 0 else "same", dtype=dtype, name=f"{name}_{i}")
@@ -64,7 +64,7 @@ def normalize(images: ArrayLike) -> jax.Array:
 
 
 class Teacher(nn.Module):
-    """The ImageNet encoder E (paper, figure 3); frozen, but for a student of this structure.
+    """The ImageNet encoder E (paper, figure 3), frozen. `Imitation` trains a second one.
 
     `Teacher(backbone).apply(variables, images)` maps normalised float images [B, H, W, 3] to
     `Features`: ([B, H/4, W/4, C], [B, H/8, W/8, 2C], [B, H/16, W/16, 4C]) in `dtype`, with C 64
@@ -84,7 +84,7 @@ class Teacher(nn.Module):
             images
         )
         x = nn.relu(norm(name="bn1")(x))
-        # After ReLU zeros are as good as padding by max_pool, which exporters to ONNX lack.
+        # Pad with zeros, harmless after ReLU: exporters to ONNX lack the padding of max_pool.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
         features = []

@@ -1,16 +1,16 @@
-"""Convolutions on CPU as matrix products, where XLA's own lose to them.
+"""Convolutions on CPU as matrix products, where they are faster than XLA's own.
 
-How much longer it takes without each of them, on two cores, float32, medians of pairs in turns:
-WideResNet-50 at 256 pixels, a training step of 4 images and scoring 8; ResNet-18, a training step
-of 8 images of 256 pixels and of 16 of 32.
+The table says how much longer it takes without each of them. Columns 1 and 2: WideResNet-50 at 256
+pixels, a training step of 4 images, and scoring 8. Columns 3 and 4: ResNet-18, a training step of 8
+images of 256 pixels, and of 16 of 32. Two cores, float32, medians of pairs in turns.
 
 1x1 kernels as products                  27 %   27 %    2 %    8 %
 patches where positions are few           0 %    3 %    0 %  124 %
 Winograd's 3x3 with stride 1              7 %   26 %   15 %   11 %
-its gradient of the input                 0 %    -      6 %    4 %
-its gradient of the kernel (AVX-512)     29 %    -     32 %    0 %
+gradient of its input                     0 %    -      6 %    4 %
+gradient of its kernel (AVX-512)         29 %    -     32 %    0 %
 Winograd's 3x3 with stride 2              -      8 %    -      -     (not used where differentiated)
-patches of what else is strided           0 %    6 %    1 %    6 %
+patches of other strided kernels          0 %    6 %    1 %    6 %
 """
 
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ def convolve(
 ) -> jax.Array:
     """Return `lax.conv_general_dilated` of [B, H, W, I] with [h, w, I, O], for `flax.linen.Conv`.
 
-    Elsewhere than on CPU, with dilation, groups or a symbolic batch, it is that function.
+    It calls that function on other devices, and for dilation, groups or a symbolic batch.
     """
     height, width, channels, features = kernel.shape
     is_plain = (
         channels == x.shape[-1]
-        and all(isinstance(size, int) for size in x.shape)  # else exported, for any platform
+        and all(isinstance(size, int) for size in x.shape)  # else it is exported, for any platform
         and _is_default(keywords)
     )
     if not _is_on_cpu() or not is_plain:
@@ -84,13 +84,13 @@ def _product_of_patches(x: jax.Array, kernel: jax.Array, strides: Any, padding: 
     columns = (x.shape[2] - kernel_width) // strides[1] + 1
 
     def seen_by(i: int, j: int) -> jax.Array:
-        """Return [B, rows, columns, I]: what the kernel's element i, j is multiplied with."""
+        """Return [B, rows, columns, I]: the inputs that meet the kernel's element i, j."""
         last = (strides[0] * (rows - 1) + i, strides[1] * (columns - 1) + j)
         return x[:, i : last[0] + 1 : strides[0], j : last[1] + 1 : strides[1]]
 
     patches = [seen_by(i, j) for i in range(kernel_height) for j in range(kernel_width)]
     weights = kernel.reshape(-1, features)
-    # Of two axes, since backpropagation through a product of more transposes larger arrays.
+    # A product of two axes: with more, backpropagation transposes larger arrays.
     y = jnp.concatenate(patches, axis=-1).reshape(-1, len(weights)) @ weights
     return y.reshape(len(x), rows, columns, features)
 
@@ -102,10 +102,10 @@ def _tiled(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @_tiled.defjvp
 def _tiled_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    """Backpropagation is `gradient_of_input` and `gradient_of_kernel`."""
+    """Backpropagate by `gradient_of_input` and `gradient_of_kernel`."""
     (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
     y = winograd(x, kernel, stride=1)
-    # The transposes of transposes: backpropagation transposes them once more.
+    # Transposed here, because backpropagation transposes them once more.
     (of_x,) = jax.linear_transpose(lambda y: gradient_of_input(y, kernel), y)(x_tangent)
     (of_kernel,) = jax.linear_transpose(lambda y: gradient_of_kernel(x, y), y)(kernel_tangent)
     return y, of_x + of_kernel
@@ -118,7 +118,7 @@ def _tiled_strided(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @_tiled_strided.defjvp
 def _tiled_strided_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    """Where it is differentiated, the product of patches is faster in all."""
+    """Differentiate the product of patches, which is faster in total."""
     return jax.jvp(
         lambda x, kernel: _product_of_patches(x, kernel, (2, 2), ((1, 1), (1, 1))),
         primals,

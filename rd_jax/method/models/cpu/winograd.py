@@ -13,7 +13,7 @@ _PADDING = ((0, 0), (1, 1), (1, 1), (0, 0))
 
 
 class _Algorithm(NamedTuple):
-    """Along one axis, two outputs y = of_outputs [(of_kernel k) * (of_inputs x)] of 3 taps k."""
+    """Two outputs along one axis: y = of_outputs [(of_kernel k) * (of_inputs x)], for 3 taps k."""
 
     of_inputs: _Matrix
     of_kernel: _Matrix
@@ -26,7 +26,7 @@ _OF_STRIDE = {
         ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
         ((1, 1, 1, 0), (0, 1, -1, -1)),
     ),
-    2: _Algorithm(  # F(2, 2) of the outer taps, the middle one sees other inputs
+    2: _Algorithm(  # F(2, 2) of the outer taps; the middle tap sees other inputs
         ((1, 0, -1, 0, 0), (0, 0, 1, 0, 0), (0, 0, -1, 0, 1), (0, 1, 0, 0, 0), (0, 0, 0, 1, 0)),
         ((1, 0, 0), (1, 0, 1), (0, 0, 1), (0, 1, 0), (0, 1, 0)),
         ((1, 1, 0, 1, 0), (0, 1, 1, 0, 1)),
@@ -38,22 +38,22 @@ _OF_STRIDE = {
 def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Return a 3x3 convolution, padding 1, stride 1 or 2, whose output has even height and width.
 
-    Lavin and Gray (Fast Algorithms for Convolutional Neural Networks, CVPR 2016): each 2x2 of the
-    output comes from one tile of the input, in 16 products for 36, with stride 2 in 25. The error
-    is that of float32, 1e-6.
+    Each 2x2 of the output comes from one tile of the input, by 16 products instead of 36, or by 25
+    for stride 2 (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016). The
+    error is that of float32, 1e-6.
     """
     return _convolved(x, kernel, stride, in_axis=0)
 
 
 @jax.jit
 def gradient_of_input(cotangent: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return what backpropagation through `winograd`, stride 1, hands on: the kernel is turned."""
+    """Return the gradient of the input of `winograd`, stride 1: a convolution, kernel turned."""
     return _convolved(cotangent, kernel[::-1, ::-1], stride=1, in_axis=1)
 
 
 @jax.jit
 def gradient_of_kernel(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-    """Return the gradient [3, 3, I, O] of `winograd`, stride 1: in 16 products for 36, too."""
+    """Return the gradient [3, 3, I, O] of the kernel of `winograd`, stride 1, by 16 products."""
     of_inputs, of_kernel, of_outputs = _OF_STRIDE[1]
     to_kernel, from_outputs = (tuple(zip(*m, strict=True)) for m in (of_kernel, of_outputs))
 
@@ -72,7 +72,7 @@ def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> ja
     of_inputs, of_kernel, of_outputs = _OF_STRIDE[stride]
 
     def product(tile: jax.Array, weight: jax.Array) -> jax.Array:
-        # XLA copies a transposed kernel, but not one that it is told to sum over otherwise.
+        # Sum over another axis instead of transposing the kernel, which XLA would copy.
         return lax.dot_general(tile, weight, (((3,), (in_axis,)), ((), ())))
 
     tiles = partial(_tiles, of_inputs, step=2 * stride)
@@ -90,7 +90,7 @@ def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> ja
 
 
 def _tiles(matrix: _Matrix, x: jax.Array, axis: int, step: int = 2) -> list[jax.Array]:
-    """Return the matrix times the elements of each tile along an axis, where `step` apart."""
+    """Return the matrix times each tile along an axis; tiles are `step` apart."""
     num, first_end = len(matrix[0]), x.shape[axis] - len(matrix[0]) + 1
     seen = [lax.slice_in_dim(x, i, first_end + i, step, axis) for i in range(num)]
     return _combined(matrix, seen)
