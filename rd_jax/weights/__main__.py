@@ -1,8 +1,8 @@
-"""Fetches the ImageNet weights of a teacher, to carry to a machine without a network.
+"""Fetches the ImageNet weights of a teacher, to take to a machine without a network.
 
 python -m rd_jax.weights BACKBONE --output FOLDER
 
-writes FOLDER/BACKBONE.safetensors. Train there with --config.teacher_weights and its path.
+writes FOLDER/BACKBONE.safetensors. Train there with --config.teacher_weights=PATH of that file.
 """
 
 import sys
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
 
     def body() -> int:
         parser = Parser("python -m rd_jax.weights", __doc__)
-        parser.add_argument("backbone", choices=list(IMAGENET), help="whose weights")
+        parser.add_argument("backbone", choices=list(IMAGENET), help="fetch the weights of this")
         parser.add_argument(
             "--output", required=True, type=user_path, help="the folder to write to"
         )

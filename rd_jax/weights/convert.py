@@ -17,9 +17,9 @@ def convert_teacher(
 ) -> dict[str, Any]:
     """Convert a torchvision (or timm) state dict to the variables of `Teacher(backbone)`.
 
-    Takes numpy arrays; returns {'params', 'batch_stats'} of float32 arrays, with those of the
-    fourth stage if `layer4`. Other tensors are ignored. Raises UserError that lists the tensors
-    that are missing, have another shape, or hold values that such tensors never hold.
+    Takes numpy arrays. Returns {'params', 'batch_stats'} of float32 arrays, with those of the
+    fourth stage if `layer4`. Other tensors are ignored. Raises UserError, which lists the tensors
+    that are missing, have another shape, or hold impossible values.
     """
     what = f"{backbone} with its fourth stage, for bottleneck 'pre'" if layer4 else backbone
     return _convert(_plain(state_dict), teacher_shapes(backbone, layer4), what)
@@ -30,9 +30,9 @@ def convert_rd4ad(
 ) -> dict[str, Any]:
     """Convert the authors' two state dicts, "bn" and "decoder", to the student's variables.
 
-    Takes numpy arrays; returns {'params', 'batch_stats'}, each with 'bottleneck' and 'student',
-    float32, as `make_scorer` takes them. Tensors that the method does not use are ignored. Raises
-    UserError as `convert_teacher`.
+    Takes numpy arrays. Returns {'params', 'batch_stats'}, each with 'bottleneck' and 'student',
+    float32, for `make_scorer`. Tensors that the method does not use are ignored. Raises UserError
+    as `convert_teacher` does.
     """
     _, features = example_shapes(backbone)
     both = {f"bottleneck.{name}": value for name, value in _plain(bottleneck).items()}
@@ -55,7 +55,7 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def _convert(state_dict: Mapping[str, np.ndarray], shapes: Any, what: str) -> dict[str, Any]:
-    """Return the tensors that `shapes` asks for; the one check of all weights, whatever file."""
+    """Return the tensors that `shapes` asks for, and check them, whichever file held them."""
     converted: dict[tuple[str, ...], np.ndarray] = {}
     problems: dict[str, list[str]] = {}
     for path, expected in flatten_dict(shapes).items():

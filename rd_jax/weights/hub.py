@@ -1,4 +1,4 @@
-"""Find the teachers that come by name: ImageNet's on Hugging Face, and the embedded one."""
+"""Find teachers by name: ImageNet's on Hugging Face, and the embedded one."""
 
 import hashlib
 from pathlib import Path
@@ -24,11 +24,11 @@ IMAGENET = {
         "df6fb6c4824769769de18e14088475fd6ee94236849aa4e5d8022ba9d9a9a16c",
     ),
 }
-EMBEDDED = "resnet10"  # made as docs/embedded_teacher.md tells
+EMBEDDED = "resnet10"  # docs/embedded_teacher.md says how it was made
 
 
 def embedded(backbone: str, layer4: bool) -> Path:
-    """Return the file of the embedded teacher; raise UserError if it is of another network."""
+    """Return the file of the embedded teacher. Raise UserError for another backbone."""
     if backbone != EMBEDDED or layer4:
         raise UserError(
             f"the embedded teacher is a {EMBEDDED} without its fourth stage: set "
@@ -41,7 +41,7 @@ def embedded(backbone: str, layer4: bool) -> Path:
 def download(backbone: str) -> Path:
     """Return the verified safetensors file, from the Hugging Face cache or the network.
 
-    Raises UserError, with the address to fetch it from, if it cannot be had or is damaged.
+    Raises UserError, with the address of the file, if it cannot be downloaded or is damaged.
     """
     if backbone not in IMAGENET:
         raise UserError(
@@ -55,15 +55,15 @@ def download(backbone: str) -> Path:
 
         path = hub.try_to_load_from_cache(*where, revision=revision)
         if not isinstance(path, str):
-            # The download itself retries for half a minute where there is no network.
+            # Ask first: without a network, the download itself retries for half a minute.
             hub.get_hf_file_metadata(hub.hf_hub_url(*where, revision=revision), timeout=5)
             path = hub.hf_hub_download(*where, revision=revision)
     except Exception as error:  # the hub's HTTP client, and so its errors, vary by version
         raise UserError(
             f"cannot download the ImageNet weights of {backbone} ({first_line(error)}): fetch "
             f"https://huggingface.co/{where[0]}/resolve/{revision}/{where[1]} where there is "
-            "a network and set --config.teacher_weights=FOLDER/model.safetensors, or take the "
-            "small teacher that comes along, --config.backbone=resnet10 "
+            "a network and set --config.teacher_weights=FOLDER/model.safetensors, or use the "
+            "small teacher of this package, --config.backbone=resnet10 "
             "--config.teacher_weights=embedded"
         ) from error
     with open(path, "rb") as stream:

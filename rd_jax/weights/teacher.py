@@ -25,10 +25,10 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
     """Load the teacher's variables {'params', 'batch_stats'}, float32, for `Teacher(backbone)`.
 
     `weights` is "imagenet" (torchvision's IMAGENET1K_V1, downloaded once, verified, cached),
-    "embedded" (a ResNet-10 in this package, which imitates one of ImageNet), "random" (always the
-    same) or a .safetensors, .npz or .pth file with torchvision's names. Only the stem and the
-    first three stages are loaded; with `layer4` the fourth too, for bottleneck "pre". Raises
-    UserError if the file cannot be had or read, or as `convert_teacher`.
+    "embedded" (a small ResNet-10 in this package, which imitates an ImageNet teacher), "random"
+    (always the same) or a .safetensors, .npz or .pth file with torchvision's names. Only the stem
+    and the first three stages are loaded. `layer4` adds the fourth, for bottleneck "pre". Raises
+    UserError if the file cannot be found or read, or as `convert_teacher` does.
     """
     if weights == "random":
         logger.warning("the teacher %s is RANDOM: its scores are far below ImageNet's", backbone)
@@ -44,7 +44,7 @@ def load_teacher(backbone: str, weights: str = "imagenet", layer4: bool = False)
 
 
 class LoadedTeacher(NamedTuple):
-    """Hold a teacher's variables and where they came from."""
+    """A teacher's variables and where they came from."""
 
     weights: str  # "imagenet", "embedded", "random" or a file
     sha256: str
@@ -59,7 +59,7 @@ def find_teacher(backbone: str, weights: str, layer4: bool = False) -> LoadedTea
 
 
 def teacher_sha256(variables: dict[str, Any]) -> str:
-    """Return a hash of names and values: the same for the same weights, whatever file held them."""
+    """Return a hash of names and values. The same weights from any file have the same hash."""
     digest = hashlib.sha256()
     for path, value in sorted(flatten_dict(variables, sep="/").items()):
         digest.update(path.encode())
@@ -90,7 +90,7 @@ def _read_file(path: Path) -> Mapping[str, np.ndarray]:
         raise UserError(f"teacher_weights {path}: give a .safetensors, .npz or .pth file")
     with _reading(path):
         if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file  # not on every machine that trains
+            from safetensors.numpy import load_file  # may be missing where nothing is read
 
             return load_file(path)
         with np.load(path, allow_pickle=False) as archive:
@@ -99,7 +99,7 @@ def _read_file(path: Path) -> Mapping[str, np.ndarray]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn any error, since a broken file may raise any, into a UserError that names the path."""
+    """Turn any error into a UserError that names the path: a broken file may raise any."""
     try:
         yield
     except Exception as error:
@@ -109,7 +109,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _load_pth(path: Path) -> Mapping[str, Any]:
-    """Return what a file of PyTorch holds; the file is never allowed to run code."""
+    """Load a file of PyTorch. The file is never allowed to run code."""
     try:
         import torch
     except ImportError as error:
@@ -119,8 +119,8 @@ def _load_pth(path: Path) -> Mapping[str, Any]:
 
 
 def _as_numpy(state_dict: Mapping[str, Any], path: Path) -> Mapping[str, np.ndarray]:
-    """Return PyTorch's tensors as arrays; raise UserError for anything else that `path` held."""
-    with _reading(path):  # half of its kinds of floats are not NumPy's
+    """Return PyTorch's tensors as arrays. Raise UserError for anything else that `path` held."""
+    with _reading(path):  # NumPy lacks half of PyTorch's kinds of floats
         return {
             name: (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)
             for name, tensor in state_dict.items()

@@ -164,7 +164,7 @@ def test_without_network_imagenet_says_what_to_fetch_and_what_comes_along() -> N
     said, (revision, _) = str(error.value), hub.IMAGENET["resnet34"]
     address = f"https://huggingface.co/timm/resnet34.tv_in1k/resolve/{revision}/model.safetensors"
     assert f"fetch {address} where" in said
-    assert "set --config.teacher_weights=FOLDER/model.safetensors, or take" in said
+    assert "set --config.teacher_weights=FOLDER/model.safetensors, or use" in said
     assert "--config.backbone=resnet10 --config.teacher_weights=embedded" in said
 
 
