@@ -1,1 +1,1 @@
-"""What the machine needs: commands, signals, whole files, one-line errors, several hosts."""
+"""What all commands share: flags, signals, whole files, one-line errors, several hosts."""

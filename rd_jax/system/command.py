@@ -18,7 +18,7 @@ from rd_jax.system.errors import EXPECTED, UserError, explained, first_line
 from rd_jax.system.files import cache_folder
 from rd_jax.system.interruption import stop_on_signals
 
-# What users set for programs of their own would change figures, or make Flax and optax fail.
+# A user's own settings of JAX could change figures, or make Flax and optax fail.
 _SETTINGS_OF_JAX: dict[str, Any] = {
     **dict.fromkeys(("jax_enable_x64", "jax_disable_jit", "jax_debug_key_reuse"), False),
     # A metric that is not defined is NaN.
@@ -38,8 +38,8 @@ def run_command(
 ) -> int:
     """Run the body of a command and return the exit code.
 
-    That is what the body returns, 2 after an error that the user can mend, in one line, or 130
-    after an `Interrupted`, with the line that `on_interrupt` returns.
+    The code is the body's; 2 after an error that the user can mend, which is printed in one line;
+    130 after an `Interrupted`, for which the line that `on_interrupt` returns is printed.
     """
     try:
         stop_on_signals()
@@ -57,26 +57,26 @@ def _set_up() -> None:
     """Log this package at INFO and all others at WARNING; let no other setting change figures."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for what its encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # characters that its encoding lacks
     line = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(format=line, datefmt="%H:%M:%S", force=True)
     logging.getLogger("rd_jax").setLevel(logging.INFO)
-    # TFDS and Orbax log what is no concern, and with a traceback what they also raise. Matplotlib
-    # logs that there is no cache, which `cache_folder` says once.
+    # TFDS and Orbax log harmless things, and log errors that they also raise. Matplotlib logs that
+    # there is no cache, which `cache_folder` says once.
     for name in ("absl", "asyncio", "matplotlib"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.simplefilter("ignore")  # which are for developers
+    warnings.simplefilter("ignore")  # they are for developers
     for name, value in _SETTINGS_OF_JAX.items():
         jax.config.update(name, value)
-    # Matplotlib reads these when it is imported, which is why `report` does that when it draws.
+    # Matplotlib reads these on import, so `report` imports it only when it draws.
     os.environ["MPLBACKEND"] = "agg"
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
 
 
 def require_devices() -> None:
-    """Start JAX on its devices. Raise UserError if it has none, as JAX_PLATFORMS may see to.
+    """Start JAX on its devices, and keep compiled programs from now on.
 
-    From now on compiled programs are kept.
+    Raise UserError if JAX finds no device, which JAX_PLATFORMS may cause.
     """
     if flags := os.environ.get("XLA_FLAGS"):
         _check_xla_flags(flags)
@@ -92,25 +92,25 @@ def require_devices() -> None:
 
 @cache
 def _check_xla_flags(flags: str) -> None:
-    """Raise UserError for flags that XLA does not know. Another process tries, as XLA ends it."""
+    """Raise UserError for flags that XLA does not know. XLA ends the process that tries them."""
     code = "from jaxlib import xla_client; xla_client.CompileOptions()"
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         reason = done.stderr.strip().rpartition("] ")[2]
-        raise UserError(f"{reason}: remove it from XLA_FLAGS={flags}, or unset that")
+        raise UserError(f"{reason}: remove it from XLA_FLAGS={flags}, or unset it")
 
 
 def keep_compiled_programs() -> None:
     """Keep compiled programs in the user's cache folder, where later processes find them.
 
-    JAX's own variables go first: JAX_COMPILATION_CACHE_DIR chooses another folder, and
+    JAX's own variables take precedence: JAX_COMPILATION_CACHE_DIR chooses another folder, and
     JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # XLA compiles for the CPU at hand; another machine may share the folder, not the CPU.
+        # XLA compiles for this CPU. A machine with another CPU may share the folder.
         folder = cache_folder() / "compiled" / platform.node()
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # A start needs a few dozen small programs, each below JAX's one second, but not together.
+        # JAX keeps only programs above one second. A start needs dozens of smaller ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
@@ -122,7 +122,7 @@ def num_processors() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are UserErrors and whose help is a module's docstring as it is."""
+    """A parser that raises UserError, and whose help is a module's docstring as it is."""
 
     def __init__(self, command: str, docstring: str | None):
         as_it_is = argparse.RawDescriptionHelpFormatter

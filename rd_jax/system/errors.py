@@ -1,4 +1,4 @@
-"""The one error for mistakes that the user can mend, and errors of devices in its words."""
+"""The error for mistakes that the user can mend, and device errors in plain words."""
 
 import argparse
 import unicodedata
@@ -11,8 +11,8 @@ _NOT_PRINTED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, 
 def printable(text: str) -> str:
     r"""Return one line that every encoding of Unicode can write.
 
-    File names may hold line breaks, which become spaces, and bytes that are not UTF-8, which
-    Python reads as lone surrogates and which are shown as "\udcXX".
+    Line breaks in file names become spaces. Bytes that are not UTF-8, which Python reads as lone
+    surrogates, become "\udcXX".
     """
     if "\n" in text:
         text = " ".join(filter(None, map(str.strip, text.split("\n"))))
@@ -22,15 +22,15 @@ def printable(text: str) -> str:
     )
 
 
-class UserError(ValueError, argparse.ArgumentTypeError):  # whose message argparse passes on
-    """Says in one line what is wrong, where, and what to do; commands print it and exit with 2."""
+class UserError(ValueError, argparse.ArgumentTypeError):  # argparse passes its message on
+    """One line on what is wrong, where, and what to do. Commands print it and exit with 2."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or else its name."""
+    """Return the first line of an error's message, or the error's name if it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -38,7 +38,7 @@ EXPECTED = (UserError, OSError, jax.errors.JaxRuntimeError)
 
 
 def explained(error: Exception) -> str:
-    """Return one line on an EXPECTED error. Raise it again if only a developer could mend it."""
+    """Return one line about an EXPECTED error. Raise it again if only a developer can mend it."""
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return printable(str(error))
     if "RESOURCE_EXHAUSTED" not in str(error):

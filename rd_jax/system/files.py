@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and the folder for what can be made again."""
+"""Write files whole or not at all; find the cache folder."""
 
 import atexit
 import errno
@@ -25,7 +25,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         hint = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "; free some: nothing that was there is lost"
+            hint = "; free some: no earlier file is lost"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             hint = "; make it writable for this user, or choose another place"
         raise UserError(f"cannot write {path}: {error.strerror}{hint}") from error
@@ -35,7 +35,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write the whole file or nothing, and make its folder. Raise UserError if that fails."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".rd_jax-{secrets.token_hex(8)}")  # readable as umask says
+        temporary = path.with_name(f".rd_jax-{secrets.token_hex(8)}")  # tempfile ignores umask
         try:
             temporary.write_bytes(content)
             os.replace(temporary, path)
@@ -44,15 +44,15 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UserError if nothing can be written into a folder, or to where it is to be made."""
+    """Raise UserError if a folder, which need not exist yet, cannot be written to."""
     there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
-    # A file is really made and removed: permissions say nothing of what mounts allow.
+    # Make and remove a file: permissions do not say what a mount allows.
     with writing(folder), tempfile.NamedTemporaryFile(dir=there, prefix=".rd_jax-"):
         pass
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Return whether `path`, there or not, is `folder` or lies in it, whatever links lead there."""
+    """Return whether `path`, which need not exist, is `folder` or lies in it; follow links."""
     real = Path(os.path.realpath(path))
     there = filter(os.path.exists, (real, *real.parents))
     return os.path.exists(folder) and any(os.path.samefile(parent, folder) for parent in there)
@@ -64,9 +64,7 @@ def user_path(text: str | Path) -> Path:
     Raise UserError if there is no such home, or for a URL.
     """
     if "://" in str(text):
-        raise UserError(
-            f"{text} is no path on this machine: give one, or mount the bucket that it is"
-        )
+        raise UserError(f"{text} is no path on this machine: give one, or mount that bucket")
     path = Path(os.path.expanduser(text))
     if path.parts[:1] == ("~",):
         raise UserError(f"{text}: there is no home folder (HOME is not set): write the path out")
@@ -74,9 +72,9 @@ def user_path(text: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder for everything that can be made again: $XDG_CACHE_HOME/rd_jax.
+    """Return the folder for files that can be made again: $XDG_CACHE_HOME/rd_jax.
 
-    If that cannot be written, return one that is removed when the process ends, with a warning.
+    If it cannot be written, warn, and return one that is removed when the process ends.
     """
     try:
         folder = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").absolute() / "rd_jax"
@@ -88,8 +86,8 @@ def cache_folder() -> Path:
 
 @cache
 def temporary_cache(problem: str) -> Path:
-    """Return a folder in place of the cache's, and warn once of the `problem` with that one."""
-    remedy = "what it would save is done again each time; set XDG_CACHE_HOME to another folder"
+    """Return a temporary folder instead of the cache, and warn once of its `problem`."""
+    remedy = "each run decodes and compiles again; set XDG_CACHE_HOME to another folder"
     logger.warning("no cache is kept (%s): %s", problem, remedy)
     folder = Path(tempfile.mkdtemp(prefix="rd_jax-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from rd_jax.system.errors import UserError, first_line
 logger = logging.getLogger(__name__)
 
 _SILENCE = 20  # seconds after which a process counts as dead
-_WRITING = 3600  # seconds that processes wait at the end for the first one, which writes
+_WRITING = 3600  # seconds that all wait at the end for the first process, which writes
 _START = (
     "start all processes of a run with the same --coordinator_address=HOST:PORT and "
     "--num_processes=N, and --process_id=0 to N-1"
@@ -36,8 +36,8 @@ def initialize(
     """
     others = f"{num_processes or 'all'} processes at {address or 'their coordinator'}"
     logger.info("waiting for %s", others)
-    # XLA's own time-out, which comes later, would end the process with a stack of C++.
-    problem = f"waited {timeout} s for {others}, not all of which came: {_START}"
+    # XLA's own time-out comes later and ends the process with a stack of C++.
+    problem = f"waited {timeout} s for {others}, and not all came: {_START}"
     timer = threading.Timer(timeout, _give_up, [problem])
     timer.start()
     try:
@@ -74,9 +74,9 @@ def check_same(facts: object, problem: str) -> None:
 
 
 def should_stop(dispatch: int) -> bool:
-    """Return whether all processes stop here, since one of them received SIGTERM.
+    """Return whether all processes stop here because one of them received SIGTERM.
 
-    All of them ask at the same dispatches, which count up by 1.
+    All processes call this with the same numbers, which count up by 1.
     """
     return multihost_utils.reached_preemption_sync_point(dispatch)
 
@@ -84,7 +84,7 @@ def should_stop(dispatch: int) -> bool:
 def left(code: int) -> int:
     """Return an exit code. After a failure, end this process at once if there are others.
 
-    An orderly end would wait for them, while they wait for this process.
+    An orderly exit would wait for the others, while they wait for this process.
     """
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Signals that ask to stop: a training saves what it has, anything else stops at once."""
+"""Signals that ask to stop: a training saves a checkpoint, other commands stop at once."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 def stop_on_signals() -> None:
-    """From now on these signals raise Interrupted."""
+    """Let these signals raise Interrupted from now on."""
     _handle(_stop_at_once)
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
-    """Let it handle the signals and return what did. Ignored ones stay so, as nohup wants it."""
+    """Set a handler and return the earlier ones. Ignored signals stay ignored, for nohup."""
     heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 
@@ -33,11 +33,11 @@ def _stop_at_once(_: int, __: FrameType | None) -> None:
 
 @contextmanager
 def deferred(what_follows: str = "saving a checkpoint") -> Iterator[Callable[[], bool]]:
-    """Inside, the first of these signals only makes should_stop() return True.
+    """Yield should_stop(), which returns True after the first of these signals.
 
-    It says what follows. The second one stops at once.
+    The first signal prints what follows. The second one stops at once.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
         yield lambda: False
         return
     received: list[int] = []
@@ -47,9 +47,9 @@ def deferred(what_follows: str = "saving a checkpoint") -> Iterator[Callable[[],
         if received:
             _stop_at_once(number, frame)
         received.append(number)
-        try:  # not to the log's stream, a write to which may be interrupted by this
+        try:  # not to the log's stream: the signal may have interrupted a write to it
             os.write(2, line)
-        except OSError:  # the terminal was closed: what is still said goes nowhere
+        except OSError:  # the terminal was closed: drop further output
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)

@@ -1,4 +1,4 @@
-"""How much memory is free."""
+"""Measure how much memory is free."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def _free_ram() -> int:
         return min(1024 * int(available[1]), *limits, 2**63)
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 0  # Windows does not say it without a library
+    return 0  # Windows needs a library to ask
 
 
 def _text(path: Path) -> str:

@@ -182,7 +182,7 @@ def test_a_path_in_a_home_that_there_is_not_is_one_line() -> None:
 
 def test_a_bucket_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    where = "gs://bucket/runs is no path on this machine: give one, or mount the bucket that it is"
+    where = "gs://bucket/runs is no path on this machine: give one, or mount that bucket"
     assert_one_line(run("--config", "demo", "--workdir=gs://bucket/runs"), where)
     done = run("--config", "folder", "--config.data_dir=gs://bucket/runs", "--workdir=runs")
     assert_one_line(done, where)

@@ -118,7 +118,7 @@ def test_one_that_waits_for_others_in_vain_says_so_and_ends(tmp_path: Path) -> N
     for process, address in zip(started, addresses, strict=True):
         done = process.done()
         assert f"INFO waiting for 2 processes at {address}\n" in done.stderr
-        assert_one_line(done, f"waited 1 s for 2 processes at {address}, not all of which came: st")
+        assert_one_line(done, f"waited 1 s for 2 processes at {address}, and not all came: start")
     assert not (tmp_path / "work").exists()
 
 

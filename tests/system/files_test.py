@@ -34,7 +34,7 @@ def test_what_cannot_be_written_is_named_and_leaves_what_was_there(
     (tmp_path / "x").write_text("before")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(UserError, match="x: Disk quota exceeded; free some: nothing that was"):
+        with pytest.raises(UserError, match="x: Disk quota exceeded; free some: no earlier file"):
             write_whole(tmp_path / "x", b"after")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
     with pytest.raises(UserError, match=r"cannot write .*x/y: Not a directory"):
@@ -68,7 +68,7 @@ def test_without_a_home_there_is_no_cache_which_is_said_once(
 
 
 def test_a_bucket_is_no_folder() -> None:
-    where = "gs://bucket/runs is no path on this machine: give one, or mount the bucket that it is"
+    where = "gs://bucket/runs is no path on this machine: give one, or mount that bucket"
     with pytest.raises(UserError, match=where):
         user_path("gs://bucket/runs")
 
