@@ -26,7 +26,7 @@ _MARGIN = 2**22  # bytes of a checkpoint besides its arrays, at most
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint that was complete once cannot be read, or holds other values than written."""
+    """A checkpoint that was complete cannot be read, or its values differ from those written."""
 
 
 class Checkpoint(NamedTuple):
@@ -50,14 +50,14 @@ class Checkpoint(NamedTuple):
 
 
 class _Folder(type(epath.Path())):  # type: ignore[misc]
-    """A path that Orbax can search: it takes `[` in the folder's name for a pattern."""
+    """A path that Orbax can search. Orbax itself takes `[` in a folder's name for a pattern."""
 
     def glob(self, pattern: str) -> Iterator[epath.Path]:
         return map(type(self), Path(self).glob(pattern))
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Return options by which Orbax waits for no other process."""
+    """Return options with which Orbax waits for no other process."""
     own = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process-{own}"
@@ -68,10 +68,10 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]], int]]:
     """Yield a function save(step, student_variables, rest, metadata) for trees of numpy arrays.
 
-    `rest` is what else resuming needs: `TrainState.rest`, or None where nothing resumes. The
-    function returns once the checkpoint before is complete; all are when the context ends. The two
-    latest are kept. The function returns the checksum of the student's variables; in all processes
-    but the first it does nothing else.
+    `rest` is `TrainState.rest`, which resuming needs, or None if nothing resumes. `save` waits
+    until the checkpoint before is complete; the end of the context waits for the last one. The two
+    latest are kept. `save` returns the checksum of the student's variables. In all processes but
+    the first it does nothing else.
     """
     if not hosts.is_first():
         yield lambda _step, student_variables, *_: checksum(student_variables)
@@ -92,8 +92,8 @@ def writer(folder: Path) -> Iterator[Callable[[int, Any, Any, Mapping[str, Any]]
         items["metadata"] = ocp.args.JsonSave({**metadata, "checksums_v2": checksums})
         check_writable(folder)  # where Orbax cannot write, it keeps the process alive
         with _write_errors(folder):
-            manager.wait_until_finished()  # the checkpoint before, which fills the disk, too
-            # After a write that fails, threads of Orbax go on and print errors of their own.
+            manager.wait_until_finished()  # the checkpoint before needs disk space, too
+            # Check now: after a failed write, threads of Orbax go on and print errors.
             needed = _MARGIN + sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
             if shutil.disk_usage(folder).free < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -116,23 +116,23 @@ def steps(folder: Path) -> list[int]:
 
 
 def latest_metadata(folder: Path) -> dict[str, Any] | None:
-    """Return the metadata of the latest checkpoint in which they can be read, if any.
+    """Return the metadata of the latest checkpoint whose metadata can be read, else None.
 
-    They have its "step" and whether it "can_go_on" besides.
+    Add its "step", and "can_go_on": whether a training can resume from it.
     """
     for step in steps(folder):
         try:
             metadata, checksums, _ = _read(folder / str(step))
             return metadata | {"step": step, "can_go_on": "optimizer" in checksums}
         except DamagedCheckpointError as error:
-            if not (folder / str(step)).exists():  # a run that trains has newer ones
+            if not (folder / str(step)).exists():  # a training wrote newer ones meanwhile
                 return latest_metadata(folder)
             logger.warning("%s", error)
     return None
 
 
 def keep_latest(folder: Path) -> None:
-    """Remove all before the latest checkpoint, if that is one that nothing resumes from."""
+    """Remove all checkpoints before the latest, if nothing can resume from that one."""
     if (saved := latest_metadata(folder)) and not saved["can_go_on"]:
         for step in steps(folder):
             if step < saved["step"]:
@@ -141,7 +141,7 @@ def keep_latest(folder: Path) -> None:
 
 
 def load_latest(folder: Path) -> Checkpoint:
-    """Load the latest checkpoint in `folder`, which has one: see `load`."""
+    """Load the latest checkpoint in `folder`, which must have one: see `load`."""
     return load(folder, steps(folder)[0])
 
 
@@ -162,7 +162,7 @@ def load_rest(folder: Path, step: int, like: Any) -> Any:
     if kinds[0] != kinds[1]:
         raise UserError(
             f"the optimiser's state in checkpoint {path} is of another optimiser or other "
-            "networks: go on with what began it, or start anew with --restart"
+            "networks: go on with those that began it, or start anew with --restart"
         )
     return ocp.tree.from_flat_dict(found, like)["opt_state"]
 
@@ -181,14 +181,14 @@ def _checksum_of_metadata(metadata: Mapping[str, Any]) -> int:
 
 
 def _flat(tree: Any) -> dict[tuple[str, ...], np.ndarray]:
-    """Return the arrays by name, the same ones for a tree and for what Orbax restores of it."""
+    """Return a tree's arrays by name. A tree that Orbax restored has the same names."""
     return {name: np.asarray(leaf, order="C") for name, leaf in ocp.tree.to_flat_dict(tree).items()}
 
 
 def _read(path: Path, item: str | None = None) -> tuple[dict[str, Any], dict[str, int], Any]:
     """Return a checkpoint's metadata, the checksums of its items, and the tree of one of them.
 
-    Raise DamagedCheckpointError, or UserError where the disk or a permission is what fails.
+    Raise DamagedCheckpointError, or UserError if the disk or a permission is at fault.
     """
     try:
         metadata = json.loads((path / "metadata" / "metadata").read_text("utf-8"))
@@ -205,7 +205,7 @@ def _read(path: Path, item: str | None = None) -> tuple[dict[str, Any], dict[str
     except UserError:
         raise
     except Exception as error:  # the storage libraries raise all kinds of errors
-        with _reading(path):  # a disk or a permission that fails is no damage
+        with _reading(path):  # raises if the disk or a permission is at fault
             for file in filter(os.path.isfile, path.rglob("*")):
                 Path(file).read_bytes()
         raise DamagedCheckpointError(
@@ -234,6 +234,6 @@ def _write_errors(folder: Path) -> Iterator[None]:
         full = os.strerror(errno.ENOSPC)
         reason = f"{full}: free some" if full in str(error) else first_line(error)[:200]
         raise UserError(
-            f"cannot write a checkpoint into {folder} ({reason}); those that were complete still "
-            "are, and the same command goes on from the latest"
+            f"cannot write a checkpoint into {folder} ({reason}); earlier ones are still complete, "
+            "and the same command goes on from the latest"
         ) from error

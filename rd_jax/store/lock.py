@@ -1,6 +1,6 @@
-"""Who writes what: each training, the summaries of a run, and predictions, by one process alone.
+"""Locks: only one process at a time writes a training, a run's summary, or predictions.
 
-A lock ends with the process that holds it, however that ends.
+A lock ends with the process that holds it, even if that is killed.
 """
 
 import os
@@ -17,20 +17,20 @@ from rd_jax.system.files import writing
 
 
 def lock_of(training: Training) -> Path:
-    """Return the path of the file that is locked by whoever works on a training."""
+    """Return the file that a process locks while it works on a training."""
     return Workdir(training.workdir).locks / training.name / f"{training.seed}.lock"
 
 
 def locked(training: Training) -> AbstractContextManager[bool]:
-    """Hold a training inside. Yield False if another process works on it."""
+    """Hold a training's lock. Yield False if another process works on it."""
     return held(lock_of(training))
 
 
 def set_aside(workdir: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Move the folders of these trainings and categories into one replaced-DATE; return where to.
+    """Move the folders of these trainings and categories into replaced-DATE; return new places.
 
-    Raise UserError if another process works on one of them, of whatever seed, or for an impossible
-    name, before a file is made: names may come from a checkpoint, which may be anybody's.
+    Raise UserError if another process works on one of them, with any seed. Raise UserError for an
+    impossible name before a file is made: names may come from a checkpoint of a stranger.
     """
     trainings = [Workdir(workdir).training(name) for name in names]
     kept = workdir / f"replaced-{datetime.now():%Y%m%d-%H%M%S}"
@@ -40,7 +40,7 @@ def set_aside(workdir: Path, names: Iterable[str]) -> dict[str, Path]:
             for path in {own, *own.parent.glob("*.lock")}:
                 if not stack.enter_context(held(path)):
                     raise UserError(
-                        f"another process works on {training.folder}: wait for that to end, or "
+                        f"another process works on {training.folder}: wait for it to end, or "
                         "choose another --workdir"
                     )
         there = [training.folder for training in trainings if os.path.lexists(training.folder)]
@@ -49,19 +49,19 @@ def set_aside(workdir: Path, names: Iterable[str]) -> dict[str, Path]:
 
 @contextmanager
 def alone(training: Training) -> Iterator[None]:
-    """Hold a training inside. Raise UserError if another process works on it."""
+    """Hold a training's lock. Raise UserError if another process works on it."""
     with locked(training) as is_free:
         if not is_free:
-            raise UserError(f"{training.folder} is being worked on: wait for that to end")
+            raise UserError(f"another process works on {training.folder}: wait for it to end")
         yield
 
 
 @contextmanager
 def held(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock on a file inside. Yield False if another process has it, or else `wait`."""
+    """Hold the lock on a file. If another process has it, yield False, or `wait` for it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    # A soft lock, as a file that is there or not, would outlive a killed process.
+    # A soft lock is a file that exists or not. It would outlive a killed process.
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=-1 if wait else 0)

@@ -17,7 +17,7 @@ VERDICTS = ("num_missed", "num_anomalous", "num_false_alarms", "num_normal")  # 
 TIMING = ("train_seconds", "eval_seconds", "images_per_second")
 _COUNTS = ("num_steps", "last_step", "num_held_out", "kept_false_positive_rate", "image_threshold")
 _AVERAGED = (*METRICS, *AT_THRESHOLD)
-# What an evaluation may lack that was written before there was such a field or metric.
+# The values of fields and metrics that an evaluation of an earlier version lacks.
 _DEFAULTS = {name: FIELDS[name].default for name in RECORDED} | dict.fromkeys(
     (*_AVERAGED, *VERDICTS, *TIMING, *_COUNTS)
 )
@@ -51,10 +51,10 @@ def rows_of_categories(found: dict[str, list[Result]]) -> list[Row]:
 
 
 def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return one row for rows that differ in their seeds: means, and NAME_std for each metric.
+    """Return one row for the rows of several seeds: means, and NAME_std for each metric.
 
-    The standard deviation is that of a sample (n - 1), and None for a single seed. A fact in
-    which the rows differ becomes the list of its values; `seed` becomes the list `seeds`. Raise
+    The standard deviation is that of a sample (n - 1), and None for a single seed. If the rows
+    differ in a fact, it becomes the list of its values. `seed` becomes the list `seeds`. Raise
     UserError if the rows were evaluated differently.
     """
     values: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in rows[0]}
@@ -76,7 +76,7 @@ def over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
 def mean_row(found: dict[str, list[Result]]) -> dict[str, Any]:
     """Return the mean of each metric over the categories that define it.
 
-    With the same seeds in each, also the standard deviation of that mean over the seeds.
+    If all categories have the same seeds, add the standard deviation of that mean over seeds.
     """
     seed_rows = [[result.row for result in results] for results in found.values()]
     row = {"category": "mean"} | means([over_seeds(rows) for rows in seed_rows], _AVERAGED)

@@ -45,13 +45,13 @@ def read_rows(path: Path) -> list[Row]:
     """Read a file of JSON lines; no rows if there is no file."""
     rows = []
     for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):  # half a line is of a run that was killed
+        with contextlib.suppress(ValueError):  # a killed run may leave half a line
             rows.append(json.loads(line))
     return rows
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Keep the rows up to `step`, from which a training goes on."""
+    """Remove the rows after `step`, from which a training goes on."""
     kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
     write_whole(path, "".join(kept).encode())
 

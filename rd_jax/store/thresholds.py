@@ -1,4 +1,4 @@
-"""Thresholds beside the checkpoint that they belong to, and the scores that they come from."""
+"""Thresholds, stored beside their checkpoint with the scores that they come from."""
 
 import json
 import logging
@@ -19,18 +19,18 @@ class Added(NamedTuple):
 
     date: str  # YYYY-MM-DD
     hashes: list[str]  # one for each image: see `pixel_hash`
-    replaces: bool  # whether they stand in the place of what was known before
+    replaces: bool  # whether they replace the images known before
 
 
 class StoredThresholds(NamedTuple):
-    """What is known of normal images, for everybody who decides by it."""
+    """The thresholds of a checkpoint, and what they come from."""
 
     checkpoint: int  # checksum of the student's variables
     config: dict[str, Any]  # the fields that scores and thresholds depend on
     thresholds: Thresholds
     normal: NormalScores
     added: tuple[Added, ...] = ()
-    before: "StoredThresholds | None" = None  # to which --undo goes back
+    before: "StoredThresholds | None" = None  # --undo goes back to these
 
 
 def write_thresholds(path: Path, stored: StoredThresholds) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: the one place that knows what lies where in it.
+"""The folder of a run. Only this module knows what lies where in it.
 
 WORKDIR/results.{json,csv,md}, report.html, figures/   the summary of all trainings
 WORKDIR/CATEGORY/[seed_K/]                             a training and its evaluation
@@ -6,7 +6,7 @@ WORKDIR/CATEGORY/results.json                          with seeds: the summary o
 WORKDIR/all-categories/[seed_K/]                       one training for all categories, whose
                                                        evaluations lie where a category's do
 WORKDIR/replaced-DATE/CATEGORY/                        what --restart moved aside
-WORKDIR/.locks/                                        who works on what
+WORKDIR/.locks/                                        locks of processes that work here
 """
 
 import itertools
@@ -52,7 +52,7 @@ class _Place:
 
 
 class Evaluation(_Place):
-    """Where the evaluation of a training on the category of this name is kept."""
+    """The place of a training's evaluation on the category of this name."""
 
     results = _inside("results.json")  # facts and figures, written last
     shown = _inside("evaluation.npz")  # the scores and pictures that the page shows
@@ -60,7 +60,7 @@ class Evaluation(_Place):
 
 
 class Training(_Place):
-    """Where a training is kept. Its name is its category's, or JOINT."""
+    """The place of a training. Its name is its category's, or JOINT."""
 
     checkpoints = _inside("checkpoints")
     metrics = _inside("metrics.jsonl")  # rows of the loss and, where asked for, of metrics
@@ -75,7 +75,7 @@ class Training(_Place):
 
 @dataclass(frozen=True)
 class Workdir:
-    """Where the summary of all trainings of a run is kept, and the trainings themselves."""
+    """The folder of a run, with its trainings and the summary of all."""
 
     folder: Path
 
@@ -85,7 +85,7 @@ class Workdir:
     locks = _inside(".locks")  # beside the trainings, so that they can be moved while locked
 
     def training(self, name: str, seed: int | None = None) -> Training:
-        """Return the place of a training, there or not. Raise UserError for an impossible name."""
+        """Return a training's place, which need not exist; raise UserError for a wrong name."""
         if name != JOINT:
             check_category(name)
         return Training(self.folder, name, seed)
@@ -104,22 +104,22 @@ class Workdir:
         return [evaluation for evaluation in found if os.path.isfile(evaluation.results)]
 
     def places(self, name: str) -> list[Training]:
-        """Return the places of a name, there or not: its own, then those of its seeds in order."""
+        """Return the places of a name: its own, which need not exist, then its seeds in order."""
         folders = (self.folder / name).glob("seed_*")
         seeds = sorted(seed for folder in folders if (seed := _seed_of(folder)) is not None)
         return [Training(self.folder, name, seed) for seed in (None, *seeds)]
 
     def check_is_outermost(self) -> None:
-        """Raise UserError if this is the folder of a category in a run, which has a table there."""
+        """Raise UserError if this is the folder of a category inside the folder of a run."""
         own, *seeds = self.places("")
         outer, name = self.folder.absolute().parent, self.folder.absolute().name
-        # Without a lock of its name outside, seed_K may be what categories are called.
+        # Without a lock outside, seed_K may be the name of a category.
         inside = [own, *(seeds if os.path.isdir(Workdir(outer).locks / name) else ())]
         is_evaluated = os.path.isfile(Evaluation(self.folder, "").shown)
         if is_evaluated or any(os.path.isdir(place.checkpoints) for place in inside):
             raise UserError(
                 f"--workdir {self.folder} is where a run keeps the category {name}: set --workdir "
-                f"to the folder of that run, {outer}, or to one outside"
+                f"to the folder of that run, {outer}, or to another folder"
             )
 
     def make(self, places: Iterable[_Place]) -> None:
@@ -133,7 +133,7 @@ class Workdir:
         for place in places:
             folders += [place.folder.parent, place.folder]
             if isinstance(place, Training):
-                checkpoint.steps(place.checkpoints)  # which says if they cannot be read
+                checkpoint.steps(place.checkpoints)  # raises if they cannot be read
                 folders += [place.checkpoints, place.tensorboard, place.damaged]
         for folder in filter(os.path.lexists, dict.fromkeys(folders)):
             check_writable(folder)
@@ -147,7 +147,7 @@ class Workdir:
 def find_training(folder: Path) -> tuple[Training, str | None]:
     """Return the one training at or below the folder of a run, a category or a seed.
 
-    The second value is the category if the folder belongs to one of a training for all categories.
+    The second value is the category if the folder is a category's of a joint training.
     Raise UserError if there is no training with a checkpoint, or several.
     """
     whole = Path(os.path.abspath(folder))
@@ -178,11 +178,11 @@ def _seed_of(folder: Path) -> int | None:
 
 
 def check_category(name: str) -> None:
-    """Raise UserError for a category whose folder cannot be made or means something else."""
+    """Raise UserError for a category whose folder cannot be made, or has another use."""
     if not _is_category(name):
         raise UserError(
-            f"category {name!r}: this cannot be the name of its folder, or a run keeps other "
-            "things under it; rename the category"
+            f"category {name!r}: its folder cannot be made, or a run keeps other things under that "
+            "name; rename the category"
         )
 
 
@@ -192,7 +192,7 @@ def _is_category(name: str) -> bool:
 
 
 def moved_aside(path: Path, folder: Path) -> Path:
-    """Move `path` into `folder` under a name that is free there, and return that."""
+    """Move `path` into `folder` under a free name, and return the new path."""
     with writing(folder):
         folder.mkdir(exist_ok=True)
         names = itertools.chain([path.name], (f"{path.name}.{i}" for i in itertools.count(1)))

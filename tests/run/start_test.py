@@ -128,8 +128,7 @@ def test_a_training_that_another_run_works_on_is_left_alone(
     with locked(Workdir(workdir).training("weave")) as is_ours:
         assert is_ours
         done = command(data_dir, workdir, *restart)
-    says = "another process works on {}" if command is start else "{} is being worked on"
-    assert_one_line(done, says.format(workdir / "weave"))
+    assert_one_line(done, f"another process works on {workdir / 'weave'}: wait for it to end")
     assert state(workdir) == before
 
 

@@ -277,9 +277,7 @@ def test_a_disk_that_is_full_is_one_line_and_what_was_complete_still_is(folder: 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # what a full disk is like
     try:
-        said = (
-            rf"cannot write a checkpoint into {folder} \(.*\); those that were complete still are"
-        )
+        said = rf"cannot write a checkpoint into {folder} \(.*\); earlier ones are still complete"
         with pytest.raises(UserError, match=said), checkpoint.writer(folder) as save:
             save(30, student, None, {})
     finally:
@@ -296,7 +294,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_named_before_orbax_tries(
 ) -> None:
     usage = shutil.disk_usage(folder)
     student = {"params": np.zeros(2**20, np.float32)}
-    said = rf"cannot write a checkpoint into {folder} \(No space left on device: free some\); those"
+    said = rf"cannot write a checkpoint into {folder} \(No space left on device: free some\)"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**22 + 2**21))
     with pytest.raises(UserError, match=said), checkpoint.writer(folder) as save:
         save(30, student, None, {})
@@ -310,7 +308,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_orbax_tries(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.tempfile, "NamedTemporaryFile", full)
-    said = f"cannot write {folder}: No space left on device; free some: nothing that was there"
+    said = f"cannot write {folder}: No space left on device; free some: no earlier file"
     with pytest.raises(UserError, match=said), checkpoint.writer(folder) as save:
         save(30, student_at(30), None, {})
     assert checkpoint.steps(folder) == [20, 10]

@@ -193,7 +193,7 @@ def test_the_folder_of_a_training_is_no_workdir(tmp_path: Path, seed: int | None
     """A summary written there took the place of the category's own results."""
     training = begun(Workdir(tmp_path).training("bracket", seed))
     lock_of(training).parent.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"bracket is where a run keeps .*, or to one outside$"):
+    with pytest.raises(UserError, match=r"bracket is where a run keeps .*, or to another folder$"):
         Workdir(tmp_path / "bracket").make([])
     Workdir(tmp_path).make([])
 
