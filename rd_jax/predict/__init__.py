@@ -1,1 +1,1 @@
-"""A trained model on image files: `python -m rd_jax.predict`."""
+"""Score image files with a trained model: `python -m rd_jax.predict`."""

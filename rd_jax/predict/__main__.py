@@ -8,14 +8,14 @@ python -m rd_jax.predict --workdir DIR[/CATEGORY] --watch FOLDER --output OUT [.
 
 OUT/index.html shows the heatmaps, highest scores first. OUT/predictions.csv and predictions.jsonl
 get a row for each image: file, score, threshold, verdict, and where in OUT its heatmap, map and
-mask are. These are named after the image: x/1.jpg below the folder given becomes
-heatmaps/x/1_heatmap.png; of several folders, below the one that holds them all. What an earlier run
-wrote to OUT is removed. The exit code is 0 if all images were scored and written, 1 if some were
-not: their rows say why, 2 for a mistake.
+mask are. These are named after the image: x/1.jpg in the folder that you give becomes
+heatmaps/x/1_heatmap.png. If you give several folders, names begin below the folder that holds them
+all. The outputs of an earlier run in OUT are removed. The exit code is 0 if all images were scored
+and written, 1 if some were not (their rows say why), and 2 for a mistake.
 
-With --watch, images are scored as they arrive in FOLDER, until Ctrl-C or SIGTERM ends that with
-exit code 0. Rows are appended to those in OUT, nothing is removed, and images that have rows
-already are not scored again.
+With --watch, images are scored as they arrive in FOLDER. Ctrl-C or SIGTERM ends that with exit
+code 0. Rows are appended to those in OUT, and nothing is removed. Images that have rows already are
+not scored again.
 """
 
 import argparse
@@ -55,7 +55,7 @@ _PAUSE = 1.0  # seconds between two looks into a watched folder
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse the flags, score, say what came out; return the exit code."""
+    """Parse the flags, score, print a summary; return the exit code."""
     counts: Counter[str] = Counter()
 
     def body() -> int:
@@ -89,11 +89,10 @@ def main(argv: Sequence[str]) -> int:
 def predict(
     predictor: Predictor, inputs: Mapping[Path, str], outputs: Outputs, batch_size: int
 ) -> Iterator[Row]:
-    """Score images and write what came out; yield each row when it is on disk, in order.
+    """Score images and write the outputs; yield each row when it is on disk, in order.
 
-    `inputs` are paths and what their outputs are named after. All rows of a batch are on disk
-    before the next one is scored. Raise UserError if a score is not finite or something cannot be
-    written.
+    `inputs` maps each path to the name of its outputs. All rows of a batch are on disk before the
+    next batch is scored. Raise UserError if a score is not finite or something cannot be written.
     """
     scored = score_files(predictor, inputs, batch_size, hold_images=outputs.take_images)
     results = zip(scored, inputs.values(), strict=True)
@@ -115,7 +114,7 @@ def _follow(rows: Iterator[Row], counts: Counter[str]) -> None:
 
 
 def _count(row: Row, counts: Counter[str]) -> None:
-    """Count a row; say what failed."""
+    """Count a row; print its error."""
     if row["error"]:
         tqdm.write(printable(f"failed: {row['file']}: {row['error']}"), file=sys.stderr)
     counts["failed"] += bool(row["error"])
@@ -124,7 +123,7 @@ def _count(row: Row, counts: Counter[str]) -> None:
 
 
 def _attend(arriving: Generator[list[Row]], counts: Counter[str]) -> None:
-    """Log the rows of what arrives and look again after a pause, until a signal ends that."""
+    """Log the rows of arriving images and look again after a pause, until a signal."""
     with deferred("ending after this batch") as should_stop, closing(arriving):
         for rows in arriving:
             for row in rows:
@@ -150,14 +149,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("python -m rd_jax.predict", __doc__)
     add = parser.add_argument
     add("images", nargs="*", type=Path, help="image files, or folders that are searched for them")
-    add("--watch", type=user_path, metavar="FOLDER", help="score what arrives there, until Ctrl-C")
+    add("--watch", type=user_path, metavar="FOLDER", help="score what arrives in it, until Ctrl-C")
     add("--workdir", required=True, type=user_path, help="of a training: see rd_jax.main")
     add("--output", required=True, type=user_path, help="the folder to write to")
-    help_ = "at most so many at the longer side; 0: none (default: as the image)"
+    help_ = "longer side of a heatmap; 0: no heatmaps (default: as the image)"
     add("--heatmaps", type=int, default=sys.maxsize, metavar="PIXELS", help=help_)
     add("--heatmap_format", choices=["png", "jpg"], default="png", help="(default: png)")
-    add("--maps", choices=["npy", "png16"], help="write anomaly maps, as float32 or on 16 bits")
-    add("--masks", action="store_true", help="write which pixels are anomalous")
+    add("--maps", choices=["npy", "png16"], help="write anomaly maps, as float32 or 16 bits")
+    add("--masks", action="store_true", help="write masks of anomalous pixels")
     add("--batch_size", type=int, default=16, help="images scored at a time (default: 16)")
     add("--threshold", type=float, help="of the image score (default: the checkpoint's)")
     add("--teacher_weights", help="where they are, if not where they were in training")
@@ -179,12 +178,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _outputs(flags: argparse.Namespace, predictor: Predictor) -> Outputs:
-    """Return what the flags ask for. Raise UserError for masks without a threshold."""
+    """Return the outputs that the flags ask for. Raise UserError for masks without threshold."""
     thresholds = predictor.thresholds
     if flags.masks and thresholds.pixel_threshold is None:
         raise UserError(
-            "--masks needs a threshold for pixels, and the training held no images out to set one "
-            "with: train with --config.holdout=0.1"
+            "--masks needs a threshold for pixels, and training held no images out to set one: "
+            "train with --config.holdout=0.1"
         )
     logger.info("%s", rate_in_words(thresholds, predictor.categories))
     if few := caution(thresholds):

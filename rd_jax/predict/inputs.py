@@ -1,4 +1,4 @@
-"""The images that a command line names, and a name for the outputs of each."""
+"""Find the images that a command line names, and a name for the outputs of each."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from rd_jax.system.errors import UserError
 
 
 def find_inputs(arguments: Sequence[Path], output: Path) -> dict[Path, str]:
-    """Return what looks like an image among `arguments` and below the folders among them, once.
+    """Return the images among `arguments` and in the folders among them, each once.
 
-    Keys are paths as the user wrote them; values are what their outputs are named after: the path
-    below the deepest folder that holds all inputs, as `name_of_outputs`. Arguments keep their
-    order; a folder's images are sorted. What is hidden is left out, and so is the folder `output`
-    where it lies below. Raise UserError if an argument does not exist, is a pipe or the like, is a
-    folder without images, or lies where outputs are written.
+    Keys are paths as the user wrote them. Values are the names of their outputs, from the path
+    below the deepest folder that holds all inputs: see `name_of_outputs`. Arguments keep their
+    order; a folder's images are sorted. Hidden files and the folder `output` are left out. Raise
+    UserError if an argument does not exist, is a pipe or the like, is a folder without images, or
+    lies where outputs are written.
     """
     found: dict[str, Path] = {}
     for argument in arguments:
@@ -36,7 +36,7 @@ def find_inputs(arguments: Sequence[Path], output: Path) -> dict[Path, str]:
 
 
 def not_inputs(argument: Path, output: Path) -> set[str]:
-    """Return the folders of outputs, in which images are no inputs.
+    """Return the folders of outputs: images in them are not inputs.
 
     Raise UserError if `argument` lies in one.
     """
@@ -48,7 +48,7 @@ def not_inputs(argument: Path, output: Path) -> set[str]:
 
 
 def name_of_outputs(image: str, is_taken: Callable[[str], bool]) -> str:
-    """Return a name that is not taken: the image's without its suffix, with it, or numbered."""
+    """Return a free name: the image's without its suffix, with its suffix, or numbered."""
     numbered = (f"{image}_{number}" for number in count(2))
     names = chain((os.path.splitext(image)[0], image), numbered)
     return next(name for name in names if not is_taken(name))

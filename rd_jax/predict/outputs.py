@@ -1,4 +1,4 @@
-"""What predictions leave of each image: a heatmap, a map, a mask, and its row."""
+"""Write the outputs of each image: a heatmap, a map, a mask, and its row."""
 
 import errno
 import io
@@ -20,14 +20,14 @@ from rd_jax.store.rows import Row, write_json
 from rd_jax.system.errors import UserError
 from rd_jax.system.files import check_writable, write_whole
 
-# No map has values above: distances are at most 2, at three scales. 65535 in maps of 16 bits.
+# The highest possible values, 65535 in maps of 16 bits: distances are at most 2, at 3 scales.
 _LIMITS = {"sum": 6.0, "product": 8.0}
 KINDS = ("heatmap", "map", "mask")
 FOLDERS = tuple(f"{kind}s" for kind in KINDS)
 COLUMNS = ("file", "score", "threshold", "verdict", *KINDS, "error")
 FIELDS = (*COLUMNS, "regions")  # of a row
 _OF_DATA = ("train", "test", "ground_truth")  # folders of a category
-# What a file system answers to a name that it does not take, or has something else under.
+# Errors of a file system because of a name: not allowed, or taken by something else.
 _OF_THE_NAME = {
     *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),
     *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
@@ -39,7 +39,7 @@ class Outputs(NamedTuple):
 
     folder: Path
     thresholds: Thresholds
-    heatmaps: int  # pixels of the longer side, at most; 0: none
+    heatmaps: int  # most pixels of the longer side; 0: none
     heatmap_format: str  # "png" or "jpg"
     maps: str | None  # "npy", "png16" or None
     fusion: Fusion  # of the maps
@@ -47,48 +47,48 @@ class Outputs(NamedTuple):
 
     @property
     def take_images(self) -> bool:
-        """Whether something is written that the image itself is needed for."""
+        """Return whether an output needs the image itself."""
         return self.heatmaps > 0 or self.masks
 
     def path(self, kind: str, name: str) -> str:
-        """Return where in the folder the heatmap, map or mask of this image is written."""
+        """Return the path of this image's heatmap, map or mask in the folder."""
         map_suffix = "png" if self.maps == "png16" else "npy"
         suffix = {"heatmap": self.heatmap_format, "map": map_suffix, "mask": "png"}[kind]
         return f"{kind}s/{name}_{kind}.{suffix}"
 
     def paths(self, name: str) -> list[str]:
-        """Return all that may be written of this image."""
+        """Return the paths of all possible outputs of this image."""
         return [self.path(kind, name) for kind in KINDS]
 
     def write_scale(self) -> None:
-        """Write how to get the values of maps of 16 bits back."""
+        """Write how to compute values from the pixels of 16-bit maps."""
         if self.maps == "png16":
             scale = {"value": "pixel * scale", "scale": _LIMITS[self.fusion] / 65535}
             write_json(self.folder / "maps" / "scale.json", scale)
 
 
 def check_output(folder: Path) -> None:
-    """Raise UserError if it cannot be written to, or if heatmaps in it would be taken for data."""
+    """Raise UserError if a folder cannot be written to, or lies where training looks for images."""
     real = Path(os.path.realpath(folder))
     around = [part.parent for part in (real, *real.parents) if part.name in _OF_DATA]
     for category in (*around, *real.glob("*")):
         # Path.is_dir would raise beside a folder that cannot be entered, such as lost+found.
         if category.name not in FOLDERS and os.path.isdir(category / _OF_DATA[0] / "good"):
             raise UserError(
-                f"--output {folder}: what is written there would be taken for data, as those of "
-                f"{category}; choose another"
+                f"--output {folder}: images there would be taken for data, as those of {category}; "
+                "choose another folder"
             )
     for name in ("", *FOLDERS):
         check_writable(folder / name)
 
 
 def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -> Row:
-    """Write what was asked for of one image, named after `name`; return its row.
+    """Write the outputs of one image, named after `name`; return its row.
 
-    Paths in the row are relative to the outputs' folder. A mask has the size of the image, and a
-    heatmap, unless it is to be smaller; for them the image is read again, if the result does not
-    have it. What keeps an output from being written is the row's error if it lies in its name.
-    Raise UserError for other reasons, such as a full disk.
+    Paths in the row are relative to the outputs' folder. A mask has the size of the image; so has a
+    heatmap, unless a smaller one is asked for. Both need the image, which is read again if the
+    result does not hold it. If an output cannot be written because of its name, the row's error
+    says so. Raise UserError for other reasons, such as a full disk.
     """
     row = dict.fromkeys(FIELDS) | {"file": as_text(result.path)}
     if isinstance(result, Prediction) and result.image is None and outputs.take_images:
@@ -104,9 +104,7 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
         path = outputs.path(kind, name)
         try:
             if os.path.lexists(outputs.folder / path):
-                raise UserError(
-                    f"{path} is there: the name of another image is the same on this disk"
-                )
+                raise UserError(f"{path} exists: another image has the same name on this disk")
             write_whole(outputs.folder / path, content)
             row[kind] = path
         except UserError as error:
@@ -117,15 +115,16 @@ def write_images(outputs: Outputs, result: Prediction | Unreadable, name: str) -
 
 
 def as_text(path: Path) -> str:
-    """Return a path in a form that no spreadsheet takes for a formula."""
+    """Return a path as text that no spreadsheet takes for a formula."""
     return f"./{path}" if str(path).startswith(tuple("=+-@\t\r")) else str(path)
 
 
 def regions(result: Prediction, pixel_threshold: float | None) -> list[dict[str, Any]] | None:
-    """Return the regions of an image above the threshold, highest first; none of a normal image.
+    """Return an image's regions above the threshold, highest first; a normal image has none.
 
-    Pixels that touch at a side or corner are of one region. It has a box [left, top, width, height]
-    and an area in pixels of the picture, and its highest value. None without a threshold.
+    Pixels that touch at a side or corner belong to one region. It has a box [left, top, width,
+    height] and an area, in pixels of the picture, and its highest value. Return None without a
+    threshold.
     """
     if not result.is_anomalous or pixel_threshold is None:
         return None if result.is_anomalous else []
@@ -141,7 +140,7 @@ def regions(result: Prediction, pixel_threshold: float | None) -> list[dict[str,
 
 
 def _contents(outputs: Outputs, result: Prediction) -> Iterator[tuple[str, bytes]]:
-    """Yield which kind of output each file is, and what is in it."""
+    """Yield the kind and the content of each output file."""
     thresholds, image, anomaly_map = outputs.thresholds, result.image, result.anomaly_map
     if image is not None and outputs.heatmaps:
         shown = Image.fromarray(image)
@@ -160,5 +159,5 @@ def _contents(outputs: Outputs, result: Prediction) -> Iterator[tuple[str, bytes
         yield "map", png(np.round(pixels).astype(np.uint16))
     if image is not None and outputs.masks:
         mask = resized_map(anomaly_map, image.shape[:2]) > thresholds.pixel_threshold
-        mask &= bool(result.is_anomalous)  # what is normal has no anomalous pixel
+        mask &= bool(result.is_anomalous)  # a normal image has no anomalous pixel
         yield "mask", png(np.uint8(255) * mask)

@@ -1,4 +1,4 @@
-"""Scores and anomaly maps of arrays and of image files, by what a training left."""
+"""Score arrays and image files with a trained model."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,32 +21,32 @@ from rd_jax.system.errors import UserError
 
 A = TypeVar("A")
 B = TypeVar("B")
-_MOST_HELD = 2**24  # bytes of an image that is held until its outputs are written, not read again
+_MOST_HELD = 2**24  # bytes; a larger image is read again for its outputs, not held in memory
 
 
 class Predictor(NamedTuple):
     """A trained category, ready to score."""
 
-    score: Score  # of uint8 images [B, H, W, 3]: maps [B, H, W] and scores [B]
+    score: Score  # uint8 images [B, H, W, 3] -> maps [B, H, W] and scores [B]
     thresholds: Thresholds
-    size: tuple[int, int]  # of these images
-    resize: str  # how pictures are brought to this size: "stretch" or "fit"
+    size: tuple[int, int]  # height and width of these images
+    resize: str  # how pictures get this size: "stretch" or "fit"
     scoring: Scoring
-    categories: tuple[str, ...] = ()  # those that the threshold is for
+    categories: tuple[str, ...] = ()  # the categories that the threshold is for
 
 
 class Prediction(NamedTuple):
-    """What one image scored."""
+    """The result of scoring one image."""
 
     path: Path  # Path() for a picture that is no file
     score: float
     is_anomalous: bool | None  # None without a threshold
-    anomaly_map: np.ndarray  # [h, w] float32, of the predictor's size, or the picture's part of it
+    anomaly_map: np.ndarray  # [h, w] float32 in the predictor's size, without margins of "fit"
     size: tuple[int, int]  # height and width of the picture
-    image: np.ndarray | None = None  # [h, w, 3] uint8, as decoded, if it was to be held
+    image: np.ndarray | None = None  # [h, w, 3] uint8, as decoded, if it is held
 
     def full_size_map(self) -> np.ndarray:
-        """Return the map in the picture's size, float32, bilinear; its maximum stays."""
+        """Return the map in the picture's size, float32, bilinear, with the same maximum."""
         return resized_map(self.anomaly_map, self.size)
 
 
@@ -60,16 +60,16 @@ class Unreadable(NamedTuple):
 def load_predictor(
     workdir: str | Path, teacher_weights: str | None = None, **rates: float
 ) -> Predictor:
-    """Load the one training in the folder of a run, a category or a seed, onto all devices.
+    """Load the training in the folder of a run, a category or a seed, onto all devices.
 
     For the arguments see `load_trained`: `rates` are false_positive_rate and
-    pixel_false_positive_rate, if other than in training. Raise UserError if there is no checkpoint,
-    or several trainings, if the training is not finished and evaluated, if the teacher is not the
-    one trained with, or for a rate that is not allowed.
+    pixel_false_positive_rate, if they differ from those in training. Raise UserError if there is no
+    checkpoint or there are several trainings, if the training is not finished and evaluated, if the
+    teacher is not the one trained with, or for a rate that is not allowed.
     """
     trained = load_trained(workdir, teacher_weights, **rates)
     if trained.thresholds is None:
-        remedy = "let python -m rd_jax.main --mode eval score normal images"
+        remedy = "run python -m rd_jax.main --mode eval, which scores normal images"
         if not trained.checkpoint.is_finished:
             remedy = "finish the training with the command that began it"
         raise UserError(
@@ -83,11 +83,11 @@ def load_predictor(
 def score_arrays(
     predictor: Predictor, images: np.ndarray, batch_size: int = 16
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return maps [N, H, W], scores [N], and which are anomalous [N] bool, of N images.
+    """Return maps [N, H, W], scores [N], and which of N images are anomalous, bool [N].
 
-    Images are uint8 RGB [N, H, W, 3] of the predictor's size. The last one is None if the training
-    held no images out to set a threshold with. Raise UserError for other images, or if a score is
-    not finite.
+    Images are uint8 RGB [N, H, W, 3] of the predictor's size. The last value is None if there is no
+    threshold, because training held no images out. Raise UserError for other images, or if a score
+    is not finite.
     """
     images = np.asarray(images)
     expected = (*predictor.size, 3)
@@ -103,7 +103,7 @@ def score_arrays(
 
 
 def _enough(num_images: int, batch_size: int) -> int:
-    """Return a smaller batch size if it takes all images: a power of two, as each is compiled."""
+    """Return the batch size, or the least power of two that takes all images: each compiles."""
     return min(batch_size, 1 << (max(num_images, 1) - 1).bit_length())
 
 
@@ -111,8 +111,8 @@ def score_image(predictor: Predictor, image: np.ndarray | Image.Image) -> Predic
     """Score one picture of any size, such as a camera's frame.
 
     The picture is uint8 [h, w], [h, w, 1] or [h, w, 3] RGB, or an image of Pillow, which is turned
-    upright by its EXIF data. It is resized as for training. Nothing is compiled for another size,
-    and several threads may call this at once. Raise UserError for another picture.
+    upright by its EXIF data. It is resized as for training, so a picture of a new size compiles
+    nothing. Several threads may call this at once. Raise UserError for another kind of picture.
 
         predictor = load_predictor("runs/bottle")
         result = score_image(predictor, frame)
@@ -124,7 +124,7 @@ def score_image(predictor: Predictor, image: np.ndarray | Image.Image) -> Predic
 
 
 def _picture(image: np.ndarray | Image.Image) -> Image.Image:
-    """Return a picture in mode L or RGB. Raise UserError unless it is one of 8 or 16 bits."""
+    """Return a picture in mode L or RGB. Raise UserError unless it has 8 or 16 bits."""
     if isinstance(image, Image.Image):
         if image.mode in ("F", "I") or 0 in image.size:
             raise UserError(
@@ -143,12 +143,12 @@ def _picture(image: np.ndarray | Image.Image) -> Image.Image:
 
 
 class _Decoded(NamedTuple):
-    """A picture, ready to score."""
+    """A decoded picture, ready to score."""
 
     path: Path
     size: tuple[int, int]  # height and width of the picture
     pixels: np.ndarray  # [H, W, 3] uint8, of the predictor's size
-    region: Region  # where in it the picture lies
+    region: Region  # where the picture lies in it
     image: np.ndarray | None = None  # [h, w, 3] uint8, the picture itself, if it is held
 
 
@@ -167,8 +167,8 @@ def score_files(
 
     Files are decoded as for training, in parallel. Any number of files takes the memory of a few
     batches. The results of a batch come before the next batch is complete: with `batch_size` 1, a
-    result comes before the next path is asked for. With `hold_images` a result has the decoded
-    image, unless that is very large. Raise UserError if a score is not finite.
+    result comes before the next path is read. With `hold_images`, a result has the decoded image,
+    unless that is very large. Raise UserError if a score is not finite.
 
         predictor = load_predictor("runs/bottle")
         for result in score_files(predictor, sorted(Path("photos").glob("*.png"))):
@@ -211,10 +211,10 @@ def _prediction(
 
 
 def folded(anomaly_map: np.ndarray, region: Region) -> np.ndarray:
-    """Return the picture's part [h, w] of the map [H, W] of an image filled by mirroring.
+    """Return the picture's part [h, w] of a map [H, W] whose margins were filled by mirroring.
 
-    What the mirrored margins show is folded back to where it is mirrored from, so that the map's
-    maximum stays what it was: the score that the verdict depends on.
+    Each value in a margin is folded back to the place that it mirrors. So the map keeps its
+    maximum, the score that the verdict depends on.
     """
     top, left, h, w = region
     height, width = anomaly_map.shape
@@ -236,7 +236,7 @@ def attempt(read: Callable[[Path], A], path: Path) -> A | Unreadable:
 def _in_parallel(function: Callable[[A], B], items: Iterable[A], at_once: int) -> Iterator[B]:
     """Yield `function` of each item, in order, computed in threads for `at_once` items at a time.
 
-    The next item is asked for after a result was taken.
+    It takes the next item after a result was taken.
     """
     pool = ThreadPoolExecutor(num_processors())
     submitted = (pool.submit(function, item) for item in items)

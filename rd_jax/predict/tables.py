@@ -1,4 +1,4 @@
-"""The rows of predictions: predictions.csv, predictions.jsonl, and index.html, which shows them."""
+"""Write rows of predictions to predictions.csv, predictions.jsonl and index.html."""
 
 import csv
 import io
@@ -21,37 +21,36 @@ TABLES = ("predictions.csv", "predictions.jsonl")
 
 
 class Tables:
-    """Two tables that rows are appended to, and the page that shows them."""
+    """Two tables to which rows are appended, and the page that shows them."""
 
     def __init__(self, outputs: Outputs, rows: Sequence[Row]):
         self._folder, self._thresholds = outputs.folder, outputs.thresholds
         self._csv, self._jsonl = (outputs.folder / name for name in TABLES)
         self._shown = with_rows(Shown(), rows)
-        # Where a table is a link, that is replaced: what it leads to is not of this folder.
+        # A table that is a link is replaced, since its target lies outside this folder.
         write_whole(self._csv, b"".join([_csv_line(COLUMNS), *map(_in_csv, rows)]))
         write_whole(self._jsonl, b"".join(map(_in_jsonl, rows)))
 
     def append(self, row: Row) -> None:
         """Append a row to both tables.
 
-        It is then with the operating system, not in a buffer of this process. Raise UserError if
-        the disk is full, which leaves whole rows.
+        It then outlives this process. Raise UserError if the disk is full; tables keep whole rows.
         """
         _append(self._csv, _in_csv(row))
         _append(self._jsonl, _in_jsonl(row))
         self._shown = with_rows(self._shown, [row])
 
     def write_page(self) -> None:
-        """Write index.html of all rows so far."""
+        """Write index.html from all rows so far."""
         write_predictions(self._folder, self._shown, self._thresholds)
 
 
 @contextmanager
 def begun(outputs: Outputs, names: Iterable[str]) -> Iterator[Tables]:
-    """Begin the tables anew, and write the page at the end, also after an interruption.
+    """Begin new tables, and write the page at the end, also after an interruption.
 
-    What an earlier run wrote for its images, or may have for these names, is removed. Raise
-    UserError if another process writes to the folder.
+    Remove the outputs of an earlier run, and files with the names of these outputs. Raise UserError
+    if another process writes to the folder.
     """
     with _locked(outputs.folder):
         _remove_earlier(outputs, names)
@@ -61,7 +60,7 @@ def begun(outputs: Outputs, names: Iterable[str]) -> Iterator[Tables]:
 
 @contextmanager
 def continued(outputs: Outputs) -> Iterator[tuple[Tables, list[Row]]]:
-    """Go on with the tables; yield them and the rows that are there. For the rest see `begun`."""
+    """Go on with existing tables; yield them and their rows. Otherwise do as `begun`."""
     with _locked(outputs.folder):
         rows = read_rows(outputs.folder / TABLES[1])
         with _with_page(outputs, rows) as tables:
@@ -93,19 +92,19 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_earlier(outputs: Outputs, names: Iterable[str]) -> None:
-    """Remove what the rows of an earlier run name, and what has the names that are written now."""
+    """Remove files that the rows of an earlier run name, and files with the new names."""
     found = [path for name in names for path in outputs.paths(name)] + ["maps/scale.json"]
-    with suppress(OSError, ValueError, AttributeError):  # there are no rows, or half a one
+    with suppress(OSError, ValueError, AttributeError):  # there is no row, or half a row
         for line in (outputs.folder / TABLES[1]).read_text("utf-8").splitlines():
             found += map(str, filter(None, map(json.loads(line).get, KINDS)))
     remove(outputs.folder, found)
 
 
 def remove(folder: Path, outputs: Iterable[str]) -> None:
-    """Remove these files from FOLDERS in `folder`, and no others, whatever rows say."""
+    """Remove these files if they lie in FOLDERS of `folder`; rows might name other files."""
     for path in map(Path, outputs):
         if path.parts and path.parts[0] in FOLDERS and ".." not in path.parts:
-            with suppress(OSError, ValueError):  # it is not there, a folder, or no name at all
+            with suppress(OSError, ValueError):  # no file, or not even a name
                 (folder / path).unlink()
 
 
@@ -130,7 +129,7 @@ def _csv_line(values: Iterable[Any]) -> bytes:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Append all of it, or nothing."""
+    """Append the whole line or nothing."""
     with writing(path), path.open("ab", buffering=0) as file:
         start = file.tell()
         try:

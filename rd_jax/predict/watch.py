@@ -1,4 +1,4 @@
-"""Images that arrive in a folder, scored as they come."""
+"""Score images as they arrive in a folder."""
 
 import logging
 import os
@@ -20,26 +20,26 @@ from rd_jax.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 10  # looks at a file that cannot be read: it may be one that is still being copied
+PATIENCE = 10  # looks at an unreadable file, which may still be in the middle of a copy
 
 
 class _Seen(NamedTuple):
-    """A file as a look found it. Another picture of the same name has another size or time."""
+    """A file as a look found it. A new picture of the same name has another size or time."""
 
     bytes: int
     modified: float  # Unix time in seconds
-    looks: int  # before this one that found the same
+    looks: int  # earlier looks that found the same
 
 
 def watch(
     predictor: Predictor, folder: Path, outputs: Outputs, batch_size: int
 ) -> Generator[list[Row]]:
-    """Score what arrives in a folder; yield the rows of a batch when they are on disk.
+    """Score images that arrive in a folder; yield the rows of a batch when they are on disk.
 
-    After each look into the folder yield no rows: the caller pauses, or closes the iterator. An
-    image is scored if a second look finds it unchanged. If it cannot be read, it gets its row after
-    `PATIENCE` unchanged looks. What has a row, of this run or an earlier one, gets another one only
-    if its size or time changed. Raise UserError as `begun` and `score_files` do.
+    After each look into the folder, yield an empty list: the caller pauses, or closes the iterator.
+    An image is scored if a second look finds it unchanged. An unreadable image gets its row after
+    `PATIENCE` unchanged looks. An image with a row, of this run or an earlier one, gets another row
+    only if its size or time changed. Raise UserError as `begun` and `score_files` do.
     """
     skipped = not_inputs(folder, outputs.folder)
     with continued(outputs) as (tables, rows), ThreadPoolExecutor(num_processors()) as pool:
@@ -52,7 +52,7 @@ def watch(
                 lambda name: not taken.isdisjoint(outputs.paths(name.casefold())),
             )
             taken.update(outputs.paths(name.casefold()))
-            remove(outputs.folder, outputs.paths(name))  # which a killed run left without a row
+            remove(outputs.folder, outputs.paths(name))  # of a killed run, without a row
             return name
 
         for seen in _looks(folder, skipped):
@@ -81,7 +81,7 @@ def watch(
 
 
 def _looks(folder: Path, skipped: set[str]) -> Iterator[dict[Path, _Seen]]:
-    """Yield what each look into a folder finds. What cannot be listed is logged once."""
+    """Yield the files that each look into a folder finds. Log a folder that cannot be listed."""
     seen: dict[Path, _Seen] = {}
     problem = ""
     while True:

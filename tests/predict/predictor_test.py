@@ -347,5 +347,5 @@ def test_a_training_without_thresholds_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no thresholds, after step 7 of 53: finish the training"):
         load_predictor(unfinished)
     finished = save_training(tmp_path / "b", None)
-    with pytest.raises(UserError, match="after step 7 of 7: let python -m"):
+    with pytest.raises(UserError, match="after step 7 of 7: run python -m"):
         load_predictor(finished)
