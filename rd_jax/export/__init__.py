@@ -1,1 +1,1 @@
-"""A trained scorer as one file: `python -m rd_jax.export`."""
+"""Export a trained scorer as one file: `python -m rd_jax.export`."""

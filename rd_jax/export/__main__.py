@@ -3,11 +3,11 @@
 python -m rd_jax.export --workdir DIR[/CATEGORY] --output FILE.{stablehlo,onnx}
     [--teacher_weights=FILE] [--false_positive_rate=X] [--threshold=X]
 
-The file takes uint8 RGB images [B, H, W, 3], any number B of the size trained with, and gives
-map [B, H, W] and score [B] (float32) and, if the training held images out to set a threshold
-with, anomalous [B] (bool). FILE.stablehlo is read by jax.export.deserialize, on CPU, GPU and TPU;
-FILE.onnx by ONNX Runtime. How images are resized for it, thresholds and categories stand in
-FILE.stablehlo.json, and in the ONNX model's metadata.
+The file takes uint8 RGB images [B, H, W, 3], any number B of the size trained with. It returns
+map [B, H, W] and score [B] (float32). If training held images out, so that there is a threshold,
+it also returns anomalous [B] (bool). jax.export.deserialize reads FILE.stablehlo, on CPU, GPU and
+TPU; ONNX Runtime reads FILE.onnx. The way to resize images, the thresholds and the categories are
+in FILE.stablehlo.json, or in the ONNX model's metadata.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ _OF_THRESHOLDS = ("image_threshold", "pixel_threshold", "map_low", "map_high", "
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse the flags, export, say what the file takes and gives; return the exit code."""
+    """Parse the flags, export, print inputs and outputs of the file; return the exit code."""
 
     def body() -> int:
         parser = Parser("python -m rd_jax.export", __doc__)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         add("--workdir", required=True, type=user_path, help="of a training: see rd_jax.main")
         add("--output", required=True, type=user_path, help="the file to write")
         add("--teacher_weights", help="where they are, if not where they were in training")
-        asked = "of new normal images above the threshold (default: as in training)"
+        asked = "share of new normal images above the threshold (default: as in training)"
         add("--false_positive_rate", type=float, help=asked)
         add("--threshold", type=float, help="of the image score (default: the checkpoint's)")
         flags = parser.parse_args(argv)
@@ -63,12 +63,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _by(trained: Trained, threshold: float) -> Trained:
-    """Return what was trained, with the user's threshold of the image score."""
+    """Return the trained model with the user's threshold of the image score."""
     if not math.isfinite(threshold):
         raise UserError(f"--threshold={threshold}: must be a finite number")
     if trained.thresholds is None:
         raise UserError(
-            f"--threshold: {trained.training.folder} is not evaluated: let training end"
+            f"--threshold: {trained.training.folder} is not evaluated: let its training end"
         )
     is_maximum = trained.scoring.reduction == "max"
     thresholds = with_threshold(trained.thresholds, threshold, is_maximum)
@@ -76,19 +76,19 @@ def _by(trained: Trained, threshold: float) -> Trained:
 
 
 def export(trained: Trained, output: Path) -> str:
-    """Write what a training learnt to `output`, whose suffix says how; return a description.
+    """Write the trained model to `output`, in the format of its suffix; return a description.
 
     Raise UserError if the training is finished but not evaluated, or if `output` cannot be written.
     """
     thresholds = trained.thresholds
     if thresholds is None and trained.checkpoint.is_finished:
         raise UserError(
-            f"{trained.training.folder} has no thresholds: let python -m rd_jax.main --mode eval "
-            "score normal images"
+            f"{trained.training.folder} has no thresholds: run python -m rd_jax.main --mode eval, "
+            "which scores normal images"
         )
     if thresholds is None:
         steps = trained.checkpoint.step, trained.checkpoint.last_step
-        logger.warning("UNFINISHED training: exported is step %d of %d", *steps)
+        logger.warning("UNFINISHED training: the export is of step %d of %d", *steps)
     threshold = thresholds and thresholds.image_threshold
     known = _known(trained)
     content = FORMATS[output.suffix](
@@ -122,7 +122,7 @@ def _check(output: Path) -> None:
 
 
 def _known(trained: Trained) -> dict[str, Any]:
-    """Return what whoever uses an exported file has to know, as JSON-compatible values."""
+    """Return the facts that a user of the file needs, as JSON-compatible values."""
     height, width = trained.size
     return {
         "categories": list(trained.categories),
@@ -135,7 +135,7 @@ def _known(trained: Trained) -> dict[str, Any]:
 
 
 def _write_together(files: Mapping[Path, bytes]) -> None:
-    """Write all of these files into their one folder, or none: the old ones stay until all are."""
+    """Write all of these files into their folder, or none. Old files stay until all are written."""
     folder = next(iter(files)).parent
     with writing(folder), tempfile.TemporaryDirectory(prefix=".rd_jax-", dir=folder) as new:
         for path, content in files.items():

@@ -1,4 +1,4 @@
-"""The scorer as one ONNX file, which needs a runtime for ONNX and neither JAX nor this package."""
+"""Export the scorer as one ONNX file, which needs an ONNX runtime, but no JAX or rd_jax."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from rd_jax.method.score import Scoring, Size, height_and_width, make_scorer
 from rd_jax.system.errors import UserError
 
 _INSTALL = "pip install 'jax2onnx==0.17.1' 'jax<0.12'"
-OPSET, IR_VERSION = 18, 8  # of 2022: runtimes need not be new
+OPSET, IR_VERSION = 18, 8  # of 2022, for older runtimes
 
 
 def to_onnx(
@@ -31,7 +31,7 @@ def to_onnx(
 ) -> bytes:
     """Return the scorer in float32, with its variables, as an ONNX model.
 
-    The file's input is "images", uint8 [B, H, W, 3] of this `size`, any B; its outputs are "map"
+    The file's input is "images", uint8 [B, H, W, 3] of this `size`, any B. Its outputs are "map"
     float32 [B, H, W], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
     above it. Raise UserError without the package jax2onnx, or with a JAX that is too new for it.
     """
@@ -49,7 +49,7 @@ def to_onnx(
         return (maps, scores) if threshold is None else (maps, scores, scores > threshold)
 
     (batch,) = export.symbolic_shape("batch")
-    logger = logging.getLogger("onnx_ir.serde")  # warns of values whose shapes nobody needs
+    logger = logging.getLogger("onnx_ir.serde")  # it warns of shapes that nobody needs
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -61,7 +61,7 @@ def to_onnx(
             input_names=["images"],
             output_names=["map", "score", "anomalous"][: 2 if threshold is None else 3],
         )
-    except AttributeError as error:  # it takes things of JAX that later versions do not have
+    except AttributeError as error:  # it uses parts of JAX that later versions lack
         raise UserError(f"jax2onnx fails with JAX {jax.__version__}: {_INSTALL}") from error
     finally:
         logger.setLevel(level)

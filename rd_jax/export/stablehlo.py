@@ -1,4 +1,4 @@
-"""The scorer as one StableHLO file for CPU, GPU and TPU, which needs JAX but not this package."""
+"""Export the scorer as one StableHLO file for CPU, GPU and TPU, which needs JAX, not rd_jax."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ def to_stablehlo(
 
     The file takes uint8 images [B, H, W, 3] of this `size`, any B, and returns a dict of "map"
     float32 [B, H, W], "score" float32 [B] and, with a threshold, "anomalous" bool [B]: the score is
-    above it. JAX's releases of the next six months read the file, at least. Needs flatbuffers.
+    above it. JAX releases of at least the next six months read the file. Needs flatbuffers.
     """
     exact = dataclasses.replace(model, dtype=jnp.float32)
     scorer = make_scorer(exact, **dataclasses.asdict(scoring))
     variables = jax.device_get((teacher_variables, student_variables))
 
     def scored(images: jax.Array) -> dict[str, jax.Array]:
-        # XLA computes with constants while it compiles, but not with those behind a barrier.
+        # The barrier keeps XLA from computing with constants while it compiles.
         maps, scores = scorer(*lax.optimization_barrier(variables), images)
         outputs = {"map": maps, "score": scores}
         return outputs if threshold is None else outputs | {"anomalous": scores > threshold}
@@ -49,7 +49,7 @@ def to_stablehlo(
 
 @contextmanager
 def _without_source_lines() -> Iterator[None]:
-    """Keep this machine's paths out: the same scorer gives the same file everywhere."""
+    """Keep this machine's paths out, so that a scorer gives the same file everywhere."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)

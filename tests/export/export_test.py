@@ -420,10 +420,10 @@ def test_another_rate_or_training_replaces_model_and_facts(training: Path, tmp_p
     assert "No thresholds" in done.stdout
     threshold, done = written(save_training(tmp_path / "begun", holdout=None, last_step=9))
     assert threshold is None
-    assert "UNFINISHED training: exported is step 7 of 9" in done.stderr
+    assert "UNFINISHED training: the export is of step 7 of 9" in done.stderr
     done = run_command(save_training(tmp_path / "scored", holdout=None), output)
     assert done.returncode == 2
-    assert "has no thresholds: let python -m rd_jax.main --mode eval" in done.stderr
+    assert "has no thresholds: run python -m rd_jax.main --mode eval" in done.stderr
 
 
 @pytest.fixture
