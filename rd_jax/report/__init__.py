@@ -1,1 +1,1 @@
-"""What people look at: tables, figures, heatmaps, the page."""
+"""Tables, figures, heatmaps and pages for people to look at."""

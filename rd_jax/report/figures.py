@@ -1,4 +1,4 @@
-"""Figures of an evaluation: kept as files for papers, and shown by the page in its colours."""
+"""Draw the figures of an evaluation: files for papers, which the page shows in its colours."""
 
 import io
 import math
@@ -16,19 +16,19 @@ from rd_jax.store.thresholds import StoredThresholds, read_thresholds
 from rd_jax.store.workdir import JOINT, Evaluation, Training, Workdir
 from rd_jax.system.files import write_whole
 
-if TYPE_CHECKING:  # it takes a while to import, and a page of kept figures needs none of it
+if TYPE_CHECKING:  # it is slow to import, and a page of kept figures does not need it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FIGURES: dict[str, Any] = {  # what they show, their axes, where the legend is
+_FIGURES: dict[str, Any] = {  # title, labels of the axes, place of the legend
     "roc": ("ROC curves", "false-positive rate", "true-positive rate", "lower right"),
     "pro": ("Per-region overlap", "false-positive rate", "per-region overlap", "lower right"),
     "scores": ("Image scores", "image score", "images of the class, %", "best"),
     "loss": ("Training loss", "step", "loss", "upper right"),
 }
-# Of each kind of file, without dates, which would differ each time.
+# Metadata of each kind of file, without dates, which would differ each time.
 _METADATA: dict[str, Any] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
-# In the page colours are its variables, so that they suit its background, light or dark.
+# The page replaces colours by its variables, which suit a light or dark background.
 INK, LINE, NORMAL, ANOMALOUS = "#1c2430", "#c9ced6", "#1f6fb2", "#c2410c"
 HELD_OUT = "#2e7d4f"
 _VARIABLES = {
@@ -51,15 +51,15 @@ _STYLE: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
 def write_figures(place: Evaluation, row: Row) -> None:
     """Write WORKDIR/figures/LABEL-NAME.svg, .png and .pdf of each figure of an evaluation.
 
-    Read its evaluation.npz and thresholds.json and its training's metrics.jsonl; `row` are its
-    results. Remove the figures that there is nothing to draw of any more.
+    Read its evaluation.npz and thresholds.json, and its training's metrics.jsonl; `row` is its
+    results. Remove old figures for which there is no data any more.
     """
     from matplotlib.style import context
 
     steps = read_rows(training_of(place, row).metrics)
     losses = [(step["step"], step["loss"]) for step in steps if "loss" in step]
     stored = read_thresholds(place.thresholds, row.get("checkpoint", -1))
-    with context(_STYLE, after_reset=True):  # whatever a matplotlibrc says
+    with context(_STYLE, after_reset=True):  # ignore a matplotlibrc
         figures = draw(read_evaluation(place.shown), stored, row, losses)
         for name in _FIGURES:
             for kind, metadata in _METADATA.items():
@@ -75,9 +75,9 @@ def write_figures(place: Evaluation, row: Row) -> None:
 def draw(
     evaluated: Evaluated | None, stored: StoredThresholds | None, row: Row, losses: Sequence[Any]
 ) -> dict[str, "Figure"]:
-    """Return the figures that there is something to draw of; their labels say what they show.
+    """Return the figures for which there is data. Their labels say what they show.
 
-    `row` are the results, and `losses` pairs of step and loss.
+    `row` is the results; `losses` are pairs of step and loss.
     """
     from matplotlib.figure import Figure
 
@@ -117,7 +117,7 @@ def _draw_scores(axes: "Axes", evaluated: Evaluated, stored: StoredThresholds | 
         groups.append((name, HELD_OUT, stored.normal.scores))
     scores = np.concatenate([of_group for _, _, of_group in groups]).astype(np.float64)
     bins = min(30, 2 * math.isqrt(len(scores)) + 1)
-    edges = np.histogram_bin_edges(scores, bins)  # so many need not fit between two float32
+    edges = np.histogram_bin_edges(scores, bins)  # two float32 may be too close for so many bins
     axes.margins(y=0.3)  # for the legend
     for label, colour, chosen in groups:
         if len(chosen):
@@ -130,7 +130,7 @@ def _draw_scores(axes: "Axes", evaluated: Evaluated, stored: StoredThresholds | 
 
 
 def training_of(place: Evaluation, row: Row) -> Training:
-    """Return the training that was evaluated with these results."""
+    """Return the training to which these results belong."""
     return Training(place.workdir, JOINT if row["joint"] else place.name, place.seed)
 
 
@@ -139,14 +139,14 @@ def _path(place: Evaluation, name: str, kind: str) -> Path:
 
 
 def inline_figures(place: Evaluation, prefix: str) -> list[str]:
-    """Return the SVG element of each figure that is kept whole; ids begin with `prefix`."""
+    """Return the SVG element of each complete figure file; ids begin with `prefix`."""
     paths = {name: _path(place, name, "svg") for name in _FIGURES}
     files = {n: path.read_text("utf-8", "replace") for n, path in paths.items() if path.exists()}
     return [_element(f, f"{prefix}-{n}") for n, f in files.items() if f.endswith("</svg>\n")]
 
 
 def _element(svg: str, prefix: str) -> str:
-    # As a title its label would be shown wherever the mouse points.
+    # A title would be shown wherever the mouse points, so it becomes a label.
     head = re.compile(r".*?<svg(.*?)<title>(.*?)</title>.*?</metadata>", re.DOTALL)
     svg = head.sub(r'<svg role="img" aria-label="\2"\1', svg, count=1)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)

@@ -1,4 +1,4 @@
-"""The images that are worth a look, kept with scores and curves as a file for the page."""
+"""Choose images for the page, and keep them with scores and curves in a file."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _MAX_POINTS = 300
 
 
 class Shown(NamedTuple):
-    """Images to look at: which of a split's, their scores, their maps by `small_map`."""
+    """Images of a split to look at: their places in it, scores, and maps by `small_map`."""
 
     places: np.ndarray
     scores: np.ndarray
@@ -36,7 +36,7 @@ class Shown(NamedTuple):
 class Evaluated(NamedTuple):
     """Scores of M test images, curves [., 2] (none where undefined), and G images to look at.
 
-    H held-out images are kept to look at, too: those with the highest scores.
+    It also keeps the H held-out images with the highest scores.
     """
 
     names: np.ndarray  # [M] str
@@ -46,10 +46,10 @@ class Evaluated(NamedTuple):
     pixel_roc: np.ndarray
     pro: np.ndarray  # per-region overlap, to a false-positive rate of MAX_FPR
     map_range: np.ndarray  # [2] median and maximum of all maps
-    shown: np.ndarray  # [G] which of the M images
+    shown: np.ndarray  # [G] their places among the M images
     size: np.ndarray  # [2] height and width of the pictures
     images: np.ndarray  # [G] JPEG files
-    maps: np.ndarray  # [G, height, width] uint16: their maps, in units of `map_unit`
+    maps: np.ndarray  # [G, height, width] uint16, in units of `map_unit`
     masks: np.ndarray  # [G] PNG files, or [0] without masks
     held_out_names: np.ndarray  # [H] str
     held_out_scores: np.ndarray  # [H] float32
@@ -59,7 +59,7 @@ class Evaluated(NamedTuple):
 
 
 def read_evaluation(path: Path) -> Evaluated | None:
-    """Return what `write_evaluation` wrote; None without a file or, with a warning, a whole one."""
+    """Read the file of `write_evaluation`; None without it or, with a warning, if it is damaged."""
     arrays = read_arrays(path)
     if arrays and arrays.keys() != {*Evaluated._fields}:
         logger.warning("%s is left out, since it is of another version", path)
@@ -72,8 +72,8 @@ def write_evaluation(
 ) -> None:
     """Write an .npz file, whole or not at all.
 
-    `scored` are the split's M test images, `shown` those that `chosen` chose; `held_out` are some
-    of its training images.
+    `scored` are the split's M test images, `shown` those from `chosen`. `held_out` are some of its
+    training images.
     """
     size = _thumbnail(*split.test.shape[1:3])
     maps = np.array([*shown.maps, *held_out.maps], np.float32).reshape(-1, *size)
@@ -109,27 +109,27 @@ def write_evaluation(
 
 
 def small_map(anomaly_map: np.ndarray) -> np.ndarray:
-    """Return a map [H, W] at the size at which it is shown."""
+    """Return a map [H, W] in the size in which it is shown."""
     return resized_map(anomaly_map, _thumbnail(*anomaly_map.shape))
 
 
 def _thumbnail(height: int, width: int) -> tuple[int, int]:
-    """Return height and width of what is shown, in the same ratio as far as pixels allow."""
+    """Return the height and width of a shown picture, with nearly the same ratio."""
     scale = min(1.0, _MAX_SIZE / max(height, width))
     return max(1, round(scale * height)), max(1, round(scale * width))
 
 
 def chosen(split: Split, scores: np.ndarray, thresholds: Thresholds | None) -> np.ndarray:
-    """Return which of the split's M test images with scores [M] to keep: errors, and examples."""
+    """Return which of M test images, with scores [M], to keep: the worst errors, and examples."""
     errors = wrongness(scores, split.labels, thresholds)
     clear = examples(split.test_names, split.labels, scores, errors)
     return np.array([*dict.fromkeys([*informative(errors, _MAX_SHOWN), *clear])], int)
 
 
 def wrongness(scores: np.ndarray, labels: np.ndarray, thresholds: Thresholds | None) -> np.ndarray:
-    """Return how far each score [M] lies on the wrong side of the threshold; negative: right.
+    """Return how far each score [M] is on the wrong side of the threshold; negative: right side.
 
-    Without a threshold, as many images are called anomalous as there are by these labels [M].
+    Without a threshold, take the one that calls as many images anomalous as the labels [M] do.
     """
     threshold = np.sort(scores)[-labels.sum() :][:1]
     if thresholds and thresholds.image_threshold is not None:
@@ -140,7 +140,8 @@ def wrongness(scores: np.ndarray, labels: np.ndarray, thresholds: Thresholds | N
 def informative(wrongness: np.ndarray, limit: int) -> np.ndarray:
     """Return which images to show, at most `limit`, worst first.
 
-    If there are more, half of them are the worst, the others evenly spaced from there to the best.
+    If there are more images, half of the chosen ones are the worst. The others are evenly spaced
+    from there to the best.
     """
     worst_first = np.argsort(-wrongness, kind="stable")
     half = limit // 2
@@ -151,10 +152,10 @@ def informative(wrongness: np.ndarray, limit: int) -> np.ndarray:
 def examples(
     names: Sequence[str], labels: np.ndarray, scores: np.ndarray, wrongness: np.ndarray
 ) -> list[int]:
-    """Return which images show best what was found.
+    """Return which images are the clearest examples.
 
-    They are the normal images of median and of highest score, and the highest scores of the kinds
-    of defects, which are folders in `names`, in turn, as far as they were found.
+    They are the normal images with the median and the highest score, then found defects with the
+    highest scores. Kinds of defects, the folders in `names`, take turns.
     """
     highest_first = np.argsort(-scores, kind="stable").tolist()
     normal = [i for i in highest_first if not labels[i]]
@@ -168,8 +169,8 @@ def examples(
 
 
 def thinned(points: np.ndarray) -> np.ndarray:
-    """Return some 300 of the points [K, 2] of a rising curve, evenly spaced along it."""
+    """Return at most 300 of the points [K, 2] of a rising curve, evenly spaced along it."""
     if len(points) <= _MAX_POINTS:
         return points
-    way = points.sum(1)  # both rates only rise
+    way = points.sum(1)  # both coordinates only rise
     return points[np.unique(np.searchsorted(way, np.linspace(0, way[-1], _MAX_POINTS)))]

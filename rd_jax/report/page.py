@@ -1,4 +1,4 @@
-"""The report of a run as one page that needs nothing else: WORKDIR/report.html."""
+"""Write the report of a run as one page that needs no other file: WORKDIR/report.html."""
 
 import base64
 import hashlib
@@ -33,10 +33,10 @@ _PACKAGES = ("rd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def write_page(workdir: Path, found: dict[str, list[Result]]) -> None:
-    """Write WORKDIR/report.html of the results of a run, as of `read_results`.
+    """Write WORKDIR/report.html from the results of a run, given by `read_results`.
 
-    Read what evaluations and trainings left besides: evaluation.npz, thresholds.json, figures,
-    metrics.jsonl and the checkpoints' metadata. Of what is missing the page says so.
+    Read the other files of evaluations and trainings: evaluation.npz, thresholds.json, figures,
+    metrics.jsonl and the checkpoints' metadata. The page says which of them are missing.
     """
     results = [result for of_category in found.values() for result in of_category]
     rows = rows_of_categories(found)
@@ -72,7 +72,7 @@ def write_page(workdir: Path, found: dict[str, list[Result]]) -> None:
 
 
 def _section(number: int, result: Result, max_images: int) -> dict[str, Any]:
-    """Return what the page says of the result of this number."""
+    """Return the values of the page's section about this result."""
     place, row = result
     evaluated = read_evaluation(place.shown)
     stored = read_thresholds(place.thresholds, row.get("checkpoint", -1))
@@ -89,14 +89,14 @@ def _section(number: int, result: Result, max_images: int) -> dict[str, Any]:
 
 
 def _gallery(evaluated: Evaluated, thresholds: Thresholds | None, limit: int) -> dict[str, Any]:
-    """Return what the page shows of at most `limit` of the M test images, worst errors first."""
+    """Return the page's values for at most `limit` of M test images, worst errors first."""
     scores, labels, shown = evaluated.scores, evaluated.labels, evaluated.shown
     threshold = thresholds and thresholds.image_threshold
     ends = (thresholds.map_low, thresholds.map_high) if thresholds else (*evaluated.map_range,)
 
     def card(name: Any, score: Any, label: Any, image: Any, levels: np.ndarray) -> dict[str, Any]:
         above = threshold is not None and score > threshold
-        called = label if threshold is None else above  # no decision, no error
+        called = label if threshold is None else above  # without a decision there is no error
         heatmap = drawn(image, levels * evaluated.map_unit, ends, above)
         return {
             "name": str(name),
@@ -128,13 +128,13 @@ def _gallery(evaluated: Evaluated, thresholds: Thresholds | None, limit: int) ->
 
 
 def script_hash() -> str:
-    """Return what allows the page's own script to run, and no other."""
+    """Return the hash that lets the page's own script run, and no other script."""
     script = TEMPLATES.get_template("page.js").render()
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def scale_picture() -> str:
-    """Return a picture of what the heatmaps' colours mean."""
+    """Return a picture of the heatmaps' colours."""
     ramp = np.tile(np.uint8(np.arange(0, 256, 2)), (8, 1))
     return _uri(png(coloured(np.full((8, 128, 3), 128, np.uint8), ramp)), "png")
 
@@ -144,11 +144,11 @@ def _uri(file: bytes, kind: str) -> str:
 
 
 def _settings(results: Sequence[Result]) -> dict[str, str]:
-    """Return configs and facts of all results; where they differ, all that there are."""
+    """Return configs and facts of all results. If they differ, return all values."""
     values: dict[str, dict[str, None]] = {}
     for place, row in results:
         metadata = checkpoint.latest_metadata(training_of(place, row).checkpoints)
-        # What was evaluated with, if it is not what was trained with.
+        # The row has the values of the evaluation, which may differ from those of training.
         for name, value in {**(metadata or {"config": {}})["config"], **row}.items():
             if name not in METRICS and name not in TIMING:
                 values.setdefault(name, {})[json.dumps(value)] = None

@@ -1,4 +1,4 @@
-"""Predictions as one page beside their heatmaps, highest scores first: OUTPUT/index.html."""
+"""Write predictions as a page beside their heatmaps, highest scores first: OUTPUT/index.html."""
 
 import heapq
 import os
@@ -19,18 +19,18 @@ _MOST_FAILED = 100  # images that could not be read or written
 
 
 class Shown(NamedTuple):
-    """What the page shows of any number of rows."""
+    """The part of any number of rows that the page shows."""
 
     num_scored: int = 0
     num_anomalous: int = 0
     num_failed: int = 0
-    highest: tuple[Row, ...] = ()  # scores
+    highest: tuple[Row, ...] = ()  # rows with the highest scores
     failed: tuple[Row, ...] = ()
-    thresholds: frozenset[float | None] = frozenset()  # that their verdicts are by
+    thresholds: frozenset[float | None] = frozenset()  # thresholds of the verdicts
 
 
 def with_rows(shown: Shown, rows: Iterable[Row]) -> Shown:
-    """Return what is shown of these rows, too."""
+    """Return `shown` with more rows."""
     rows = [*rows]
     scored, failed = ([row for row in rows if row[name] is not None] for name in ("score", "error"))
     highest = heapq.nlargest(_MOST, (*shown.highest, *scored), key=lambda row: row["score"])
@@ -45,7 +45,7 @@ def with_rows(shown: Shown, rows: Iterable[Row]) -> Shown:
 
 
 def write_predictions(folder: Path, shown: Shown, thresholds: Thresholds) -> None:
-    """Write FOLDER/index.html. It links to the heatmaps that the rows name, and embeds the rest."""
+    """Write FOLDER/index.html, which links to the rows' heatmaps and embeds everything else."""
     folders = [os.path.dirname(os.path.abspath(row["file"])) for row in shown.highest]
     below = os.path.commonpath(folders) if folders else ""
     page = TEMPLATES.get_template("predictions.html").render(
@@ -65,7 +65,7 @@ def write_predictions(folder: Path, shown: Shown, thresholds: Thresholds) -> Non
 
 
 def _card(row: Row, below: str) -> dict[str, Any]:
-    """Return what is shown of a row of a file below this folder."""
+    """Return the page's values for a row, whose file lies below this folder."""
     heatmap = row["heatmap"]
     return {
         "name": printable(os.path.relpath(row["file"], below)),

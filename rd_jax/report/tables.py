@@ -1,4 +1,4 @@
-"""Tables: what the figures are, and the figures of all trainings of a run."""
+"""Write tables: the figures of all trainings of a run, and how they were measured."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -32,19 +32,19 @@ TEMPLATES.filters |= {f.__name__: f for f in (printable, percent, needs, rate_in
 
 
 def _escaped(text: str) -> str:
-    """Return text, which may hold names of folders and files, as one line that is not Markdown."""
+    """Return text, such as file names, as one line without Markdown's special characters."""
     return re.sub(r"[\\`*<&|]|(?<=\])\(", r"\\\g<0>", printable(text))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table whose first column are texts; the others are aligned as numbers."""
+    """Return a table. The first column is text; the others are aligned as numbers."""
     lines = [[_escaped(cell) for cell in cells] for cells in (header, *rows)]
     lines.insert(1, ["---", *["---:"] * (len(header) - 1)])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def per_cent(row: Row, name: str) -> str:
-    """Return a metric, with its standard deviation if there is one; "n/a" if it is not defined."""
+    """Return a metric with its standard deviation, if there is one; "n/a" if not defined."""
     if row.get(name) is None:
         return "n/a"
     deviation = row.get(f"{name}_std")
@@ -52,13 +52,13 @@ def per_cent(row: Row, name: str) -> str:
 
 
 def markdown_protocol(rows: Sequence[Row]) -> str:
-    """Return how the figures of these rows came about, and what to beware of."""
+    """Return the warnings and the protocol of these rows as Markdown."""
     warnings = [f"**{_escaped(text)}**" for text in warnings_of(rows)]
     return "\n\n".join([*warnings, *map(_escaped, protocol(rows))]) + "\n"
 
 
 def protocol(rows: Sequence[Row]) -> list[str]:
-    """Return how the figures of these rows came about, as paragraphs of plain text."""
+    """Return how the figures of these rows were made, as paragraphs of plain text."""
     trained = [row for row in rows if not row["rd4ad_checkpoint"]]
     rates = [rate for row in trained for rate in np.ravel(row["kept_false_positive_rate"])]
     text = TEMPLATES.get_template("protocol.txt").render(
@@ -77,14 +77,14 @@ def _values(rows: Sequence[Row], name: str) -> str:
 
 
 def warnings_of(rows: Sequence[Row]) -> list[str]:
-    """Return what to beware of in the figures of these rows, as paragraphs of plain text."""
+    """Return warnings about the figures of these rows, as paragraphs of plain text."""
     return TEMPLATES.get_template("warnings.txt").render(rows=rows).splitlines()
 
 
 def columns(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
-    """Return what these rows are of, and the figures that some of them have, with their labels.
+    """Return the title of the first column, and the metrics that rows have, with their labels.
 
-    The AUROCs of sum and maximum are the paper's for novelty detection, and of no use elsewhere.
+    The paper uses the AUROCs of sum and maximum for novelty detection only.
     """
     of_scores, is_novelty = AUROC_OF_SCORE.values(), all(row["dataset"] for row in rows)
     usual = [name for name in METRICS if name not in of_scores]
@@ -95,10 +95,10 @@ def columns(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
 
 
 def write_results(workdir: Path, found: dict[str, list[Result]]) -> str:
-    """Write the results of a run, as of `read_results`, into its results.json, .csv and .md.
+    """Write the results of a run, given by `read_results`, to its results.json, .csv and .md.
 
-    Write results.json of each category that has several seeds, too. Return what a console
-    shows of it: the first line, the table and what to beware of.
+    Also write results.json of each category that has several seeds. Return the text for a console:
+    the first line, the table and the warnings.
     """
     run, rows, mean = Workdir(workdir), rows_of_categories(found), mean_row(found)
     for category, row in zip(found, rows, strict=True):

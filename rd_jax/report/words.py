@@ -12,9 +12,9 @@ ENOUGH = 20  # held-out images; with fewer, luck decides the rate of false alarm
 
 
 def answer(rows: Sequence[Row]) -> str:
-    """Return the first line of all that people read: the threshold, and what it called wrong.
+    """Return the first line of every output: the threshold, and its errors on test images.
 
-    `rows` are the results of trainings, whose wrong verdicts are added up.
+    `rows` are the results of trainings. Their errors are added up.
     """
     judged = [row for row in rows if row["image_threshold"] is not None]
     missed, anomalous, false_alarms, normal = (
@@ -31,29 +31,29 @@ def answer(rows: Sequence[Row]) -> str:
 
 
 def percent(rate: float) -> str:
-    """Return a fraction as readers know it."""
+    """Return a fraction as text in per cent."""
     return f"{100 * rate:.3g}%"
 
 
 def needs(rate: float) -> str:
-    """Return how many held-out images it takes to keep a rate."""
-    return f"{percent(rate)} needs {images_needed(rate)}" if rate else "none can promise 0%"
+    """Return text on how many held-out images a rate needs."""
+    return f"{percent(rate)} needs {images_needed(rate)}" if rate else "no threshold can promise 0%"
 
 
 def rate_in_words(thresholds: Thresholds | None, categories: Sequence[str] = ()) -> str:
-    """Return two sentences: the threshold and the rate it keeps; what it rests on.
+    """Return two sentences: the threshold with the rate that it keeps, and its images.
 
-    `categories` are those that the threshold is for; name them where there is a choice.
+    `categories` are those that the threshold is for. Give them where there is a choice.
     """
     if thresholds is None or thresholds.image_threshold is None:
         return "No thresholds, as no images were held out (--config.holdout=0.1)"
     text = f"Threshold {thresholds.image_threshold:.4g}"
     if thresholds.kept_rate is None:
-        return f"{text}, of which nothing is promised"
+        return f"{text}, chosen by you: its rate of false alarms is unknown"
     if len(categories) > 1:
         text += f", one threshold for all of {', '.join(categories)}"
     elif categories:
-        text += f", that of {categories[0]}"
+        text += f", for {categories[0]}"
     text += f": on average {percent(thresholds.kept_rate)} of new good images are above it"
     if thresholds.possible_rate is not None:
         text += f", in 95 of 100 cases at most {percent(thresholds.possible_rate)}"
@@ -63,7 +63,7 @@ def rate_in_words(thresholds: Thresholds | None, categories: Sequence[str] = ())
 
 
 def _counted(thresholds: Thresholds) -> str:
-    """Return which good images the threshold rests on."""
+    """Return text on which good images the threshold rests on."""
     added = thresholds.num_added
     held_out = thresholds.num_images - added
     if not added:

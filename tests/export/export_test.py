@@ -412,7 +412,7 @@ def test_another_rate_or_training_replaces_model_and_facts(training: Path, tmp_p
     assert f"Threshold {lower:.4g}" in done.stdout
     chosen, done = written(training, "--threshold=0.375")
     assert chosen == 0.375
-    assert "Threshold 0.375, of which nothing is promised" in done.stdout
+    assert "Threshold 0.375, chosen by you: its rate of false alarms is unknown" in done.stdout
     threshold, _ = written(save_training(tmp_path / "free", holdout=False), "--threshold=0.25")
     assert threshold == 0.25
     threshold, done = written(save_training(tmp_path / "other", holdout=False))

@@ -181,7 +181,7 @@ def test_without_a_hold_out_there_is_no_verdict_unless_a_threshold_is_given(
     assert {(r["threshold"], r["verdict"]) for r in read_tables(Path("out"))} == {(None, None)}
     assert "anomalous" not in done.stdout
     done = run("images", "--threshold=0")
-    assert "Threshold 0, of which nothing is promised" in done.stderr
+    assert "Threshold 0, chosen by you: its rate of false alarms is unknown" in done.stderr
     assert {(r["threshold"], r["verdict"]) for r in read_tables(Path("out"))} == {(0, "anomalous")}
     assert "3 of 3 images scored, 3 of them anomalous" in done.stdout
 

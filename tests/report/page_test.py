@@ -229,7 +229,7 @@ def test_the_config_of_a_joint_training_is_told(
 
 
 def test_figures_that_are_not_there_are_told(tmp_path: Path, drawn_run: Path) -> None:
-    how = "No curves, as their files are not there: remove its results.json and run once"
+    how = "No curves: their files are missing. Remove its results.json and run once"
     add_evaluation(tmp_path, "weave")
     assert text_of(tmp_path).count(how) == 1
     add_drawn(tmp_path, "weave", drawn_run)
@@ -311,7 +311,7 @@ def test_settings_and_versions_are_folded(tmp_path: Path) -> None:
     assert "jaxlib" in "".join(folded["Versions"].itertext())
 
 
-@pytest.mark.parametrize(("count", "says"), [(0, "no test images"), (1, "an order by score")])
+@pytest.mark.parametrize(("count", "says"), [(0, "no test images"), (1, "orders by score")])
 def test_without_both_classes_there_is_a_page(tmp_path: Path, count: int, says: str) -> None:
     place = add_results(tmp_path, "weave", None)
     split, maps = weave_split(count)
@@ -327,9 +327,7 @@ def test_of_too_many_images_a_part_is_shown(
         add_evaluation(tmp_path, name)
     text = text_of(tmp_path)
     assert text.count("Test images, worst errors first: 4 of 10") == 2
-    assert (
-        text.count("Shown are the worst, and others evenly spaced from there to the clearest.") == 2
-    )
+    assert text.count("shows the worst, and others evenly spaced from there to the clearest.") == 2
 
 
 def test_names_that_are_no_text_do_not_break_the_page(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_verdicts_of_earlier_thresholds_are_told_apart(tmp_path: Path) -> None:
     for now, threshold in zip(rows, (0.25, 1.25, 1.5), strict=True):
         now["threshold"] = threshold
     page = page_of(tmp_path, with_rows(with_rows(Shown(), rows[:1]), rows[1:]))
-    assert "an earlier threshold, which stands beside their verdict: 0.25, 1.25.</p>" in page
+    assert "an earlier threshold. It stands beside their verdict: 0.25, 1.25.</p>" in page
     assert re.findall(r"</b>(.*?)</fig", page) == [", 2 regions", " by 1.25", " by 0.25"]
 
 
@@ -72,7 +72,7 @@ def test_a_page_of_any_number_of_rows_is_bounded_and_says_so(
         shown = with_rows(shown, [*rows, row(f"broken{i}", None, "broken")])
     page = page_of(tmp_path, shown)
     assert re.findall(r'data-score="(\d+)"', page) == ["14", "13", "12"]
-    assert "Shown are the 3 highest scores. All 15 are in predictions.csv." in page
+    assert "The page shows the 3 highest scores. All 15 are in predictions.csv." in page
     assert "The first 2 of 5. All of them are in predictions.csv." in page
     assert "13 of 15 images are anomalous; 5 could not be read" in page
 

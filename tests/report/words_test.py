@@ -27,9 +27,9 @@ THRESHOLDS = Thresholds("holdout", 20, 0.01, 0.5, 0.4, 0.1, 0.5, 1 / 21, 0.001)
         (
             {"false_positive_rate": 0.0, "num_images": 9, "kept_rate": 0.1},
             "Threshold 0.5: on average 10% of new good images are above it. It rests on 9 held-out "
-            "images; none can promise 0%",
+            "images; no threshold can promise 0%",
         ),
-        ({"kept_rate": None}, "Threshold 0.5, of which nothing is promised"),
+        ({"kept_rate": None}, "Threshold 0.5, chosen by you: its rate of false alarms is unknown"),
         (
             {"image_threshold": None},
             "No thresholds, as no images were held out (--config.holdout=0.1)",
@@ -94,7 +94,7 @@ def test_the_first_line_is_the_answer(rows: list[dict], text: str) -> None:
 
 def test_the_categories_that_a_threshold_is_for_are_named() -> None:
     assert rate_in_words(THRESHOLDS, ["cable"]).startswith(
-        "Threshold 0.5, that of cable: on average 4.76%"
+        "Threshold 0.5, for cable: on average 4.76%"
     )
     both = "Threshold 0.5, one threshold for all of cable, pill: on average 4.76%"
     assert rate_in_words(THRESHOLDS, ["cable", "pill"]).startswith(both)

@@ -93,7 +93,7 @@ def test_each_category_has_its_threshold_and_the_run_has_one_for_all(
             ", one threshold for all of cloth, weave: on average 7.69% of",
             pooled.max(),
         ),
-        (trained_jointly / "cloth", ", that of cloth: on average 14.3% of", of_each["cloth"].max()),
+        (trained_jointly / "cloth", ", for cloth: on average 14.3% of", of_each["cloth"].max()),
     ):
         output = tmp_path / folder.name
         done = captured(predict.main, ["--workdir", str(folder), images, "--output", str(output)])
