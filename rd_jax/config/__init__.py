@@ -1,7 +1,7 @@
-"""One dataclass: what a run can be told, what is allowed, and what depends on it.
+"""The config of a run: one dataclass, its checks and its comparisons.
 
-The command line, the checks, the comparison of a run with what was trained before and the table in
-docs/config.md all come from `Config`.
+`Config` defines the flags of the command line, the checks, the comparison with earlier trainings
+and the table in docs/config.md.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ __all__ = [
     "Depends",
 ]
 
-# For trainings of 5 to some 80 epochs, by measurement: docs/recipe.md.
+# Measured best for trainings of 5 to about 80 epochs: docs/recipe.md.
 SHORT = {"loss": "mixed", "batch_size": 4, "ema": 0.999}
 
 # For a user's own parts: a backbone that trains on a laptop, and enough images held out.
@@ -50,7 +50,7 @@ def check_field(name: str) -> None:
 
 
 def _conflicts(config: Config, num_devices: int) -> dict[str, tuple[bool, str]]:
-    """Return, by field, whether it contradicts another one, and what it must be."""
+    """Return, for each field, whether it contradicts another field, and what it must be."""
     size, batch = height_and_width(config.image_size), config.batch_size
     return {
         "category": (
@@ -72,7 +72,7 @@ def _conflicts(config: Config, num_devices: int) -> dict[str, tuple[bool, str]]:
         ),
         "bottleneck": (
             config.direction == "forward" and config.bottleneck != FIELDS["bottleneck"].default,
-            "config.direction='forward' has none",
+            "config.direction='forward' has no bottleneck",
         ),
         "batch_size": (
             batch % num_devices > 0,
@@ -99,7 +99,7 @@ def validate(config: Config, num_devices: int = 1) -> None:
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Return a copy with other values. Raise UserError if one is not allowed."""
+    """Return a copy with other values. Raise UserError if a value is not allowed."""
     copied = dataclasses.replace(config, **changes)
     validate(copied)
     return copied
@@ -114,7 +114,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Return the inverse of `as_dict`; a field that was not there yet has its default."""
+    """Return the inverse of `as_dict`. A missing field gets its default."""
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in values.items()
@@ -126,9 +126,9 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 def differing(
     before: Mapping[str, Any], now: Mapping[str, Any], depends: Depends
 ) -> list[tuple[str, Any, Any]]:
-    """Return name and both values of the fields that differ and on which `depends` depends.
+    """Return name and both values of fields that differ and that `depends` is about.
 
-    Both mappings are as of `as_dict`; a field that one of them lacks has its default there.
+    Both mappings are from `as_dict`. If one of them lacks a field, the default counts.
     """
     defaults = as_dict(Config())
     before, now = {**defaults, **before}, {**defaults, **now}
@@ -157,7 +157,7 @@ def markdown() -> str:
 
 
 def plain() -> str:
-    """Return the fields for a terminal, each as it is written on the command line."""
+    """Return the fields as text for a terminal, written as on the command line."""
     fields = (
         f"--config.{name}={field.default}\n    {field.help} ({field.rule.allowed})"
         for name, field in FIELDS.items()

@@ -1,4 +1,4 @@
-"""The fields of a config: default, help, what depends on each one, what is allowed."""
+"""Define the fields of a config: default, help, allowed values, and what depends on each."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -16,14 +16,14 @@ from rd_jax.system.errors import printable
 
 
 class Rule(NamedTuple):
-    """Which values of a field are allowed."""
+    """The allowed values of a field."""
 
     holds: Callable[[Any], bool]
     allowed: str
 
 
 def one_of(values: Collection[str]) -> Rule:
-    """Allow these texts, and those that are added to `values` later."""
+    """Allow these texts, and texts that are added to `values` later."""
     return Rule(lambda v: isinstance(v, str) and v in values, f"one of {', '.join(values)}")
 
 
@@ -55,7 +55,7 @@ def _is_seed(value: Any) -> bool:
 
 
 def _are_different(value: Any, holds: Callable[[Any], bool]) -> bool:
-    """Tell whether these are different values, each of which is allowed."""
+    """Return whether these are different values that are all allowed."""
     is_sequence = isinstance(value, tuple | list)
     return is_sequence and all(map(holds, value)) and len(set(value)) == len(value)
 
@@ -74,7 +74,7 @@ def _are_scales(value: Any) -> bool:
     return are_scales and len(value) > 0 and list(value) == sorted(value)
 
 
-OWN = "own:"  # begins the name of a loss that `rd_jax.fit` was given
+OWN = "own:"  # prefix for the name of a loss given to `rd_jax.fit`
 TEXT = Rule(_is_text, "a printable text")
 NAME = Rule(lambda value: _is_text(value) and value != "", "a printable text, not empty")
 BOOLEAN = Rule(lambda value: isinstance(value, bool), "True or False")
@@ -92,13 +92,13 @@ SEEDS = Rule(
 
 
 class Depends(Flag):
-    """What depends on a field; of `data_dir` and `teacher_weights`, contents are compared."""
+    """What depends on a field. `data_dir` and `teacher_weights` are compared by content."""
 
     NOTHING = 0
-    STEPS = auto()  # the steps of a training: resuming it takes the same value
-    CHECKPOINT = auto()  # what a checkpoint is: evaluating it takes the same value
-    SCORES = auto()  # scores and thresholds: only equal values are averaged over seeds
-    RATES = auto()  # thresholds alone: prediction and export can take another value
+    STEPS = auto()  # the steps of a training: resuming needs the same value
+    CHECKPOINT = auto()  # the checkpoint: evaluating it needs the same value
+    SCORES = auto()  # scores and thresholds: seeds are averaged only if their values are equal
+    RATES = auto()  # thresholds only: prediction and export can take another value
 
 
 _STEPS, _SCORES = Depends.STEPS, Depends.SCORES
@@ -107,7 +107,7 @@ _RATE = Depends.SCORES | Depends.RATES
 
 
 class Field(NamedTuple):
-    """What a config says of one of its fields."""
+    """The definition of one field."""
 
     default: Any
     help: str
@@ -122,7 +122,7 @@ def _field(default: Any, rule: Rule, help: str, depends: Depends = Depends.NOTHI
 
 @dataclass(kw_only=True, slots=True)
 class Config:
-    """What a run is told. Defaults are the paper's values where it names them."""
+    """The settings of a run. Defaults are the paper's values where it names them."""
 
     data_dir: str = _field(
         "data/mvtec",
@@ -249,7 +249,7 @@ class Config:
 
 
 def _typed_for_flags() -> None:
-    """Give the fields the types that `config_flags` parses by: it knows no Literal and no union."""
+    """Give fields types that `config_flags` can parse: it knows neither Literal nor unions."""
     hints = get_type_hints(Config)
     for field in dataclasses.fields(Config):
         if (origin := get_origin(hints[field.name])) in (Literal, Union, UnionType):
