@@ -1,7 +1,7 @@
-"""Reverse Distillation: find defects in images after training on good images alone.
+"""Reverse Distillation: train on good images only, then find defects in new images.
 
 rd-jax train --config CONFIG --workdir DIR      train, evaluate, set thresholds
-rd-jax eval --config CONFIG --workdir DIR       evaluate what is trained already
+rd-jax eval --config CONFIG --workdir DIR       evaluate finished trainings
 rd-jax predict --workdir DIR IMAGES --output OUT
 rd-jax calibrate --workdir DIR IMAGES           set thresholds from more good images
 rd-jax export --workdir DIR --output FILE       one file that runs without rd_jax
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-# The module of each command, and the arguments that it always gets.
+# The module of each command, and arguments that it always gets.
 _COMMANDS: dict[str, tuple[str, list[str]]] = {
     "train": ("main", ["rd-jax train", "--mode=train"]),
     "eval": ("main", ["rd-jax eval", "--mode=eval"]),

@@ -4,9 +4,9 @@ python -m rd_jax.calibrate --workdir DIR[/CATEGORY] IMAGES_OR_FOLDERS... [--repl
     [--teacher_weights=FILE]
 python -m rd_jax.calibrate --workdir DIR[/CATEGORY] --undo
 
-Give good images that the training did not see, taken like those to be judged. Their scores join
-those of the images held out in training. Predictions, exports, the report and load_predictor use
-the new thresholds at once. Files that were exported before keep the old ones.
+Give good images that the training did not see, taken like the images to be judged. Their scores
+join those of the images held out in training. Predictions, exports, the report and load_predictor
+use the new thresholds at once. Files that were exported before keep the old thresholds.
 """
 
 import logging
@@ -25,19 +25,19 @@ from rd_jax.system.files import user_path
 
 logger = logging.getLogger("rd_jax.calibrate")  # with python -m, __name__ is no part of the package
 
-_HIGHER = "fewer good images are called anomalous, and perhaps fewer defects: predict known ones"
+_HIGHER = "it calls fewer good images anomalous, and perhaps fewer defects: predict known ones"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse the flags, set the thresholds, say what they promise; return the exit code."""
+    """Parse the flags, set the thresholds, print them; return the exit code."""
 
     def body() -> int:
         parser = Parser("python -m rd_jax.calibrate", __doc__)
         add = parser.add_argument
         add("images", nargs="*", type=Path, help="good images, or folders that are searched")
         add("--workdir", required=True, type=user_path, help="of a training: see rd_jax.main")
-        add("--replace", action="store_true", help="leave the images held out in training out")
-        add("--undo", action="store_true", help="go back to the thresholds before")
+        add("--replace", action="store_true", help="drop the images held out in training")
+        add("--undo", action="store_true", help="go back to the earlier thresholds")
         add("--teacher_weights", help="where they are, if not where they were in training")
         flags = parser.parse_intermixed_args(argv)
         if flags.undo == bool(flags.images):

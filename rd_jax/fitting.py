@@ -1,4 +1,4 @@
-"""Train from Python: what `python -m rd_jax.main --config folder` does, as a function."""
+"""Train from Python as `python -m rd_jax.main --config folder` does."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -32,20 +32,20 @@ def fit(
     optimizer: optax.GradientTransformation | None = None,
     **fields: Any,
 ) -> Predictor:
-    """Train on good images, set thresholds, and return what scores new ones.
+    """Train on good images, set thresholds, and return a predictor for new images.
 
     `images` are a folder, a list of files, or uint8 arrays [N, h, w] or [N, h, w, 3] RGB. A folder
     DATA_DIR/CATEGORY/train/good is that category, with its test images; another folder is a
-    category of its name. `fields` are those of the config, whose defaults are here those of the
-    config `folder`: see docs/config.md. `loss` takes the teacher's and the student's features, as
-    those of `rd_jax.method.loss`; with `optimizer` the config's learning rate and betas have no
-    meaning. `workdir` gets the same checkpoints, thresholds and page as by the command, and the
-    same call goes on after an interruption. Raise UserError for what is not allowed.
+    category of its name. `fields` are fields of the config (see docs/config.md), with the defaults
+    of the config `folder`. `loss` takes the teacher's and the student's features, like the losses
+    of `rd_jax.method.loss`. An `optimizer` replaces the config's learning rate and betas. `workdir`
+    gets the same checkpoints, thresholds and page as from the command. The same call goes on after
+    an interruption. Raise UserError for arguments that are not allowed.
 
         predictor = fit("data/parts/bracket/train/good", "runs/mine", num_epochs=10)
         result = score_image(predictor, frame)
     """
-    from rd_jax.run.training import train  # here, since `import rd_jax` needs fewer packages
+    from rd_jax.run.training import train  # here, so that `import rd_jax` needs fewer packages
 
     if loss is not None:
         fields["loss"] = OWN + getattr(loss, "__name__", type(loss).__name__)
@@ -56,7 +56,7 @@ def fit(
 
 
 def _place_of(images: Images) -> dict[str, str]:
-    """Return the fields that say where the images are found again."""
+    """Return the fields that say where the images are."""
     if not isinstance(images, str | Path):
         return {"data_dir": _GIVEN, "category": "images"}
     folder = user_path(images).absolute()
@@ -67,7 +67,7 @@ def _place_of(images: Images) -> dict[str, str]:
 
 
 def _categories(images: Images, name: str, source: Source) -> list[Category]:
-    """Return the category of images that lie in no folder; else nothing: the config finds it."""
+    """Return the category of files or arrays; nothing for a folder, which the config finds."""
     if isinstance(images, str | Path):
         return []
     if isinstance(images, np.ndarray):

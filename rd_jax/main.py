@@ -32,12 +32,12 @@ from rd_jax.system.files import user_path
 def _flags(argv: list[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     define: Any = {"flag_values": values}
-    # The fields that are overridden become flags, which are looked for in `sys_argv`.
+    # Overridden fields become flags, which `config_flags` looks for in `sys_argv`.
     of_config: Any = {"sys_argv": argv, **define}
     config_flags.DEFINE_config_file("config", None, "With :category or without.", **of_config)
     flags.DEFINE_string("workdir", None, "Where checkpoints and results are kept.", **define)
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.", **define)
-    flags.DEFINE_bool("restart", False, "Train anew; what is there is moved aside.", **define)
+    flags.DEFINE_bool("restart", False, "Train anew; move earlier files aside.", **define)
     flags.DEFINE_bool("distributed", False, "One of several processes: docs/hosts.md.", **define)
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process.", **define)
     flags.DEFINE_integer("num_processes", None, "How many there are.", **define)
@@ -72,17 +72,17 @@ def _run(argv: list[str]) -> int:
     else:
         validate(flag.config)
         overrides = config_flags.get_override_values(flag["config"])
-        if flag.config.dataset:  # named behind the colon, which is no override
+        if flag.config.dataset:  # named behind the colon, so not among the overrides
             overrides["dataset"] = flag.config.dataset
         table = evaluate_checkpoints(overrides, chosen_name(flag.config), workdir)
     if table:
-        print(f"{table}\nResults are in {workdir}; results.md says how they came about")
+        print(f"{table}\nResults are in {workdir}; results.md says how they were made")
         print(f"Open {workdir / 'report.html'} (pictures) and {workdir / 'results.csv'} (figures)")
     return 0
 
 
 def _parse(argv: list[str]) -> flags.FlagValues:
-    """Return the flags' values. Raise UserError for what cannot be read."""
+    """Return the flags' values. Raise UserError if they cannot be parsed."""
     try:
         argv = _with_paths(argv)
         for argument in argv:
@@ -115,7 +115,7 @@ def _with_paths(argv: Sequence[str]) -> list[str]:
 
 
 def _shipped(name: str) -> Path:
-    """Return the path of a config that comes with the package. Raise UserError if there is none."""
+    """Return the path of a config of this package. Raise UserError if there is none."""
     folder = Path(str(files("rd_jax.configs")))
     path = folder / f"{name}.py"
     if not path.is_file():
