@@ -8,19 +8,19 @@ from typing import Any
 
 
 def print_line(cells: Iterable[str]) -> None:
-    """Print a line of a Markdown table, at once."""
+    """Print a line of a Markdown table without delay."""
     print(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |", flush=True)
 
 
 def print_heading(cells: Iterable[str]) -> None:
-    """Print the first two lines: a first column of texts, the others aligned as numbers."""
+    """Print the first two lines. The first column is text; the others are aligned as numbers."""
     first, *others = cells
     print_line([first, *others])
     print_line(["---", *["---:"] * len(others)])
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write JSON if there is a path: the whole file, or it stays as it was."""
+    """Write JSON if there is a path. The old file stays until the new one is whole."""
     if path:
         new = Path(f"{path}.new")
         new.write_text(json.dumps(value, indent=2) + "\n")

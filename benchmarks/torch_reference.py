@@ -1,7 +1,7 @@
 """The method in PyTorch, in the structure and with the parameter names of the authors' code.
 
-Written from the paper and from torchvision's ResNet, for the tests and as the baseline of
-`benchmarks.speed`; needs the extra `parity`.
+It was written from the paper and from torchvision's ResNet. The tests compare with it. It is the
+baseline of `benchmarks.speed`. It needs the extra `parity`.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def deconv2x2(inputs: int, outputs: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A basic or bottleneck residual block; `up` swaps its strided convolution for a transposed."""
+    """A basic or bottleneck residual block; `up` makes its strided convolution transposed."""
 
     def __init__(self, kind: str, inputs: int, planes: int, base_width: int, stride: int, up: bool):
         super().__init__()
@@ -75,7 +75,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """What the three networks have in common."""
+    """The parts that the three networks share."""
 
     def __init__(self, backbone: str):
         super().__init__()
@@ -143,7 +143,7 @@ class Student(Network):
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] -> float [N, 3, H, W] as ToTensor and Normalize do."""
+    """Convert uint8 [N, H, W, 3] to float [N, 3, H, W] as ToTensor and Normalize do."""
     x = images.permute(0, 3, 1, 2).float() / 255
     mean, std = _mean_and_std(x.device)
     return (x - mean) / std
@@ -151,7 +151,7 @@ def normalize(images: Tensor) -> Tensor:
 
 @cache
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's [3, 1, 1], sent once."""
+    """Return ImageNet's values [3, 1, 1] on the device; they are sent once."""
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device=device)
     return mean[:, None, None], std[:, None, None]
 
@@ -167,7 +167,7 @@ def flattened_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tens
 
 
 def upsampled_map(teacher: Sequence[Tensor], student: Sequence[Tensor], size: int) -> Tensor:
-    """The sum of the upsampled cosine distances [N, size, size], not blurred."""
+    """Return the sum of the upsampled cosine distances [N, size, size], not blurred."""
     maps = [
         F.interpolate(
             (1 - F.cosine_similarity(t, s))[:, None], size, mode="bilinear", align_corners=True

@@ -138,7 +138,7 @@ def test_a_process_that_fails_dies_or_is_late_says_so() -> None:
         os.kill(workers[0].process.pid or 0, signal.SIGKILL)
         with pytest.raises(NoAnswerError, match="ended with -9: out of memory"):
             workers[0].ask(0)
-        with pytest.raises(NoAnswerError, match="RuntimeError: the run that fills the cache comes"):
+        with pytest.raises(NoAnswerError, match="RuntimeError: the run with an empty cache"):
             workers[1].ask(0)
         os.kill(workers[2].process.pid or 0, signal.SIGSTOP)  # else it may answer in no time
         with pytest.raises(NoAnswerError, match="budget"):

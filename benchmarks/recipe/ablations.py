@@ -1,12 +1,13 @@
-"""Make the paper's ablations: bottleneck, backbone and scales of the features; and its contrasts.
+"""Make the paper's ablations and contrasts.
 
-Reverse beside forward distillation, the sum of the scales' maps beside their product.
+Ablations: bottleneck, backbone, scales of the features. Contrasts: reverse or forward distillation,
+the sum or the product of the scales' maps.
 
 python -m benchmarks.recipe.ablations --data_dir data/mvtec --workdir runs/ablations
     [--seeds 0,1,2]
 
-Every variant is a run of its own in WORKDIR/BACKBONE-BOTTLENECK-SCALES..., so that the same command
-goes on where it was interrupted. Writes WORKDIR/GRID.{md,csv} for each grid.
+Every variant is a run of its own in WORKDIR/BACKBONE-BOTTLENECK-SCALES... After an interruption,
+the same command goes on. It writes WORKDIR/GRID.{md,csv} for each grid.
 """
 
 import argparse
@@ -36,7 +37,7 @@ GRIDS = ("bottleneck", "backbone", "scales", "direction", "map_fusion")
 
 
 class Variant(NamedTuple):
-    """Name one cell of a grid."""
+    """One cell of a grid."""
 
     backbone: str
     bottleneck: str = "mff_oce"
@@ -46,14 +47,14 @@ class Variant(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Return its folder in the workdir."""
+        """Return the name of its folder in the workdir."""
         parts = [self.backbone, self.bottleneck, "".join(map(str, self.scales))]
         contrasts = {self.direction, self.map_fusion} - {"reverse", "sum"}
         return "-".join([*parts, *sorted(contrasts)])
 
 
 def grid(name: str, backbone: str) -> list[Variant]:
-    """Return the variants of one table; `backbone` is that of all but the backbones' grid."""
+    """Return the variants of one table. All but those of "backbone" have this `backbone`."""
     return {
         "bottleneck": [Variant(backbone, bottleneck=b) for b in ("pre", "oce", "mff_oce")],
         "backbone": [Variant(b) for b in IMAGENET],
@@ -64,9 +65,9 @@ def grid(name: str, backbone: str) -> list[Variant]:
 
 
 def train(variant: Variant, workdir: Path, fields: dict[str, Any]) -> dict[str, Any] | str:
-    """Return the mean over the categories of one variant, or why there is none.
+    """Return a variant's mean over the categories, or the reason why there is none.
 
-    Each is a process of its own: one that runs out of memory does not stop the others.
+    A variant is a process of its own, so one that runs out of memory does not stop the others.
     """
     folder = workdir / variant.folder
     fields = fields | variant._asdict()
@@ -85,7 +86,7 @@ def train(variant: Variant, workdir: Path, fields: dict[str, Any]) -> dict[str, 
 
 
 def write_table(name: str, outcomes: dict[Variant, dict[str, Any] | str], workdir: Path) -> str:
-    """Write one grid as CSV and Markdown; return the latter."""
+    """Write one grid as CSV and Markdown; return the Markdown."""
     cells, rows, failures = [], [], []
     for variant, outcome in outcomes.items():
         value = getattr(variant, name)
@@ -101,21 +102,21 @@ def write_table(name: str, outcomes: dict[Variant, dict[str, Any] | str], workdi
     finished = [variant for variant in outcomes if not isinstance(outcomes[variant], str)]
     table = markdown_table([name, *METRICS], cells)
     text = f"# Ablation: {name}\n\n{_protocol(finished, workdir)}{table}{''.join(failures)}"
-    if finished:  # else a table of an earlier call stays as it is
+    if finished:  # else keep the table of an earlier call
         write_whole(workdir / f"{name}.csv", csv_table(rows).encode())
         write_whole(workdir / f"{name}.md", text.encode())
     return text
 
 
 def _protocol(variants: list[Variant], workdir: Path) -> str:
-    """Return what all variants have in common; their differences are the table's rows."""
+    """Return the settings that all variants share. The table's rows say in what they differ."""
     found = [read_json(Workdir(workdir / variant.folder).results) for variant in variants]
     rows = [row for results in found for row in results["categories"]]
     return f"{markdown_protocol(rows)}\n" if rows else ""
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Raise UserError, before the first training, for what no variant could be trained with."""
+    """Raise UserError, before the first training, for flags that no variant could train with."""
     try:
         seeds = tuple(int(seed) for seed in given.seeds.split(","))
     except ValueError as error:
@@ -130,7 +131,7 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train all variants and print the tables; return 2 if one could not be trained."""
+    """Train all variants and print the tables; return 2 if a variant failed."""
     again = "interrupted; the same command goes on from there"
     return run_command(lambda: _run(argv), lambda _: again)
 
@@ -141,10 +142,10 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="where variants and tables are kept")
     parser.add_argument("--category", default="", help="one category; default: all in data_dir")
     parser.add_argument("--grids", default=",".join(GRIDS), help="which tables")
-    parser.add_argument("--seeds", default="0", help="several: their mean and deviation")
+    parser.add_argument("--seeds", default="0", help="several give mean and deviation")
     parser.add_argument("--num_epochs", type=int, default=200, help="of each training")
     parser.add_argument("--backbone", default="wide_resnet50_2", choices=BACKBONES)
-    parser.add_argument("--teacher_weights", default="imagenet", help="BACKBONE is replaced")
+    parser.add_argument("--teacher_weights", default="imagenet", help="BACKBONE: each one")
     given = parser.parse_args(argv)
     grids = given.grids.split(",")
     if not {*grids} <= {*GRIDS}:

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 DOCS = Path(__file__).parents[2] / "docs"
 EPOCHS = (5, 10, 20, 40)
-LINES = {  # label: recipe, and which weights were evaluated
+LINES = {  # label: recipe, and the evaluated weights
     "the recipe": ("mixed, batch 4", "average_of_a_tenth"),
     "mixed, batch 16": ("mixed, batch 16", "last_step"),
     "flattened, batch 16": ("flattened, batch 16", "last_step"),

@@ -1,13 +1,12 @@
-"""Compare training in bfloat16 with float32: both on real images, by the short recipe.
+"""Compare training in bfloat16 with float32, on real images, with the short recipe.
 
 python -m benchmarks.recipe.precision --data DATA_DIR --weights FILE [--categories bottle]
     [--seeds 0 1 2] [--epochs 40] [--budget SECONDS] [--json FILE]
 
-DATA_DIR is in MVTec AD layout, FILE holds ResNet-18's ImageNet weights with torchvision's names.
-Each dtype is that of training, "float32" what XLA makes of it, which on a GPU may be TF32; both are
-scored in float32, as in a run. After 40 epochs the recipe stops gaining (docs/recipe.md). A
-training is printed and saved when it is done; on a GPU those that 8 minutes do not hold are left
-out.
+DATA_DIR is in MVTec AD layout. FILE holds ResNet-18's ImageNet weights with torchvision's names.
+The dtype is that of training. For "float32" XLA may use TF32 on a GPU. Scores are float32, as in a
+run. After 40 epochs the recipe stops gaining (docs/recipe.md). Each training is printed and saved
+when it is done. On a GPU the budget is 8 minutes; trainings that do not fit are left out.
 """
 
 import argparse
@@ -42,11 +41,11 @@ LOSS, BATCH_SIZE, EMA = "mixed", 4, 0.999  # as in configs/mvtec_short.py
 SCORED = 16  # images at a time
 BUDGET = 480.0  # seconds, on a GPU
 
-TrainOne = Callable[[Split, int], dict[str, Any]]  # the metrics of a seed's training
+TrainOne = Callable[[Split, int], dict[str, Any]]  # split and seed -> metrics
 
 
 def trainer(teacher: Any, options: argparse.Namespace, dtype: str) -> TrainOne:
-    """Return a function that trains and evaluates; what it compiles is compiled once."""
+    """Return a function that trains and evaluates. It compiles once for all calls."""
     model = Model(options.backbone, dtype=jnp.dtype(dtype))
     max_steps = steps_per_dispatch(BATCH_SIZE * 3 * options.image_size**2)
     steps = make_parallel_train_steps(model, OPTIMIZER, LOSSES[LOSS], max_steps, ema=EMA)
@@ -67,7 +66,7 @@ def trainer(teacher: Any, options: argparse.Namespace, dtype: str) -> TrainOne:
 
 
 def per_cent(values: Sequence[float | None]) -> str:
-    """Return the mean, and the standard deviation of several."""
+    """Return the mean and, for several values, the standard deviation."""
     known = [100 * value for value in values if value is not None]
     if not known:
         return "n/a"
@@ -81,7 +80,7 @@ def trainings(
     train_in: Mapping[str, TrainOne],
     deadline: float | None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row of each, in turns, so that both dtypes lose what there is no time for."""
+    """Yield a row for each training. Dtypes take turns, so a short budget cuts both alike."""
     longest = 0.0
     order = ((seed, split, dtype) for seed in seeds for split in splits for dtype in train_in)
     for i, (seed, split, dtype) in enumerate(order):
@@ -92,7 +91,7 @@ def trainings(
             continue
         metrics = train_in[dtype](split, seed)
         seconds = time.monotonic() - start
-        if i >= len(train_in):  # the first ones compile
+        if i >= len(train_in):  # the first trainings compile
             longest = max(longest, seconds)
         yield row | {"metrics": metrics, "seconds": seconds}
 
@@ -108,7 +107,7 @@ def print_training(row: Mapping[str, Any]) -> None:
 
 
 def print_means(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print a line for each category and dtype, over the seeds that there are."""
+    """Print a line for each category and dtype: the mean over its seeds."""
     for category, dtype in dict.fromkeys((row["category"], row["dtype"]) for row in rows):
         alike = [row for row in rows if (row["category"], row["dtype"]) == (category, dtype)]
         found = [row["metrics"] for row in alike if row["metrics"]]
@@ -140,7 +139,7 @@ def compare(options: argparse.Namespace, start: float) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the flags."""
+    """Parse the flags and compare."""
     start = time.monotonic()
     description, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=description, epilog=rest)
@@ -152,10 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--budget", type=float, help="seconds; 480 on a GPU, else no limit")
-    parser.add_argument("--json", default="", help="where the figures are written, too")
+    parser.add_argument("--json", default="", help="also write the figures to this file")
     parser.add_argument("--backbone", default="resnet18", help="of teacher and student")
     parser.add_argument("--image_size", type=int, default=256)
-    # Of several, one: they would have to divide the recipe's batch of 4.
+    # Use one GPU: several would have to divide the recipe's batch of 4.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[
         0
     ]

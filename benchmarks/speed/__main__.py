@@ -1,14 +1,14 @@
-"""How fast rd_jax is on this machine, beside PyTorch.
+"""Measure how fast rd_jax is on this machine, and compare it with PyTorch.
 
 python -m benchmarks.speed [--cpu] [--only TEXT] [--budget SECONDS] [--json FILE]
 
-In each row every implementation has a process and so memory of its own, and they take turns.
+In each row every implementation has its own process and so its own memory, and they take turns.
 PyTorch runs if it is installed (`make install EXTRAS=dev,parity`) and finds the kind of device that
-JAX finds: the authors' structure as it is (eager) and tuned (channels_last; on a GPU bfloat16
-autocast, fused Adam, cudnn.benchmark). One device is used. A row is printed and saved as soon as it
-is there, the most telling ones first; on a GPU those that 8 minutes do not hold are left out. Times
-are medians and, in brackets, the quarter and three-quarter points; memory is the most that the
-device held in a row, on a CPU the most that the process did.
+JAX finds. It runs the authors' structure as it is (eager) and tuned (channels_last; on a GPU
+bfloat16 autocast, fused Adam, cudnn.benchmark). One device is used. Each row is printed and saved
+when it is done, the most important rows first. On a GPU the budget is 8 minutes; rows that do not
+fit are left out. Times are medians and, in brackets, the quarter and three-quarter points. Memory
+is the most that the device held in a row; on a CPU, the most that the process held.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.speed.worker import Job, NoAnswerError, Worker
 from benchmarks.table import print_heading, print_line, write_json
 
-# The module that measures a column, and what its functions take for it.
+# The module that measures a column, and the arguments that its functions get.
 COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
     "rd_jax": ("of_jax", {}),
     "rd_jax bfloat16": ("of_jax", {"dtype": "bfloat16"}),
@@ -42,18 +42,18 @@ BUDGET = 480.0  # seconds, on a GPU
 
 
 class Sizes(NamedTuple):
-    """What is measured, of images of `size` pixels."""
+    """The sizes of all measurements; images have `size` pixels."""
 
     train_batches: tuple[int, ...]
     score_batches: tuple[int, ...]
     repeats: int
-    seconds: float = 0.0  # that a sample takes at least
+    seconds: float = 0.0  # a sample takes at least so long
     size: int = 256
     num_maps: int = 160
     num_files: int = 32
-    epochs: tuple[int, int] = (0, 0)  # of a whole category, by the short recipe and the paper
-    num_train: int = 209  # images, as `bottle`
-    num_test: int = 16  # good ones, and of each of four defects
+    epochs: tuple[int, int] = (0, 0)  # of a whole category: short recipe, paper
+    num_train: int = 209  # images, as many as `bottle` has
+    num_test: int = 16  # images that are good, and of each of four defects
 
 
 GPU = Sizes((16, 64), (1, 16, 64), repeats=10, seconds=0.3, epochs=(40, 200))
@@ -64,17 +64,17 @@ TINY = Sizes(
 
 
 class Row(NamedTuple):
-    """One figure by column, each of so many samples; whole runs are a module of their own."""
+    """A row of the table: one figure for each column, each from `repeats` samples."""
 
     name: str
     function: str
     arguments: Mapping[str, Any]
     columns: Sequence[str]
     repeats: int
-    is_run: bool = False
+    is_run: bool = False  # a whole run, which `of_runs` measures
 
     def job(self, column: str, kind: str) -> Job:
-        """Return what a column's process does, on this kind of device alone."""
+        """Return the job of a column's process, for this kind of device only."""
         if self.is_run:
             return Job("benchmarks.speed.of_runs", self.function, self.arguments, warm_up=0)
         module, extra = COLUMNS[column]
@@ -83,7 +83,7 @@ class Row(NamedTuple):
 
 @dataclass
 class Measured:
-    """What was found of a row, by column."""
+    """The figures of a row, for each column."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # and quartiles
@@ -92,9 +92,9 @@ class Measured:
 
 
 def rows_of(sizes: Sizes, backbone: str, has_torch: bool, has_bfloat16: bool) -> list[Row]:
-    """Return all rows, the most telling ones first."""
+    """Return all rows, the most important ones first."""
     pytorch = (EAGER, TUNED) if has_torch else ()
-    # Runs score in float32 everywhere; PyTorch, tuned, does not.
+    # A run of rd_jax scores in float32 on every device; tuned PyTorch does not.
     scorers = (OWN, OWN_BFLOAT16, *pytorch) if has_bfloat16 else (OWN, *pytorch)
     network = {"backbone": backbone, "size": sizes.size}
 
@@ -136,9 +136,9 @@ def rows_of(sizes: Sizes, backbone: str, has_torch: bool, has_bfloat16: bool) ->
 
 
 def measure(row: Row, kind: str, seconds: float, deadline: float | None) -> Measured:
-    """Measure a row; columns take turns, so that a machine that slows down slows all down.
+    """Measure a row. Columns take turns, so that a slow moment of the machine hits all of them.
 
-    A column that fails is lost alone.
+    If a column fails, the others go on.
     """
     if deadline is not None and time.monotonic() >= deadline:
         return Measured(failures=dict.fromkeys(row.columns, "left out, the budget is spent"))
@@ -148,14 +148,14 @@ def measure(row: Row, kind: str, seconds: float, deadline: float | None) -> Meas
         workers = {column: Worker(row.job(column, kind)) for column in row.columns}
         for worker in workers.values():
             stack.callback(worker.close)
-        for i in range(1 + row.repeats):  # at first they prepare
+        for i in range(1 + row.repeats):  # the first answer means that they are prepared
             for column in list(samples):
                 try:
                     answer = workers[column].ask(seconds, deadline)
                 except NoAnswerError as error:
                     found.failures[column] = str(error)
                     del samples[column]
-                    workers[column].close()  # its memory may be in the way
+                    workers[column].close()  # others may need its memory
                     continue
                 if i:
                     samples[column].append(answer[0])
@@ -173,7 +173,7 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 
 def cell(found: Measured, column: str) -> str:
-    """Return milliseconds, their spread and MiB, or why there are none."""
+    """Return milliseconds, their spread and MiB, or why they are missing."""
     if column in found.seconds:
         median, low, high = (1e3 * seconds for seconds in found.seconds[column])
         spread = f" ({low:.1f} to {high:.1f})" if low < high else ""
@@ -183,7 +183,7 @@ def cell(found: Measured, column: str) -> str:
 
 
 def run(options: argparse.Namespace, start: float) -> None:
-    """Ask JAX what there is, then measure row after row."""
+    """Ask JAX for its device, then measure row after row."""
     worker = Worker(Job("benchmarks.speed.of_jax"))
     try:
         facts = worker.ask(0)
@@ -209,24 +209,24 @@ def run(options: argparse.Namespace, start: float) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and write."""
+    """Parse the flags; measure, print and write."""
     start = time.monotonic()
     description, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=description, epilog=rest)
-    parser.add_argument("--cpu", action="store_true", help="the CPU, with sizes for a laptop")
-    parser.add_argument("--tiny", action="store_true", help="all rows of a GPU, for tests")
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU, with sizes for a laptop")
+    parser.add_argument("--tiny", action="store_true", help="a GPU's rows in tiny sizes, for tests")
+    parser.add_argument("--only", default="", help="measure rows whose name contains this text")
     parser.add_argument("--budget", type=float, help="seconds; 480 on a GPU, else no limit")
-    parser.add_argument("--json", default="", help="where the figures are written, too")
+    parser.add_argument("--json", default="", help="also write the figures to this file")
     parser.add_argument("--backbone", default="wide_resnet50_2", help="of teacher and student")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end, too
     visible = "" if options.cpu else os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     os.environ |= {"CUDA_VISIBLE_DEVICES": visible, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if options.cpu:
         os.environ["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.environ["TMPDIR"] = folder  # of all that the processes write
+        os.environ["TMPDIR"] = folder  # for all files of the processes
         run(options, start)
 
 

@@ -1,10 +1,10 @@
-"""Measure host memory of training on few and on many images: it must not grow with their number.
+"""Measure host memory of training on few and on many images. It must not grow with their number.
 
 python -m benchmarks.speed.memory [--images 1000 100000]
 
-Small files are written, decoded into the cache and trained on for some steps by rd_jax.main. What
-counts is its peak of anonymous memory (Linux): mapped pages of the cache are the system's to take
-back.
+It writes small files. rd_jax.main decodes them into the cache and trains for some steps. The table
+shows its peak of anonymous memory (Linux). Mapped pages of the cache do not count, since the system
+can take them back.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZE, BATCH_SIZE, NUM_STEPS = 32, 16, 50
 
 
 def write_category(data_dir: Path, count: int) -> None:
-    """Write so many PNG files of 32x32 pixels, and one to test."""
+    """Write `count` PNG files of 32x32 pixels for training, and one for the test."""
     rng = np.random.default_rng(0)
     for i in range(count + 1):
         path = data_dir / "noise" / ("train" if i else "test") / f"good/{i:06}.png"
@@ -33,7 +33,7 @@ def write_category(data_dir: Path, count: int) -> None:
 
 
 def train(data_dir: Path) -> tuple[int, float]:
-    """Return peak bytes and images per second of decoding and training on what is there."""
+    """Decode and train; return peak bytes and images per second."""
     fields = {"data_dir": data_dir, "backbone": "resnet18", "teacher_weights": "random"}
     fields |= {"image_size": SIZE, "batch_size": BATCH_SIZE, "log_every_steps": NUM_STEPS}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]

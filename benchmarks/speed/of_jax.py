@@ -1,4 +1,4 @@
-"""Prepare what is timed of rd_jax: the method, and the reading of images."""
+"""Prepare the timed parts of rd_jax: the method, and the reading of images."""
 
 import os
 import tempfile
@@ -32,7 +32,7 @@ DTYPE = jnp.dtype(
 
 
 def facts() -> dict[str, Any]:
-    """Return what JAX computes on."""
+    """Return JAX's device and versions."""
     versions = {name: version(name) for name in ("jax", "flax")}
     devices = jax.local_devices()
     device = f"{len(devices)} x {devices[0].device_kind}"
@@ -40,7 +40,7 @@ def facts() -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """Return the most that the device ever held, or on a CPU this process."""
+    """Return the most bytes that the device ever held; on a CPU, this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", peak_process_bytes())
 
@@ -68,7 +68,7 @@ def training_step(backbone: str, size: int, batch: int, keeps: bool = False) -> 
     )
 
     def several() -> None:
-        for _ in range(2):  # while one dispatch computes, the next one's batches are taken
+        for _ in range(2):  # while one dispatch computes, the next one gets its batches
             _, _, metrics = next(endless)
         jax.block_until_ready(metrics)
 
@@ -79,14 +79,14 @@ def scoring(backbone: str, size: int, batch: int, dtype: str = "float32") -> Cal
     """Prepare to score, from images on the host to maps and scores on the host."""
     model = Model(backbone, dtype=jnp.dtype(dtype))
     trained = create_train_state(model, optax.sgd(1.0), jax.random.key(0)).student_variables
-    student = jax.device_put(fold_batch_norm(trained))  # once, as an evaluation does
+    student = jax.device_put(fold_batch_norm(trained))  # done once in an evaluation, too
     scorer, teacher = make_scorer(model), find_teacher(backbone, "random").variables
     images = random_images(batch, size)
     return Call(lambda: jax.device_get(scorer(teacher, student, images)))
 
 
 def metrics(count: int, size: int) -> Call:
-    """Prepare to compute all metrics of so many maps."""
+    """Prepare to compute all metrics of `count` maps."""
     maps = np.random.default_rng(0).random((count, size, size), np.float32)
     labels = np.arange(count) % 2 == 0
     masks = np.zeros(maps.shape, bool)
@@ -95,9 +95,9 @@ def metrics(count: int, size: int) -> Call:
 
 
 def decoding(count: int, size: int, by_pil: bool = False) -> Call:
-    """Prepare to decode images of 900x900 pixels: as a run into a new cache, or one by one by PIL.
+    """Prepare to decode images of 900x900 pixels: into a new cache as a run, or one by one by PIL.
 
-    The first of them is a test image.
+    The first one is a test image.
     """
     folder = Path(tempfile.mkdtemp())
     steps = np.random.default_rng(0).integers(-2, 3, (900, 900, 3))

@@ -1,4 +1,4 @@
-"""Prepare whole commands of rd_jax, as its users start them."""
+"""Prepare whole commands of rd_jax, started as users start them."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ from benchmarks.speed.worker import Call
 
 
 def facts() -> dict[str, Any]:
-    """Return nothing: each run says what it computes on."""
+    """Return nothing: each run logs its own device."""
     return {}
 
 
 def peak_bytes() -> int:
-    """Return 0: the memory is not this process's."""
+    """Return 0: another process holds the memory."""
     return 0
 
 
@@ -70,15 +70,15 @@ def _networks(backbone: str, size: int) -> dict[str, Any]:
 
 
 def _run(name: str, cache: str, until: str, config: str, fields: dict[str, Any]) -> Call:
-    """Prepare a run; those of one name share caches, which one with cache "empty" fills."""
+    """Prepare a run. Runs of one name share caches; the run with cache "empty" fills them."""
     folder = Path(tempfile.gettempdir(), name)
     if cache == "warm" and not (folder / "rd_jax").exists():
-        raise RuntimeError("the run that fills the cache comes first, and has to end well")
+        raise RuntimeError("the run with an empty cache fills it: it has to come first and succeed")
     flags = [f"--config.{field}={value}" for field, value in fields.items()]
 
     def call() -> None:
         process = start("--config", config, *flags, cache=folder)
         wait_for(until, process)
-        process.kill()  # not waited for, since that is not part of what is timed
+        process.kill()  # do not wait: its end is not timed
 
     return Call(call)

@@ -1,4 +1,4 @@
-"""Prepare what is timed of PyTorch, as the authors run it and tuned, on a GPU if it sees one."""
+"""Prepare the timed parts of PyTorch, as the authors run it and tuned, on a GPU if it has one."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -14,20 +14,20 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 
 
 def facts() -> dict[str, Any]:
-    """Return what PyTorch computes on."""
+    """Return PyTorch's device and version."""
     device = torch.cuda.get_device_name() if ON_GPU else "cpu"
     return {"platform": "gpu" if ON_GPU else "cpu", "device": device, "torch": torch.__version__}
 
 
 def peak_bytes() -> int:
-    """Return the most that the device ever held, or on a CPU this process."""
+    """Return the most bytes that the device ever held; on a CPU, this process."""
     return torch.cuda.max_memory_allocated() if ON_GPU else peak_process_bytes()
 
 
 class Networks:
-    """The three networks; tuned: channels_last, and on a GPU bfloat16 autocast.
+    """The three networks. Tuned means channels_last and, on a GPU, bfloat16 autocast.
 
-    Mixed precision is tuning on a GPU; a CPU without its instructions slows down.
+    Mixed precision is for a GPU only: a CPU without instructions for bfloat16 slows down.
     """
 
     def __init__(self, backbone: str, is_tuned: bool):
@@ -61,10 +61,10 @@ class Networks:
 def training_step(
     backbone: str, size: int, batch: int, is_tuned: bool, keeps: bool = False
 ) -> Call:
-    """Prepare a step to the loss on the host, which waits for the device.
+    """Prepare a step that ends with the loss on the host, so that it waits for the device.
 
-    It begins with images on the host or, if it `keeps` them, with the teacher's features on the
-    device. Tuned: see `Networks`; on a GPU also fused Adam and cudnn.benchmark.
+    It begins with images on the host. If it `keeps` features, it begins with the teacher's features
+    on the device. Tuned: see `Networks`; on a GPU also fused Adam and cudnn.benchmark.
     """
     networks = Networks(backbone, is_tuned)
     parameters = [*networks.bottleneck.parameters(), *networks.student.parameters()]
@@ -88,9 +88,9 @@ def training_step(
 
 
 def scoring(backbone: str, size: int, batch: int, is_tuned: bool) -> Call:
-    """Prepare to score, from images on the host to scores on the host; maps are not even blurred.
+    """Prepare to score, from images on the host to scores on the host.
 
-    rd_jax does more: it blurs, and fetches the maps.
+    rd_jax does more: it blurs the maps and fetches them.
     """
     networks = Networks(backbone, is_tuned)
     networks.bottleneck.eval()

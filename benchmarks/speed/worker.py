@@ -1,4 +1,4 @@
-"""Time one job in a process of its own, so that memory, failures and deadlines are its own."""
+"""Time one job in its own process, so that its memory and its failures are its own, too."""
 
 import contextlib
 import importlib
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Call(NamedTuple):
-    """A function that returns when its work is done, and the number of things it does."""
+    """A function that returns when its work is done, and how many things it does."""
 
     call: Callable[[], Any]
     number: int = 1
@@ -25,25 +25,25 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """Name the function that prepares a `Call`: MODULE.FUNCTION(**arguments).
+    """The function that prepares a `Call`: MODULE.FUNCTION(**arguments).
 
-    Its module also has facts(), with a "platform" or none, and peak_bytes(). `warm_up` calls are
-    not counted.
+    The module also has facts(), which may hold a "platform", and peak_bytes(). The first `warm_up`
+    calls are not timed.
     """
 
     module: str
-    function: str = ""  # to ask for facts alone
+    function: str = ""  # empty: facts only
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    platform: str = ""  # another one is a failure
+    platform: str = ""  # fail on any other platform
     warm_up: int = 2
 
 
 class NoAnswerError(Exception):
-    """Say in one line why there is no answer."""
+    """The reason in one line why there is no answer."""
 
 
 class Worker:
-    """A process that has begun to import a job's module, and prepares when it is first asked."""
+    """A process that imports a job's module at once, and prepares when it is first asked."""
 
     def __init__(self, job: Job):
         context = multiprocessing.get_context("spawn")
@@ -53,9 +53,9 @@ class Worker:
         other_end.close()
 
     def ask(self, seconds: float, deadline: float | None = None) -> Any:
-        """Return facts at first, then (seconds for one thing, peak bytes), measured for `seconds`.
+        """Return facts at first; then (seconds for one thing, peak bytes), timed for `seconds`.
 
-        Raises NoAnswerError if the job fails, or is not done at `deadline`, of time.monotonic().
+        Raises NoAnswerError if the job fails, or is not done at `deadline` (time.monotonic()).
         """
         try:
             self._pipe.send(seconds)
@@ -71,14 +71,14 @@ class Worker:
 
     def close(self) -> None:
         """End the process, and all that it started."""
-        for kill in (os.killpg, os.kill):  # it has no group before it has begun
+        for kill in (os.killpg, os.kill):  # it has no group before it starts
             with contextlib.suppress(ProcessLookupError):
                 kill(self.process.pid or 0, signal.SIGKILL)
         self.process.join()
 
 
 def serve(pipe: Connection, job: Job) -> None:
-    """Answer as `Worker.ask` says; what libraries print goes to standard error."""
+    """Answer `Worker.ask`. Let libraries print to standard error."""
     os.setpgid(0, 0)
     os.dup2(2, 1)
     try:
@@ -86,7 +86,7 @@ def serve(pipe: Connection, job: Job) -> None:
         facts = module.facts()
         if job.platform and facts["platform"] != job.platform:
             raise RuntimeError(f"it is on {facts['platform']}, and rd_jax on {job.platform}")
-        pipe.recv()  # not before: to prepare would disturb what is measured elsewhere
+        pipe.recv()  # wait: preparing would disturb other measurements
         prepare = getattr(module, job.function) if job.function else lambda: Call(lambda: None)
         call: Call = prepare(**job.arguments)
         for _ in range(job.warm_up):
@@ -94,12 +94,12 @@ def serve(pipe: Connection, job: Job) -> None:
         pipe.send(facts)
         while True:
             pipe.send((sample(call, pipe.recv()), module.peak_bytes()))
-    except Exception as error:  # all kinds of them, as out of memory
+    except Exception as error:  # any error, such as out of memory
         pipe.send(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
 def sample(call: Call, seconds: float) -> float:
-    """Return the seconds for one thing, over so many seconds or over one call that is longer."""
+    """Return the seconds for one thing, timed for `seconds` or for at least one call."""
     start, calls = time.perf_counter(), 0
     while not calls or time.perf_counter() - start < seconds:
         call.call()
@@ -108,7 +108,7 @@ def sample(call: Call, seconds: float) -> float:
 
 
 def random_images(count: int, size: int) -> np.ndarray:
-    """Return uint8 [N, size, size, 3], the same for all implementations."""
+    """Return uint8 images [N, size, size, 3], the same for all implementations."""
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
 
 

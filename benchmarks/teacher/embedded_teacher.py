@@ -1,12 +1,12 @@
-"""Make the teacher that comes along: a ResNet-10 that imitates an ImageNet network.
+"""Make the embedded teacher: a ResNet-10 that imitates an ImageNet network.
 
 python -m benchmarks.teacher.embedded_teacher make FILE.safetensors [--source resnet18]
     [--weights imagenet]
 python -m benchmarks.teacher.embedded_teacher compare FILE.safetensors FOLDER [--size 256]
 
-`make` distils the source's features at all three scales on procedural images and crops of the two
-photographs that scikit-learn ships, and goes on where it was interrupted (FILE.state). `compare`
-prints how alike both networks' features of the images in a folder are.
+`make` distils the source's features at all three scales. It uses procedural images, and crops of
+the two photographs in scikit-learn. After an interruption it goes on from FILE.state. `compare`
+prints the mean cosine similarity of both networks' features, for the images in a folder.
 """
 
 import argparse
@@ -58,12 +58,12 @@ def crops(image: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 def batches(seed: int, first: int) -> Iterator[np.ndarray]:
-    """Yield batches [BATCH, CROP, CROP, 3], uint8, from batch `first` on, drawn by all processors.
+    """Yield batches uint8 [BATCH, CROP, CROP, 3] from batch `first` on; all processors draw them.
 
-    The crops of a canvas go to batches that follow each other, so that those of one batch differ.
+    The crops of a canvas go to successive batches, so that the crops of a batch differ.
     """
     make = partial(canvas, load_sample_images().images, CANVAS, seed)
-    # Not forked: JAX has threads.
+    # Spawn processes, since JAX has threads, which a fork would break.
     with ProcessPoolExecutor(cpu_count(), get_context("spawn")) as pool:
 
         def started(group: int) -> Iterator[np.ndarray]:
@@ -90,9 +90,9 @@ def imitation_loss(wanted: Features, got: Features) -> jax.Array:
 
 
 class Imitator(nn.Module):
-    """Imitate with the small network.
+    """The small network that imitates.
 
-    Where the source has other channels, a projection follows, which is thrown away.
+    Where the source has other channels, a projection follows. It is thrown away at the end.
     """
 
     channels: Sequence[int]
@@ -108,7 +108,7 @@ class Imitator(nn.Module):
 
 
 def start(own: Any, source: Any) -> Any:
-    """Take the source's values where it has such a layer: half of its blocks are a good start."""
+    """Return `own` with the values of layers that the source has, too: a good start."""
     if not isinstance(own, dict):
         return source if np.shape(source) == np.shape(own) else own
     return {name: start(v, source[name]) if name in source else v for name, v in own.items()}
@@ -150,7 +150,7 @@ def make(source: str, weights: str, path: Path, steps: int, seed: int) -> None:
         wanted = jax.tree.map(jax.lax.stop_gradient, source_network.apply(source_variables, images))
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            # The source's own first convolution stays: its gradient is a third of a step on a CPU.
+            # Keep the source's first convolution: its gradient takes a third of a step on a CPU.
             stem = jax.lax.stop_gradient(params["teacher"]["conv1"])
             params = params | {"teacher": params["teacher"] | {"conv1": stem}}
             variables = {**state["variables"], "params": params}
@@ -202,7 +202,7 @@ def compare(path: Path, source: str, weights: str, images: Path, size: int) -> l
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the flags; make or compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("make", "compare"))
     parser.add_argument("file", type=Path)

@@ -1,7 +1,7 @@
 """Draw images to distil a teacher on: leaves, textures, strokes, light, blur.
 
-"Dead leaves", shapes of all sizes that hide each other, have the edges and the spectrum of
-photographs (Lee, Mumford and Huang, IJCV 2001); networks trained on them and on textures see
+"Dead leaves" are shapes of all sizes that hide each other. They have the edges and the spectrum of
+photographs (Lee, Mumford and Huang, IJCV 2001). Networks trained on them and on textures see
 photographs surprisingly well (Baradad et al., NeurIPS 2021). Everything is drawn from a generator's
 numbers, so an image is a pure function of its seed.
 """
@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
-_PHOTOGRAPHS = 0.15  # of the canvases
+_PHOTOGRAPHS = 0.15  # share of the canvases
 
 
 def canvas(photographs: Sequence[np.ndarray], size: int, seed: int, index: int) -> np.ndarray:
-    """An image [size, size, 3], uint8: drawn, or a cut-out of one of the photographs, relit."""
+    """Return an image uint8 [size, size, 3]: drawn, or a relit cut-out of a photograph."""
     rng = np.random.default_rng((seed, index))
     if rng.random() >= _PHOTOGRAPHS:
         return draw(rng, size)
@@ -32,7 +32,7 @@ def canvas(photographs: Sequence[np.ndarray], size: int, seed: int, index: int) 
 
 
 def draw(rng: np.random.Generator, size: int) -> np.ndarray:
-    """An image [size, size, 3], uint8."""
+    """Draw an image [size, size, 3], uint8."""
     palette = _palette(rng)
     kind = rng.random()
     image = _texture(rng, size, palette)
@@ -44,7 +44,7 @@ def draw(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _palette(rng: np.random.Generator) -> np.ndarray:
-    """Six colours [6, 3] in [0, 1] that go together: now alike, now far from each other."""
+    """Draw six colours [6, 3] in [0, 1]: sometimes alike, sometimes far from each other."""
     centre = rng.uniform(0.1, 0.9) + rng.normal(0, 0.15, 3)
     light = rng.normal(0, rng.uniform(0.05, 0.35), (6, 1))
     colour = rng.normal(0, rng.uniform(0.0, 0.25), (6, 3))
@@ -52,7 +52,7 @@ def _palette(rng: np.random.Generator) -> np.ndarray:
 
 
 def _grid(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates in pixels, turned by a random angle and now and then bent."""
+    """Return coordinates in pixels, turned by a random angle and sometimes bent."""
     y, x = np.mgrid[:size, :size].astype(np.float32)
     angle = rng.uniform(0, np.pi)
     x, y = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -63,7 +63,7 @@ def _grid(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _waves(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A grating, or two that cross."""
+    """Draw a grating, or two that cross."""
     x, y = _grid(rng, size)
     period = np.exp(rng.uniform(np.log(3), np.log(40), 2))
     wave = np.sin(2 * np.pi * x / period[0])
@@ -73,7 +73,7 @@ def _waves(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _checks(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A chessboard, or stripes with sharp edges."""
+    """Draw a chessboard, or stripes with sharp edges."""
     x, y = _grid(rng, size)
     width, height = np.exp(rng.uniform(np.log(3), np.log(40), 2))
     share = rng.uniform(0.2, 0.8)
@@ -84,7 +84,7 @@ def _checks(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Noise whose amplitude falls with a power of the frequency, now and then along a direction."""
+    """Draw noise whose amplitude falls with a power of the frequency, stretched in a direction."""
     fy = np.fft.fftfreq(size)[:, None]
     fx = np.fft.rfftfreq(size)[None]
     stretch = np.exp(rng.uniform(-1.2, 1.2))
@@ -97,7 +97,7 @@ def _noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, size: int, palette: np.ndarray) -> np.ndarray:
-    """A texture between two or three colours [size, size, 3], float32 in [0, 1]."""
+    """Draw a texture of two or three colours [size, size, 3], float32 in [0, 1]."""
     mix = (_waves, _checks, _noise, _noise)[rng.integers(4)](rng, size)[..., None]
     first, second, third = palette[rng.permutation(len(palette))[:3]]
     image = first * (1 - mix) + second * mix
@@ -108,7 +108,7 @@ def _texture(rng: np.random.Generator, size: int, palette: np.ndarray) -> np.nda
 
 
 def _outline(rng: np.random.Generator, radius: float) -> np.ndarray:
-    """Corners [n, 2] around 0: polygons, stars, rectangles, ellipses, blobs."""
+    """Return corners [n, 2] around 0 of a polygon, star, rectangle, ellipse or blob."""
     kind = rng.integers(4)
     if kind == 0:  # ellipse or blob
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -146,7 +146,7 @@ def _bytes(image: np.ndarray) -> np.ndarray:
 
 
 def _leaves(rng: np.random.Generator, image: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Shapes of all sizes that hide each other: plain ones, and some with a texture."""
+    """Draw shapes of all sizes that hide each other, some of them with a texture."""
     size = image.shape[0]
     canvas = _canvas(image)
     pen = ImageDraw.Draw(canvas)
@@ -168,7 +168,7 @@ def _leaves(rng: np.random.Generator, image: np.ndarray, palette: np.ndarray) ->
 
 
 def _strokes(rng: np.random.Generator, image: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Lines and arcs of any width over the image."""
+    """Draw lines and arcs of any width over the image."""
     size = image.shape[0] * _FINER
     canvas = _canvas(image)
     pen = ImageDraw.Draw(canvas)
@@ -188,7 +188,7 @@ def _strokes(rng: np.random.Generator, image: np.ndarray, palette: np.ndarray) -
 
 
 def _photographed(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Light that varies over the image, a lens that blurs, a sensor with noise; grey or colour."""
+    """Add uneven light, a lens that blurs and a sensor with noise, in grey or colour."""
     size = image.shape[0]
     if rng.random() < 0.5:
         coarse = rng.normal(1, rng.uniform(0.05, 0.4), (3, 3))
