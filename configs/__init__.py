@@ -1,1 +1,1 @@
-"""Configs: what a run is told, where it differs from the defaults of `rd_jax.config`."""
+"""Configs: the values that differ from the defaults of `rd_jax.config`."""

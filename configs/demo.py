@@ -8,7 +8,7 @@ from rd_jax.config import get_config as defaults
 
 
 def get_config(category: str = "weave") -> Config:
-    """The generated category "weave" and the teacher that comes along: nothing is downloaded."""
+    """Return the config of the generated category and the embedded teacher: no downloads."""
     return defaults(
         data_dir="synthetic",
         category=category,
@@ -17,7 +17,7 @@ def get_config(category: str = "weave") -> Config:
         teacher_weights="embedded",
         holdout=16,
         num_epochs=20,
-        blur_sigma=2.0,  # the 4 pixels of 256 in proportion, rounded up
+        blur_sigma=2.0,  # 4 pixels at 256, in proportion, rounded up
         checkpoint_every_epochs=0,
-        **SHORT | {"batch_size": 8},  # of small images four are too few for BatchNorm
+        **SHORT | {"batch_size": 8},  # four small images are too few for BatchNorm
     )

@@ -9,5 +9,5 @@ from rd_jax.config import get_config as defaults
 
 
 def get_config(category: str = "") -> Config:
-    """One category, or all that data_dir holds."""
+    """Return the config of one category, or of all in data_dir."""
     return defaults(category=category, num_epochs=40, **SHORT)

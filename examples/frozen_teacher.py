@@ -1,4 +1,4 @@
-"""Features of a frozen teacher, and maps of where two images differ for it.
+"""Compute features of a frozen teacher, and a map of where two images differ for it.
 
 python -m examples.frozen_teacher
 """

@@ -1,4 +1,4 @@
-"""TFDS builder of MVTec AD; importing this module makes `tfds.data_source` know it.
+"""Build MVTec AD for TFDS. Importing this module registers it with `tfds.data_source`.
 
 import examples.mvtec_ad_tfds
 tfds.data_source("mvtec_ad/bottle", split="test")
@@ -32,7 +32,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
 
     Examples have `image` uint8 [H, W, 3], `mask` uint8 [H, W, 1] (255: anomalous; all 0 for
     normal images), `label` (0: normal, 1: anomalous), `defect` (its type, "good" if none) and
-    `name` (the file's, in its split). Preparing and reading do without TensorFlow.
+    `name` (of the file, in its split). Preparing and reading need no TensorFlow.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -43,7 +43,7 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
     )
 
     def __init__(self, *, file_format: Any = None, **keywords: Any):
-        # TFDS's own default can be neither written nor read without TensorFlow.
+        # TFDS's default format needs TensorFlow for writing and reading.
         super().__init__(file_format=file_format or "array_record", **keywords)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -96,5 +96,5 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
 
 
 def _file_of(image: Image.Image) -> io.BytesIO:
-    """Return a file of these pixels and nothing else, which decoders could read in other ways."""
+    """Return a file of these pixels only: decoders may treat other contents differently."""
     return io.BytesIO(png(np.asarray(image)))

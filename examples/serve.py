@@ -1,4 +1,4 @@
-"""Serves a trained model over HTTP: a picture in, a verdict or an overlay out.
+"""Serves a trained model over HTTP: it takes a picture and returns a verdict or an overlay.
 
 pip install tornado
 python examples/serve.py --workdir runs/mine --port 8000
@@ -8,7 +8,7 @@ curl --data-binary @photo.png http://localhost:8000/overlay --output overlay.png
 
 One process scores one picture after the other. An error is JSON, {"error": "..."}: 400 if the
 body is no picture, 413 if it is too large, 503 if too many pictures wait already. Ctrl-C or SIGTERM
-ends it with exit code 0; while it loads, once it has loaded. The exit code of a mistake is 2.
+ends it with exit code 0, but not before the model is loaded. The exit code of a mistake is 2.
 """
 
 import asyncio
@@ -34,18 +34,18 @@ from rd_jax.system.command import Parser, require_devices, run_command
 from rd_jax.system.errors import UserError, first_line
 from rd_jax.system.interruption import deferred
 
-MOST_BYTES = 2**26  # of a body
+MOST_BYTES = 2**26  # of a request's body
 INTERRUPTED = 130  # exit code of `run_command`
 
 
 class Body(io.BytesIO):
-    """The file of a picture, as a request holds it."""
+    """The bytes of a picture in a request, as a file."""
 
     name = "body"
 
 
 def picture_of(body: bytes) -> Image.Image:
-    """Return the picture in the file. Raise UserError if there is none that can be read."""
+    """Return the picture in the body. Raise UserError if it cannot be read."""
     try:
         picture = open_image(Body(body))
         picture.load()
@@ -57,14 +57,14 @@ def picture_of(body: bytes) -> Image.Image:
     return picture
 
 
-@tornado.web.stream_request_body  # so that a large body is answered and never held
+@tornado.web.stream_request_body  # so that a large body gets an answer and is never held
 class Score(tornado.web.RequestHandler):
     """Answer with JSON: score, threshold, verdict."""
 
     def initialize(
         self, predictor: Predictor, pool: ThreadPoolExecutor, queue: asyncio.Semaphore
     ) -> None:
-        """Take what all requests share."""
+        """Take the objects that all requests share."""
         self.predictor, self.pool, self.queue = predictor, pool, queue
         self.body, self.num_bytes = bytearray(), 0
 
@@ -85,7 +85,7 @@ class Score(tornado.web.RequestHandler):
                 await self.reply()
 
     async def reply(self) -> None:
-        """Compute the answer in the pool's thread, so that other requests are received."""
+        """Compute the answer in the pool's thread, so that other requests can arrive."""
         loop = asyncio.get_running_loop()
         try:
             answer = await loop.run_in_executor(self.pool, self.answer, bytes(self.body))
@@ -102,11 +102,11 @@ class Score(tornado.web.RequestHandler):
         self.finish({"error": problem})
 
     def write_error(self, status_code: int, **_: Any) -> None:
-        """Answer as JSON where tornado would send a page."""
+        """Answer with JSON where tornado would send a page."""
         self.fail(status_code, f"{self._reason}: POST a picture to /score or /overlay")
 
     def answer(self, body: bytes) -> dict | bytes:
-        """Return what is sent back for the file of a picture."""
+        """Return the answer for a picture's file."""
         result = rd_jax.score_image(self.predictor, picture_of(body))
         verdicts = {None: None, True: "anomalous", False: "normal"}
         return {
@@ -155,14 +155,14 @@ def main(argv: Sequence[str]) -> int:
         parser = Parser("python examples/serve.py", __doc__)
         add = parser.add_argument
         add("--workdir", required=True, help="of a training: see rd_jax.main")
-        add("--address", default="127.0.0.1", help="0.0.0.0: for other machines, too")
-        add("--port", type=int, default=8000, help="0: one that is free")
-        add("--queue", type=int, default=16, help="pictures at once, scored or waiting")
+        add("--address", default="127.0.0.1", help="0.0.0.0 also serves other machines")
+        add("--port", type=int, default=8000, help="0 takes a free port")
+        add("--queue", type=int, default=16, help="most pictures at once, scored or waiting")
         flags = parser.parse_args(argv)
         with deferred("ending when the model is loaded") as should_stop:
             require_devices()
             predictor = rd_jax.load_predictor(flags.workdir)
-            # So that the first picture is no slower than the others.
+            # Compile now, so that the first picture is as fast as the others.
             rd_jax.score_image(predictor, np.zeros((*predictor.size, 3), np.uint8))
         if should_stop():
             return 0
@@ -173,7 +173,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     code = run_command(body, lambda _: "stopped")
-    return 0 if code == INTERRUPTED else code  # being stopped is how a server ends
+    return 0 if code == INTERRUPTED else code  # a server ends by being stopped
 
 
 if __name__ == "__main__":
