@@ -1,4 +1,4 @@
-"""Where images come from: one file for each kind of source, decoding, cache, order of images."""
+"""Images: one file for each kind of source, decoding, cache, order of images."""
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ NORMAL = "good"  # the label of a normal image; other labels are kinds of defect
 
 @dataclass(frozen=True)
 class Source:
-    """Where images come from, and what size they get."""
+    """The place of images, and the size that they get."""
 
     data_dir: str  # "synthetic", or a path: of categories, a table, or data sets of TFDS
     dataset: str  # "digits" or the name of a data set of TFDS; empty: files of images
@@ -40,7 +40,7 @@ class Split:
     test_sha256: str  # of hashes, masks and names
     labels: np.ndarray  # [M] bool, true: anomalous
     masks: np.ndarray | None  # [M, H, W] bool, true: anomalous
-    num_validation: int = 0  # the last training images, which are held out
+    num_validation: int = 0  # how many of the last training images are held out for validation
     groups: tuple[str, ...] = ()  # of each training image, if its source has groups
 
     @property
@@ -56,31 +56,31 @@ class Row(NamedTuple):
     image: Path
     split: str  # "train", "validation" or "test"
     label: str = NORMAL
-    masks: tuple[Path, ...] = ()  # of an anomalous image: what is anomalous in any of them is
+    masks: tuple[Path, ...] = ()  # of an anomalous image; pixels count that any of them marks
     group: str = ""
 
 
 @dataclass(frozen=True)
 class Category:
-    """A category whose files were listed and not decoded yet."""
+    """A category whose files are listed, but not decoded yet."""
 
     name: str
     num_train: int  # with those for validation
-    folders: tuple[Path, ...]  # real ones that its images lie in; none if a package has them
+    folders: tuple[Path, ...]  # real paths of its images' folders; none if a package has them
     load: Callable[[], Split]  # decodes, or finds what was decoded before
     num_validation: int = 0  # as of Split
     rows: tuple[Row, ...] = ()  # if it has files
 
 
 def chosen_names(text: str, there: Collection[str]) -> list[str]:
-    """Return the names in a text: all that are there, one, whatever commas it has, or several."""
+    """Return the names that a text chooses: all if empty, one (commas allowed), or several."""
     if not text or text in there:
         return [text] if text else list(there)
     return list(dict.fromkeys(filter(None, map(str.strip, text.split(","))))) or [text]
 
 
 def chosen_of(found: Mapping[str, T], text: str, place: Path) -> dict[str, T]:
-    """Return what of a place is chosen, as `chosen_names`. Raise UserError for an unknown name."""
+    """Return the items that `chosen_names` chooses. Raise UserError for an unknown name."""
     names = chosen_names(text, found)
     for name in (name for name in names if name not in found):
         known = ", ".join(n if n == n.strip() else repr(n) for n in found)
@@ -94,7 +94,7 @@ def sha256_of(texts: Sequence[str]) -> str:
 
 
 class Joined:
-    """Several arrays [., H, W, C] as one, of which only what is asked for is read."""
+    """Several arrays [., H, W, C] as one. Only the rows that are asked for are read."""
 
     def __init__(self, arrays: Sequence[np.ndarray]):
         self._arrays = arrays

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
 
     def body() -> int:
         parser = Parser("python -m rd_jax.data", __doc__)
-        parser.add_argument("folder", help="of categories or of good images, or another table")
+        parser.add_argument("folder", help="categories, good images, or a table")
         folder = parser.parse_args(argv).folder
         lines = csv.writer(sys.stdout, lineterminator="\n")
         lines.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""Image files to arrays: decoded once, in parallel, and found on disk again by their files."""
+"""Decode image files to arrays, in parallel and only once: a cache on disk keeps them."""
 
 import hashlib
 import logging
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CHUNK_BYTES = 2**27  # of rows made at a time
-_MOST_BYTES = 20 * 10**9  # of all cache files; those not used for longest are removed
-_STALE = 3600  # seconds after which nobody goes on writing a file
+_MOST_BYTES = 20 * 10**9  # of all cache files; the least recently used are removed
+_STALE = 3600  # seconds after which an unfinished file is abandoned
 
 
 def load_images(
@@ -47,9 +47,9 @@ def load_masks(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return [N, H, W] bool, true where anomalous, and the hash of each mask before resizing.
 
-    A mask has one file or several; that of an image without anomaly has none. Warns of masks that
-    may be misread. Raises UserError naming those that cannot be read, or be those of their images:
-    see `read_mask`.
+    A mask has one file or several; that of a normal image has none. Warns of masks that may be
+    misread. Raises UserError naming masks that cannot be read or do not fit their images: see
+    `read_mask`.
     """
     first, *others = zip_longest(*masks)
     return _load(decode_mask, [first, images, *others], np.dtype((np.bool_, size)), resize)
@@ -61,7 +61,7 @@ def _load(
     pixels: np.dtype,
     resize: str,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return what `decode` makes of one file of each sequence [N] in turn, and hashes."""
+    """Decode one file of each sequence [N] at a time; return pixels and hashes."""
     size, paths = pixels.shape[:2], files[0]
     row = np.dtype([("pixels", pixels), ("sha256", "U64"), ("remark", np.uint8)])
 
@@ -78,7 +78,7 @@ def _load(
 
 
 def each_file(read: Callable[..., T], paths: Sequence[Path | None], *others: Sequence) -> list[T]:
-    """Return `read` of all, in parallel. Raises one UserError naming files that cannot be read."""
+    """Read all files in parallel. Raises one UserError naming files that cannot be read."""
     failures = []
 
     def attempt(path: Path | None, *its_others: object) -> T | None:
@@ -106,11 +106,11 @@ def cached_rows(
     num_rows: int,
     rows: Callable[[range], np.ndarray],
 ) -> np.ndarray:
-    """Return what `rows` makes of all indices [num_rows], memory-mapped from a cache file.
+    """Return `rows` of all indices [num_rows], memory-mapped from a cache file.
 
-    That file is found as long as nobody touches the `paths`, and for the same `what`, which says
-    what is made of them. Where the cache cannot be written, the array is in memory. Raises
-    UserError if files changed while they were read.
+    `what` names the contents. The file is valid for the same `what`, as long as nobody touches the
+    `paths`. If the cache cannot be written, the array is in memory. Raises UserError if files
+    changed while they were read.
     """
     states = list(map(_state, paths))
     key = hashlib.sha256(ascii((what, states)).encode()).hexdigest()
@@ -128,7 +128,7 @@ def cached_rows(
         _tidy(cached.parent)
         with suppress(FileNotFoundError, ValueError, EOFError):  # it is not there, or damaged
             found = np.load(cached, mmap_mode="r")
-            os.utime(cached)  # it is used now
+            os.utime(cached)  # mark it as used
             return found
         _write(cached, dtype, num_rows, checked)
         return np.load(cached, mmap_mode="r")
@@ -138,13 +138,13 @@ def cached_rows(
 
 
 def _state(path: Path) -> tuple:
-    """Return what changes whenever a file is written, replaced or restored."""
+    """Return facts that change whenever a file is written, replaced or restored."""
     of = os.stat(path)
     return str(path), of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what nobody finished, and what is beyond the room for the cache."""
+    """Remove abandoned files, and the least recently used ones beyond `_MOST_BYTES`."""
     used = 0
     with suppress(FileNotFoundError):  # another process tidies up, too
         found = [(path.stat(), path) for path in folder.iterdir()]
@@ -161,7 +161,7 @@ def _write(
     """Write the whole file or nothing."""
     unfinished = cached.with_suffix(f".{secrets.token_hex(4)}.partial")
     try:
-        # Written, not mapped: a full disk kills the process that writes into a mapped file.
+        # Write, do not map: a full disk kills a process that writes into a mapped file.
         with unfinished.open("wb") as file:
             descr = np.lib.format.dtype_to_descr(dtype)
             header = {"descr": descr, "fortran_order": False, "shape": (num_rows,)}

@@ -1,4 +1,4 @@
-"""Which training images belong together: equal ones, near copies, those of one named group."""
+"""Group training images that belong together: equal ones, near copies, named groups."""
 
 import logging
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from rd_jax.data import Split
 logger = logging.getLogger(__name__)
 
 _NEAR = 0.2  # of the distance within which a tenth of the images lie: see docs/measured.md
-_ROWS = 256  # of distances at a time
-_MOST = 10_000  # images that are compared unasked, since time grows with the square
+_ROWS = 256  # rows of distances at a time
+_MOST = 10_000  # images; more are compared only by "near", since time grows with the square
 
 
-@cache  # of a split, which is compared by identity, for its seeds and its evaluation
+@cache  # a split is compared by identity; its seeds and its evaluation share the result
 def groups_of(split: Split, by: str) -> np.ndarray:
-    """Return the first image of the group of each training image [N].
+    """Return, for each training image [N], the first image of its group.
 
-    Images of one content or of one name in `groups` are of one group and, by "near", near copies.
-    Log how many images are copies, and warn of near copies that are not of one group.
+    A group has images of equal content, of one name in `groups` and, by "near", near copies. Log
+    how many images are copies, and warn of near copies in different groups.
     """
     hashes, count = split.train_hashes, len(split.train)
     names = [name or f"\0{i}" for i, name in enumerate(split.groups or [""] * count)]
@@ -45,7 +45,7 @@ def groups_of(split: Split, by: str) -> np.ndarray:
 
 
 def first_alike(texts: Sequence[str]) -> np.ndarray:
-    """Return for each text [N] the place of the first that is equal."""
+    """Return, for each text [N], the place of the first equal text."""
     _, first, of = np.unique(texts, return_index=True, return_inverse=True)
     return first[of]
 
@@ -58,7 +58,7 @@ def _joined(count: int, pairs: np.ndarray) -> np.ndarray:
 def near_copies(images: np.ndarray) -> np.ndarray:
     """Return [P, 2] pairs of images [N, H, W, 3] that are far more alike than others.
 
-    Means of 16 x 16 fields are compared, without regard to brightness and contrast.
+    It compares means of 16 x 16 fields, and ignores brightness and contrast.
     """
     shape = 16, images.shape[1] // 16, 16, images.shape[2] // 16 * 3
     small = np.stack([np.float32(image.reshape(shape).mean((1, 3)).ravel()) for image in images])
@@ -76,7 +76,7 @@ def near_copies(images: np.ndarray) -> np.ndarray:
 def warn_of_copies_in_test(
     category: str, train: Sequence[str], test: Sequence[str], test_names: Sequence[str]
 ) -> None:
-    """Log which test images are training images, too, by the hashes of both."""
+    """Log which test images are training images, too, by their hashes."""
     if found := np.compress(np.isin(test, train), test_names).tolist():
         logger.warning(
             "%s: %d of %d test images are training images, too, so that figures are too good: %s: "

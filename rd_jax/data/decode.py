@@ -1,4 +1,4 @@
-"""One image file to uint8 pixels: upright, in 8 bits, resized."""
+"""Decode one image file to uint8 pixels: upright, in 8 bits, resized."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 DECODER_VERSION = 6  # part of every cache key: raise it when decoding changes
 Region = tuple[int, int, int, int]  # top, left, height, width
 
-_LOSSY = ("JPEG", "JPEG2000", "WEBP", "AVIF")  # which make levels that were not written
+_LOSSY = ("JPEG", "JPEG2000", "WEBP", "AVIF")  # these make levels that nobody wrote
 _RUN_LENGTHS = 3  # zlib's strategy Z_RLE
 _BRIGHTEST_OF_14_BITS = 64  # in 8 bits
 _STRIPE = 2**22  # pixels that are hashed at a time
@@ -31,7 +31,7 @@ _LARGE = 2**25
 _ONE_LARGE = threading.Lock()
 
 
-# What is said once for all files that it is true of; an image's `info["remark"]` is the place.
+# An image's remark is in its `info["remark"]`. Each remark is logged once, with all its files.
 NO_REMARK, DAMAGED, DARK, UNCLEAR = range(4)
 _REMARKS = (
     "",
@@ -39,14 +39,14 @@ _REMARKS = (
     "and replace or remove them",
     "images have 16 bits and no value above a quarter of white. They are taken to be that dark: "
     "if a camera recorded them with 10 to 14 bits, scale these to 16",
-    "masks have levels between normal and anomalous. Pixels above half white are anomalous, or in "
-    "a mask without any, all but 0: write anomalous pixels as 255, the others as 0, if other ones "
-    "are meant",
+    "masks have levels between normal and anomalous. Pixels above half white are anomalous; in a "
+    "mask without any, all but 0 are. If that is wrong, write anomalous pixels as 255, the others "
+    "as 0",
 )
 
 
 def warn_of(remarks: Mapping[Path, int], num_files: int) -> None:
-    """Log the remarks on some files, of so many."""
+    """Log the remarks on some of `num_files` files."""
     for remark in sorted(set(remarks.values()) - {NO_REMARK}):
         paths = sorted(path for path in remarks if remarks[path] == remark)
         shown = ", ".join(map(str, paths[:10])) + ", ..." * (len(paths) > 10)
@@ -54,10 +54,10 @@ def warn_of(remarks: Mapping[Path, int], num_files: int) -> None:
 
 
 def placed(image: Image.Image, size: tuple[int, int], resize: str) -> tuple[np.ndarray, Region]:
-    """Return [H, W, 3] uint8 of an image, grey or RGB, and where in it the image lies.
+    """Return a grey or RGB image as [H, W, 3] uint8, and the region that it fills there.
 
-    It lies everywhere by "stretch"; by "fit" it keeps its aspect ratio, in the middle, and is
-    mirrored into the rest. It is resized bilinearly by Pillow.
+    With "stretch" it fills all. With "fit" it keeps its aspect ratio, lies in the middle and is
+    mirrored into the rest. Pillow resizes it bilinearly.
     """
     height, width = size
     if resize == "fit":
@@ -70,18 +70,18 @@ def placed(image: Image.Image, size: tuple[int, int], resize: str) -> tuple[np.n
 
 
 def resized(image: Image.Image, size: tuple[int, int], resize: str = "stretch") -> np.ndarray:
-    """Return [H, W, 3] uint8 RGB of an image of any mode, as `placed`."""
+    """Return an image of any mode as [H, W, 3] uint8 RGB: see `placed`."""
     return placed(image.convert("RGB"), size, resize)[0]
 
 
 @contextmanager
 def upright(path: Path) -> Iterator[Image.Image]:
-    """Yield the picture in a file, upright; of large ones, one at a time over all threads.
+    """Yield the picture in a file, upright. Only one large picture at a time is open.
 
-    Its `info` says if the file `is_deep`, of more than 8 bits, if it `is_lossy`, and if it
+    Its `info` says if the file `is_deep` (more than 8 bits), if it `is_lossy`, and if it
     `is_damaged`.
     """
-    # From a stream: what Pillow maps into memory by its name, a TIFF that is turned, it garbles.
+    # Open a stream: by its name Pillow maps the file into memory, and garbles a turned TIFF.
     with (
         path.open("rb") as stream,
         open_image(stream) as file,
@@ -90,10 +90,10 @@ def upright(path: Path) -> Iterator[Image.Image]:
         is_16_bits = file.format in ("PNG", "TIFF") and ";16" in str(file.tile[:1])
         is_deep = file.mode[0] == "I" or is_16_bits
         is_lossy = file.format in _LOSSY or "jpeg" in str(file.info.get("compression"))
-        # The one kind of negative that Pillow does not make positive.
+        # Pillow makes all other kinds of negatives positive.
         is_negative = file.mode == "I;16" and getattr(file, "tag_v2", {}).get(262) == 0
         transposed = _TRANSPOSED.get(orientation(file)) if file.format != "TIFF" else None
-        file.load()  # which turns a TIFF
+        file.load()  # this turns a TIFF
         image: Image.Image = file if transposed is None else file.transpose(transposed)
         if is_negative:
             image = Image.fromarray(65535 - np.asarray(image, np.uint16))
@@ -106,8 +106,8 @@ def upright(path: Path) -> Iterator[Image.Image]:
 def reading(path: Path) -> Iterator[Image.Image]:
     """Yield the picture in a file upright, in 8 bits, in mode L or RGB; alpha is dropped.
 
-    While a large one is in use, other threads wait with theirs. Its `info["remark"]` says if the
-    file is damaged, or a dark picture of 16 bits.
+    While a large picture is in use, other threads wait with their large ones. Its `info["remark"]`
+    says if the file is damaged, or a dark picture of 16 bits.
     """
     with upright(path) as stored:
         image = in_8_bits(stored)
@@ -118,7 +118,7 @@ def reading(path: Path) -> Iterator[Image.Image]:
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """Return an image in mode L or RGB; alpha is dropped, and 65535 is white on 16 bits."""
+    """Return an image in mode L or RGB. Alpha is dropped; with 16 bits, 65535 is white."""
     image.info.pop("transparency", None)
     if image.mode[0] == "I":
         return Image.fromarray(TO_8_BITS[np.asarray(image)])
@@ -128,7 +128,7 @@ def in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return the image in a file upright and in RGB, as `reading`."""
+    """Return the image in a file, upright and in RGB: see `reading`."""
     with reading(path) as image:
         return image.convert("RGB")
 
@@ -136,7 +136,7 @@ def read_image(path: Path) -> Image.Image:
 def decode_image(
     path: Path, size: tuple[int, int], resize: str = "stretch"
 ) -> tuple[np.ndarray, str, int]:
-    """Return [H, W, 3] uint8 RGB, as `placed`, the `pixel_hash`, and the remark."""
+    """Return the image as [H, W, 3] uint8 RGB (see `placed`), its `pixel_hash` and its remark."""
     with reading(path) as image:
         return placed(image, size, resize)[0], pixel_hash(image), image.info["remark"]
 
@@ -144,7 +144,7 @@ def decode_image(
 def pixel_hash(image: Image.Image) -> str:
     """Return the SHA-256 of an image's size and its pixels in RGB."""
     sha256 = hashlib.sha256(f"{image.height}x{image.width}:".encode())
-    rows = max(1, _STRIPE // image.width)  # all of a large image would fill the memory
+    rows = max(1, _STRIPE // image.width)  # a whole large image would fill the memory
     for top in range(0, image.height, rows):
         stripe = image.crop((0, top, image.width, min(top + rows, image.height)))
         sha256.update(stripe.convert("RGB").tobytes())
@@ -152,15 +152,15 @@ def pixel_hash(image: Image.Image) -> str:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Return the file of an image [h, w] or [h, w, 3], uint8, or [h, w] uint16."""
+    """Return the PNG file of an image uint8 [h, w] or [h, w, 3], or uint16 [h, w]."""
     file = io.BytesIO()
-    # Five times as fast as the default for a tenth more bytes; it is what takes longest.
+    # Five times as fast as the default for a tenth more bytes. Encoding takes longest of all.
     Image.fromarray(pixels).save(file, "PNG", compress_level=1, compress_type=_RUN_LENGTHS)
     return file.getvalue()
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
-    """Return the file of an image [h, w, 3], uint8: a sixth of the PNG's size, ten times faster."""
+    """Return the JPEG file of an image uint8 [h, w, 3]: a sixth of a PNG, ten times faster."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=0)  # thin lines stay sharp
     return file.getvalue()

@@ -1,6 +1,6 @@
-"""Which images are in folders; nothing that may be meant as one is left out in silence.
+"""Find images in folders. No file that may be meant as an image is ignored silently.
 
-The rule of what is an image is the same for training and for predictions.
+Training and predictions have the same rule of what is an image.
 """
 
 import mimetypes
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from rd_jax.data.headers import CAMERA_SUFFIXES, open_image
 from rd_jax.system.errors import UserError
 
-# Of file systems, network drives, Windows and macOS, beside what begins with a dot.
+# Hidden folders of file systems, network drives, Windows and macOS, beside names with a dot.
 _HIDDEN = {
     *("@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "__MACOSX"),
     *("lost+found", "System Volume Information"),
@@ -31,7 +31,7 @@ _OTHERS = (
 
 
 class Listing(NamedTuple):
-    """What is in a folder, sorted; what is hidden is left out."""
+    """The files and folders in a folder, sorted, without hidden ones."""
 
     folder: Path
     files: list[Path]
@@ -39,7 +39,7 @@ class Listing(NamedTuple):
 
 
 def normalised(name: str) -> str:
-    """Return a name with accents as they are typed at a keyboard; macOS stores another form."""
+    """Return a name with accents as a keyboard types them. macOS stores another form."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -51,8 +51,8 @@ def letters(name: str) -> str:
 def listed(folder: Path, expected: Sequence[str] = ()) -> Listing:
     """List a folder.
 
-    Raises UserError if that cannot be done, for what is neither file nor folder, for two folders
-    whose names look the same, or for one that is called as `expected` but for case and signs.
+    Raises UserError if it cannot be listed, for an entry that is neither file nor folder, for two
+    folders whose names look the same, or for a name that is `expected` but for case and signs.
     """
     files: list[Path] = []
     folders: dict[str, Path] = {}
@@ -77,7 +77,7 @@ def listed(folder: Path, expected: Sequence[str] = ()) -> Listing:
 
 
 def images_by_folder(root: Path, skipped: Path | None = None) -> dict[str, list[Path]]:
-    """Return the images in each folder in `root` but the one `skipped`, by the folder's name.
+    """Return the images in each folder in `root`, except `skipped`, by the folder's name.
 
     Raises UserError for images that lie elsewhere below `root`.
     """
@@ -112,10 +112,10 @@ def images_named(argument: Path, skipped: Iterable[Path | str] = ()) -> list[Pat
 
 
 def images_below(folder: Path, skipped: Iterable[Path | str] = ()) -> Iterator[Path]:
-    """Yield what looks like an image in a folder and, after that, in those inside, at any depth.
+    """Yield the images in a folder, then those in the folders inside it, at any depth.
 
-    What is hidden is left out, as are the folders `skipped`. Raises UserError for a folder that
-    cannot be listed, or for a pipe or the like named like an image.
+    Hidden files and the folders `skipped` are left out. Raises UserError for a folder that cannot
+    be listed, or for a pipe or the like named like an image.
     """
     seen = set(map(os.path.realpath, skipped))  # links may go in circles
     for parent, folders, files in os.walk(folder, onerror=_cannot_be_listed, followlinks=True):
@@ -133,7 +133,7 @@ def images_below(folder: Path, skipped: Iterable[Path | str] = ()) -> Iterator[P
 
 
 def looks_like_image(path: Path) -> bool:
-    """Say if a file is meant as an image: by its suffix or, if that says nothing, its content."""
+    """Return whether a file is meant as an image, by its suffix or, if unknown, its content."""
     if kind := _media_types().get(path.suffix.lower().rstrip()):
         return kind.startswith("image/")
     if not os.path.isfile(path):
@@ -143,13 +143,13 @@ def looks_like_image(path: Path) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except Exception:  # broken or locked: whoever decodes it says why
+    except Exception:  # broken or locked: decoding will say why
         return True
 
 
 @cache
 def _media_types() -> dict[str, str]:
-    """Return media types by suffix, of Python and Pillow and not of the machine's own list."""
+    """Return media types by suffix, from Python and Pillow, not from the machine's own list."""
     of_pillow = {s: Image.MIME.get(form, "") for s, form in Image.registered_extensions().items()}
     return {
         **mimetypes.MimeTypes().types_map[True],

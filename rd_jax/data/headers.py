@@ -1,6 +1,6 @@
-"""Opening an image file: what its header says, and whether its pixels have one reading.
+"""Open an image file: read its header, and check that its pixels have one meaning only.
 
-What surrounds the pixels decides nothing, be it long or broken.
+Data around the pixels, long or broken, change nothing.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "PPM")
 FORMAT_NAMES = "PNG, JPEG, JPEG 2000, BMP, TIFF, WebP, GIF, AVIF or PNM"
-# Of which some are TIFF files whose first picture is a preview and does not say so.
+# Some of these are TIFF files whose first picture is a preview and does not say so.
 CAMERA_SUFFIXES = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc"),
     *(".mef", ".mos", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2"),
@@ -29,7 +29,7 @@ _NO_IMAGE = f"not an image in {FORMAT_NAMES}"
 _CAMERA = f"{_NO_IMAGE}, but raw data of a camera: convert it"
 _NO_WHITE = "32-bit, signed or fractional pixels have no defined white; convert it to 8 or 16 bits"
 
-# Chunks of PNG files that may be left out but decide what is seen.
+# Optional chunks of PNG files that change the picture.
 _SEEN_CHUNKS = (
     *(b"tRNS", b"acTL", b"fcTL", b"eXIf", b"iTXtXML:com.adobe.xmp\0"),
     *(b"tEXtRaw profile type exif\0", b"zTXtRaw profile type exif\0"),
@@ -40,7 +40,7 @@ _LYING = (5, 6, 7, 8)  # orientations of pictures whose sides are exchanged
 
 
 def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
-    """Return the one picture of a file, undecoded.
+    """Open the only picture of a file, without decoding it.
 
     Raises UnidentifiedImageError if it is not in FORMATS, and ValueError if there are several
     pictures, too many pixels, or pixels with no defined white.
@@ -49,7 +49,7 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
     if str(stream.name).lower().rstrip().endswith(CAMERA_SUFFIXES):
         raise UnidentifiedImageError(_CAMERA)
     Image.init()
-    # Not by Image.open, whose limits of pixels and of texts are those of the whole program.
+    # Not by Image.open: its limits of pixels and texts are those of the whole program.
     form = next((f for f in FORMATS if (accept := Image.OPEN[f][1]) and accept(start)), None)
     if form is None:
         raise UnidentifiedImageError(_NO_IMAGE)
@@ -61,7 +61,7 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
     except (SyntaxError, IndexError, TypeError, KeyError, struct.error) as error:
         if form in ("PNG", "JPEG", "TIFF"):
             raise ValueError(f"its header cannot be read: {error}") from error
-        raise UnidentifiedImageError(_NO_IMAGE) from error  # a text may begin like one
+        raise UnidentifiedImageError(_NO_IMAGE) from error  # a text may begin like an image
     if (num_pictures := num_in_tiff or getattr(file, "n_frames", 1)) > 1:
         raise ValueError(f"{num_pictures} pictures in one file: save the one that is meant")
     if file.width * file.height > MOST_PIXELS:
@@ -71,16 +71,16 @@ def open_image(stream: BinaryIO) -> ImageFile.ImageFile:
     # Pillow scales the deep levels of PNM files to 16 bits.
     if file.mode == "F" or (file.mode == "I" and form != "PPM"):
         raise ValueError(_NO_WHITE)
-    if form == "TIFF":  # whose plugin would apply the limit when it makes room for the pixels
+    if form == "TIFF":  # its plugin would apply the limit when it allocates pixels
         file.im = Image.new(file.mode, _stored_size(file)).im
     return file
 
 
 def orientation(file: Image.Image) -> int:
-    """Return the orientation by EXIF or else XMP data; 1, as stored, if they cannot be read."""
-    try:  # not by the method of PNG files, which decodes them
+    """Return the orientation from EXIF or XMP data, or 1 (as stored) if they cannot be read."""
+    try:  # a PNG file's own method would decode it
         return Image.Image.getexif(file).get(ExifTags.Base.Orientation, 1)
-    except Exception:  # all kinds of them
+    except Exception:  # broken data raise all kinds of errors
         return 1
 
 
@@ -91,21 +91,21 @@ def upright_size(file: ImageFile.ImageFile) -> tuple[int, int]:
 
 
 def _stored_size(file: Any) -> tuple[int, int]:
-    """Return width and height in the file; those of a TIFF Pillow may have exchanged already."""
+    """Return width and height as stored. Pillow may have exchanged those of a TIFF."""
     if file.format != "TIFF":
         return file.size
     return file.tag_v2[ExifTags.Base.ImageWidth], file.tag_v2[ExifTags.Base.ImageLength]
 
 
 def _png(stream: BinaryIO) -> PngImageFile:
-    """Open a PNG file without what decides nothing: texts, profiles, and their checksums.
+    """Open a PNG file without texts, profiles and their checksums, which change no pixel.
 
     Pixels come last, so that the orientation is known before they are decoded.
     """
     data = stream.read()
     chunks, start, kind = list[bytes](), 8, b""
     while start < len(data) and kind != b"IEND":
-        # No slice up to the end: there may be ten thousand chunks, each as long a copy.
+        # Slice one chunk only: slices up to the end would copy the file for each of many chunks.
         end = start + 12 + int.from_bytes(data[start : start + 4])
         chunk, start = data[start:end], end
         kind = chunk[4:8]
@@ -120,8 +120,8 @@ def _png(stream: BinaryIO) -> PngImageFile:
 class _Jpeg(JpegImageFile):
     """A JPEG file that knows, once it is loaded, if it `is_damaged`, as far as libjpeg shows.
 
-    libjpeg gets the last bytes of a scan late, and then no end: if it stops before these or asks
-    for more, the pixels do not fit the file. Of several scans it does not show that.
+    libjpeg gets the last bytes of the scan late, and then no end. If it stops before these bytes or
+    asks for more, the pixels do not fit the file. This does not work for several scans.
     """
 
     def __init__(self, stream: BinaryIO):
@@ -135,7 +135,7 @@ class _Jpeg(JpegImageFile):
             restarts = re.findall(rb"\xff[\xd0-\xd7]", data[start:end])
             self.is_damaged = any(mark[1] & 7 != i % 8 for i, mark in enumerate(restarts))
             self._late = max(start, len(data[:end].rstrip(b"\0\xff")) - 64)
-            # As far behind the end as libjpeg looks ahead.
+            # Add as many bytes as libjpeg looks ahead.
             self.fp = self._stream = io.BytesIO(data[:end] + 8 * b"\xff\0")
 
     def load_read(self, read_bytes: int) -> bytes:
@@ -148,17 +148,17 @@ class _Jpeg(JpegImageFile):
         return b"\xff\xd9"
 
     def load_end(self) -> None:
-        """Note that libjpeg needed less than there is."""
+        """Note damage if libjpeg left bytes unread."""
         self.is_damaged |= 0 < self._stream.tell() <= self._late
 
 
 def _pictures_of_tiff(stream: BinaryIO, start: bytes) -> int:
-    """Return how many pictures a TIFF file holds; what follows them and is none does not count.
+    """Return how many pictures a TIFF file holds. Other data behind them do not count.
 
     Raises UnidentifiedImageError for raw data of a camera, and ValueError for pixels that have no
     defined white.
     """
-    if start[8:10] == b"CR":  # Canon's, whose first picture is no reduced one
+    if start[8:10] == b"CR":  # Canon's: its first picture is not marked as reduced
         raise UnidentifiedImageError(_CAMERA)
     tags = ImageFileDirectory_v2(start if 43 in start[2:4] else start[:8])
     seen = list[int]()
@@ -167,7 +167,7 @@ def _pictures_of_tiff(stream: BinaryIO, start: bytes) -> int:
         try:
             stream.seek(place)
             tags.load(stream)
-        except Exception:  # all kinds of them, of what is no directory
+        except Exception:  # other data raise all kinds of errors
             break
         if ExifTags.Base.ImageWidth not in tags:
             break

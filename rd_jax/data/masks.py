@@ -1,7 +1,7 @@
-"""The masks of anomalous images: which is whose, and which of its levels are anomalous.
+"""Read the masks of anomalous images: match them to images, and find their anomalous levels.
 
-test/DEFECT/NAME.* has ground_truth/DEFECT/NAME_mask.*, or NAME.*, or files in a folder NAME, which
-are united: there must be exactly one of these, in a format without loss.
+The mask of test/DEFECT/NAME.* is ground_truth/DEFECT/NAME_mask.*, or NAME.*, or all files in a
+folder NAME together. Exactly one of these must exist, in a lossless format.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from rd_jax.system.errors import UserError
 
 
 def masks_of(images: Sequence[Path], root: Path) -> dict[Path, tuple[Path, ...]]:
-    """Return the files of the mask of each anomalous image, which lie below the folder `root`.
+    """Return the mask files of each anomalous image, which lie below the folder `root`.
 
-    Raises UserError unless each image has exactly one mask, of its own, and there are no others.
+    Raises UserError unless each image has exactly one mask, and each mask has one image.
     """
     files: dict[Path, list[Path]] = {}
     for path in images_below(root):
@@ -42,7 +42,7 @@ def masks_of(images: Sequence[Path], root: Path) -> dict[Path, tuple[Path, ...]]
 
 
 def _by_name(paths: Sequence[Path], ending: str, problem: str) -> dict[tuple[str, str], Path]:
-    """Return paths by DEFECT and NAME, without its `ending`; UserError if two have the same."""
+    """Return paths by (DEFECT, NAME without `ending`). Raise UserError if two are equal."""
     found: dict[tuple[str, str], Path] = {}
     for path in paths:
         name = normalised(path.parent.name), normalised(path.stem).removesuffix(ending)
@@ -58,9 +58,9 @@ def decode_mask(
     size: tuple[int, int],
     resize: str = "stretch",
 ) -> tuple[np.ndarray, str, int]:
-    """Return [H, W] bool, resized as the image and above half, the `pixel_hash`, and the remark.
+    """Return the mask [H, W] bool in the size of the image, its `pixel_hash` and its remark.
 
-    Without a mask, return false and zeros.
+    Pixels above half after resizing are true. Without a mask, return all false and a hash of zeros.
     """
     if path is None:
         return np.zeros(size, bool), 64 * "0", NO_REMARK
@@ -70,7 +70,7 @@ def decode_mask(
 
 
 def read_mask(path: Path, image: Path, *others: Path) -> Image.Image:
-    """Return the mask of an anomalous image, united with `others`, as `_read_one`."""
+    """Return the mask of an anomalous image, united with `others`: see `_read_one`."""
     mask = _read_one(path, image)
     for other in others:
         try:
@@ -86,11 +86,10 @@ def read_mask(path: Path, image: Path, *others: Path) -> Image.Image:
 def _read_one(path: Path, image: Path) -> Image.Image:
     """Return a mask of an anomalous image, upright and in grey, above 127 where anomalous.
 
-    Its level is that of its brightest colour. In a mask without levels above half white these are
-    labels, of which all but 0 are anomalous. `info["remark"]` says if there are levels between.
-    Raises ValueError if the mask has another size than the image, is in a format that may lose
-    pixels, if all of its pixels are anomalous at several levels, or if some are transparent, so
-    that their colour may mean anything.
+    A pixel's level is that of its brightest colour. If no level is above half white, levels are
+    labels, and all but 0 are anomalous. `info["remark"]` says if there are levels between. Raises
+    ValueError if the mask has another size than the image, if its format may lose pixels, if all
+    pixels are anomalous at several levels, or if some are transparent: their colour has no meaning.
     """
     with image.open("rb") as stream, open_image(stream) as file:
         width, height = upright_size(file)
@@ -109,7 +108,7 @@ def _read_one(path: Path, image: Path) -> Image.Image:
 
 
 def _grey(mask: Image.Image) -> np.ndarray:
-    """Return [h, w] of levels of 8 or 16 bits, or of those of the brightest colour."""
+    """Return the levels [h, w] of 8 or 16 bits; of a picture in colour, the brightest colour's."""
     if mask.mode[0] == "I":
         return np.asarray(mask).astype(np.uint16)
     if mask.mode in ("1", "L"):
@@ -118,13 +117,13 @@ def _grey(mask: Image.Image) -> np.ndarray:
 
 
 def _verdicts(grey: np.ndarray) -> Image.Image:
-    """Return the mask of these levels [h, w], as `read_mask`."""
+    """Return the mask of these levels [h, w]: see `_read_one`."""
     levels, white = np.unique(grey), np.iinfo(grey.dtype).max
     lowest, highest = levels[[0, -1]]
     limit = 0 if highest <= white // 2 else white // 2
     if limit < lowest < white:
         raise ValueError(
-            f"mask values are {lowest} to {highest}, of which all would be anomalous: write "
+            f"mask values are {lowest} to {highest}, so all pixels would be anomalous: write "
             "anomalous pixels as 255, the others as 0"
         )
     if not limit:

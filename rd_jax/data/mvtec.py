@@ -1,6 +1,6 @@
-"""Folders in MVTec AD's layout, or nearly, as the field's data sets are unpacked, or a user's own.
+"""List images in folders: MVTec AD's layout, similar ones of other data sets, a user's own.
 
-DATA_DIR/CATEGORY/train/good/*.png                  or DATA_DIR/*.png alone
+DATA_DIR/CATEGORY/train/good/*.png                  or only DATA_DIR/*.png
 DATA_DIR/CATEGORY/validation/good/*.png             held out
 DATA_DIR/CATEGORY/test/good/*.png                   or test_public
 DATA_DIR/CATEGORY/test/DEFECT/*.png
@@ -40,7 +40,7 @@ def find_categories(source: Source, chosen: str) -> list[Category]:
     """Return the categories in `data_dir`: one, several between commas, or all.
 
     Warns of images that are not used. Raises UserError if there is no such category, or as
-    `_rows_of`.
+    `_rows_of` does.
     """
     data_dir, chosen = user_path(source.data_dir), normalised(chosen)
     if not os.path.isdir(data_dir):
@@ -60,12 +60,12 @@ def find_categories(source: Source, chosen: str) -> list[Category]:
 def _categories(there: Listing) -> dict[str, Path]:
     """Return the folders of all categories. Raises UserError if there is none.
 
-    That may be the listed folder itself, if it holds `train`, or images.
+    The listed folder itself is a category if it holds `train` or images.
     """
     found = {name: listed(folder, ["train"]) for name, folder in there.folders.items()}
     if categories := {n: inside.folder for n, inside in found.items() if "train" in inside.folders}:
         return categories
-    listed(there.folder, _SUBFOLDERS)  # it may be one but for the spelling
+    listed(there.folder, _SUBFOLDERS)  # raises if a name is nearly right
     if "train" in there.folders or any(map(looks_like_image, there.files)):
         return {normalised(there.folder.absolute().name): there.folder}
     raise UserError(
@@ -77,10 +77,10 @@ def _categories(there: Listing) -> dict[str, Path]:
 def _rows_of(root: Path, may_be_flat: bool) -> list[Row]:
     """List the images of one category, sorted by path.
 
-    In a flat one, all images are good. A category without `test` has no test images; without
-    `ground_truth`, no masks. What is hidden and what is no image is left out. Raises UserError if
-    its training images are missing, if images lie where they would be left out, or if there are
-    masks, but not exactly one for each anomalous image.
+    In a flat folder, all images are good. A category without `test` has no test images; without
+    `ground_truth`, no masks. Hidden files and files that are no images are left out. Raises
+    UserError if training images are missing, if images lie where they would be ignored, or if there
+    are masks, but not exactly one for each anomalous image.
     """
     if root.name != printable(root.name):
         raise UserError(f"category {root.name!r} in {root.parent}: rename it to printable text")
@@ -122,11 +122,11 @@ def _rows_in(folder: Path, split: str, masks: Path | None) -> Iterator[Row]:
 
 
 def _warn_of_unused(there: Listing, used: Sequence[str]) -> None:
-    """Log which images in a folder are not in one of the folders that are `used`."""
+    """Log images in a folder that lie outside of the folders `used`."""
     others = [folder for name, folder in there.folders.items() if name not in used]
     unused = [*filter(looks_like_image, there.files), *(o for o in others if any(images_below(o)))]
     if unused:
         logger.warning(
-            "%s: images are not used from %s, but from %s alone",
+            "%s: images are not used from %s, only from %s",
             *(there.folder, printable(", ".join(path.name for path in unused)), ", ".join(used)),
         )

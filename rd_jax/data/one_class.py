@@ -1,7 +1,7 @@
 """A classification data set as one-class novelty detection, as in the paper's experiments.
 
 One class is normal: its training images are trained on, and the test images of all other classes
-are anomalous. Data sets are "digits", which scikit-learn brings along, and those of TFDS.
+are anomalous. The data set "digits" comes with scikit-learn; all others are from TFDS.
 """
 
 from collections.abc import Iterable
@@ -20,10 +20,11 @@ from rd_jax.system.files import user_path
 
 
 def find_categories(source: Source, chosen: str) -> list[Category]:
-    """Return the classes that are chosen, by number or all, of a data set, which is decoded.
+    """Decode a data set and return the chosen classes: one by number, or all.
 
-    That is "digits", or one of TFDS in `data_dir` with splits train and test. Raises UserError if
-    it is not prepared there, saying how, if it does not classify images, or for no such class.
+    The data set is "digits", or one of TFDS in `data_dir` with splits train and test. Raises
+    UserError if it is not prepared there (and says how), if it does not classify images, or if it
+    lacks the class.
     """
     is_digits = source.dataset == "digits"
     train, test = _digits(source) if is_digits else _tfds(source)
@@ -74,7 +75,7 @@ def _rows(examples: Iterable[tuple[np.ndarray, int]], source: Source) -> np.ndar
 
 
 def _digits(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Return 1797 digits of 8x8 pixels; of each class, 70 % are for training, always the same."""
+    """Return 1797 digits of 8x8 pixels. The same 70 % of each class are always for training."""
     from sklearn.datasets import load_digits
 
     grey, labels = load_digits(return_X_y=True)
@@ -107,7 +108,7 @@ def _tfds(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prepared_builder(dataset: str, data_dir: Path) -> Any:
-    """Return a data set's builder; see `find_categories`."""
+    """Return a data set's builder. Raise UserError as `find_categories` says."""
     import tensorflow_datasets as tfds
 
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
@@ -127,7 +128,7 @@ def _prepared_builder(dataset: str, data_dir: Path) -> Any:
             f"dataset {dataset!r} is not prepared in {data_dir} as array_record, which is read "
             'without TensorFlow: pip install tensorflow && python -c "import tensorflow_datasets '
             f"as tfds; tfds.builder('{dataset}', data_dir='FOLDER', file_format='array_record')"
-            '.download_and_prepare()" (the network and TensorFlow are needed for this alone), and '
+            '.download_and_prepare()" (only this needs the network and TensorFlow), and '
             "set --config.data_dir=FOLDER"
         )
     if missing := {"train", "test"} - set(info.splits):

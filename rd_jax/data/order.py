@@ -1,4 +1,4 @@
-"""Which images a step takes, and which are held out: pure functions of seed and step."""
+"""Choose the images of a step, and those held out, by pure functions of seed and step."""
 
 from functools import lru_cache
 
@@ -17,8 +17,8 @@ def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:
     """Return the images [batch_size] of a step, a pure function of its arguments.
 
-    Random permutations of all images follow each other without a gap, and a batch may span two:
-    at any time no image has been used more than once more often than another.
+    Random permutations of all images follow each other without a gap, and a batch may span two. At
+    any time, the numbers of uses of two images differ by at most 1.
     """
     positions = (divmod(step * batch_size + i, num_images) for i in range(batch_size))
     return np.array([_permutation(seed, epoch, num_images)[i] for epoch, i in positions])
@@ -40,9 +40,9 @@ def holdout_indices(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which images are trained on and which are held out, both sorted.
 
-    `holdout` is a fraction of the images, or from 1 on their number; 0 holds out none. Else
-    `at_least` so many are, as far as they are at most a third. Raise UserError if either part would
-    be empty although there is a hold-out.
+    `holdout` is a fraction of the images, or their number if it is 1 or more; 0 holds out none. If
+    that is fewer than `at_least`, hold out so many, but at most a third. Raise UserError if there
+    is a hold-out and either part is empty.
     """
     num_held_out = round(holdout if holdout >= 1 else holdout * num_images)
     if holdout:

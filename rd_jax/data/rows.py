@@ -1,4 +1,4 @@
-"""Rows of images to a category: what all sources of image files share."""
+"""Make a category from rows of images, for all sources of image files."""
 
 import logging
 import os
@@ -21,9 +21,9 @@ SPLITS = ("train", "validation", "test")
 _NUM_NAMED = 10
 
 
-@cache  # many rows have few
+@cache  # many rows share few labels
 def label_of(name: str) -> str:
-    """Return NORMAL for what is called good, ok, normal or 0, in capitals or not, or the defect."""
+    """Return NORMAL for good, ok, normal and 0, in capitals or not, else the defect's name."""
     return NORMAL if letters(name) in (*_NAMES_OF_NORMAL, "0") else normalised(name)
 
 
@@ -33,9 +33,9 @@ def name_of(row: Row) -> str:
 
 
 def category_of(name: str, rows: Sequence[Row], source: Source, *around: Path) -> Category:
-    """Return the category of these rows; `around` are folders that are the data's besides.
+    """Return the category of these rows. `around` are further folders of the data.
 
-    Warns of kinds of defects that are called nearly as normal images are.
+    Warns of kinds of defects with names close to those of normal images.
     """
     for label in sorted({row.label for row in rows} - {NORMAL}):
         if letters(label).startswith(_NAMES_OF_NORMAL):

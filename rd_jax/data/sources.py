@@ -1,4 +1,4 @@
-"""Kinds of sources of images: one row here and one file for each."""
+"""List all kinds of sources of images: one row here and one file for each."""
 
 from rd_jax.data import Category, Source, mvtec, one_class, synthetic, table
 
@@ -11,9 +11,10 @@ _KINDS = (
 
 
 def find_categories(source: Source, chosen: str = "") -> list[Category]:
-    """List the categories that are chosen: by name, several between commas, or all.
+    """List the chosen categories: one by name, several between commas, or all.
 
-    Nothing is decoded but data sets, whose classes are known no sooner. Names have accents as they
-    are typed. Warns of images that are not used. Raises UserError for what is missing.
+    Only classification data sets are decoded, since their labels say which classes there are. Names
+    have accents as a keyboard types them. Warns of images that are not used. Raises UserError for
+    missing folders, files or categories.
     """
     return next(find for is_of, find in _KINDS if is_of(source))(source, chosen)

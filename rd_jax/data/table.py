@@ -1,4 +1,4 @@
-"""A table of images, a row for each, as CSV, JSON lines or Parquet: see docs/datasets.md."""
+"""Read a table of images, a row for each, as CSV, JSON lines or Parquet: docs/datasets.md."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ COLUMNS = ("image", "split", "label", "mask", "category", "group")
 
 
 def is_table(source: Source) -> bool:
-    """Return whether `data_dir` is called as a table, and is no folder."""
+    """Return whether `data_dir` has the suffix of a table, and is no folder."""
     path = user_path(source.data_dir)
     return path.suffix.lower() in (".csv", ".jsonl", ".parquet") and not path.is_dir()
 
@@ -29,8 +29,8 @@ def is_table(source: Source) -> bool:
 def find_categories(source: Source, chosen: str) -> list[Category]:
     """Return the categories in a table: one, several between commas, or all.
 
-    The order of the lines has no meaning. Warns of columns that are not used. Raises UserError,
-    naming the line, for what is wrong in it, and for a mask that is missing among others.
+    The order of the lines has no meaning. Warns of columns that are not used. Raises UserError for
+    a wrong line, naming it, and for a missing mask if others of the category have one.
     """
     table = user_path(source.data_dir)
     found = chosen_of(_read(table), normalised(chosen), table)
@@ -55,7 +55,7 @@ def _read(table: Path) -> dict[str, dict[int, Row]]:
     for line, cells in _lines(table):
         names.update(cells)
         text = {key: "" if value is None else str(value) for key, value in cells.items()}
-        if root is None:  # the table's folder, or the one that this lies in
+        if root is None:  # paths begin in the table's folder, or in its parent
             places = table.parent, table.absolute().parent.parent
             root = next((p for p in places if os.path.exists(p / text.get("image", ""))), places[0])
         try:
@@ -79,12 +79,12 @@ def _lines(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if not table.is_file():
         raise UserError(f"data_dir {table} is not there: set --config.data_dir")
     if table.suffix.lower() == ".parquet":
-        from pyarrow import parquet  # which comes with tensorflow-datasets
+        from pyarrow import parquet  # it comes with tensorflow-datasets
 
         yield from enumerate(parquet.read_table(table).to_pylist(), start=1)
         return
     line = 0
-    # In another encoding a name is that of no file, and its line is named.
+    # A name in another encoding matches no file, and the error names its line.
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         delimiter = max(",;\t", key=file.readline().count)
         file.seek(0)
@@ -107,7 +107,7 @@ def _lines(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise UserError(f"{table}, line {line}: {error}") from error
 
 
-@cache  # many rows have few
+@cache  # many rows share few names
 def _category(name: str) -> str:
     name = normalised(name)
     if name[0] == "." or "/" in name or name != printable(name):
@@ -116,7 +116,7 @@ def _category(name: str) -> str:
 
 
 def _row(text: Mapping[str, str], root: Path) -> Row:
-    """Return the row of these cells. Raises ValueError for what is wrong."""
+    """Return the row of these cells. Raises ValueError if they are wrong."""
     for name in COLUMNS[:3]:
         if not text.get(name):
             raise ValueError(f"it has no {name}")

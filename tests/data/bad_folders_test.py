@@ -246,12 +246,14 @@ def test_images_in_folders_of_other_names_are_said_not_to_be_used(
     (category / "notes").mkdir()
     (category / "notes/1.txt").write_text("no image")
     load_category(category.parent, "weave", 32)
-    message = "weave: images are not used from 4.png, masks, but from train, validation, test, grou"
+    message = (
+        "weave: images are not used from 4.png, masks, only from train, validation, test, grou"
+    )
     assert caplog.text.count("images are not used") == 1
     assert message in caplog.text
     caplog.clear()
     names_in(category.parent)
-    assert "images are not used from loose, but from weave alone" in caplog.text
+    assert "images are not used from loose, only from weave" in caplog.text
 
 
 @pytest.mark.parametrize(("on_disk", "named"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])

@@ -175,12 +175,12 @@ MARKED = np.where(RAMP > 250, 255, 0).astype(np.uint8)
 MASKS = {
     "of another size": (image(MARKED[:, :-1]), "(the mask has 63 x 48 pixels, its image "),
     "lying": (image(MARKED.T), "(the mask has 48 x 64 pixels, its image "),
-    "labels from 1": (image(MARKED // 255 + 1), "(mask values are 1 to 2, of which all would be "),
+    "labels from 1": (image(MARKED // 255 + 1), "(mask values are 1 to 2, so all pixels would be "),
     "a JPEG": (image(MARKED, "JPEG"), "(the mask may have lost pixels: save it as PNG, BMP, GIF, "),
     "a WebP": (image(MARKED, "WEBP"), "(the mask may have lost pixels: save it as PNG, BMP, GIF, "),
     "colours without black": (
         image(np.where(MARKED[..., None], [200, 0, 0], [31, 119, 180]).astype(np.uint8)),
-        "(mask values are 180 to 200, of which all would be anomalous: write anomalous pixels as ",
+        "(mask values are 180 to 200, so all pixels would be anomalous: write anomalous pixels as ",
     ),
     "transparent": (
         image(np.dstack([MARKED, MARKED])),

@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     levels[0] = 180
     Image.fromarray(levels).save(mask)
     config = tfds.download.DownloadConfig(manual_dir=tmp_path)
-    with pytest.raises(UserError, match=f"{mask} .mask values are 180 to 200, of which all"):
+    with pytest.raises(UserError, match=f"{mask} .mask values are 180 to 200, so all"):
         builder.download_and_prepare(download_config=config)
 
 
@@ -110,7 +110,7 @@ def test_odd_names_are_taken_and_unused_folders_said(
     config = tfds.download.DownloadConfig(manual_dir=tmp_path)
     builder.download_and_prepare(download_config=config)
     assert (
-        "bottle: images are not used from others, but from train, validation, test" in caplog.text
+        "bottle: images are not used from others, only from train, validation, test" in caplog.text
     )
     names = [example["name"].decode() for example in builder.as_data_source("test")]
     assert "good/\\udcff.png" in names
