@@ -1,4 +1,4 @@
-"""The batches of a training: rows of what is kept on the devices, or images sent to them."""
+"""Make the batches of a training: rows kept on the devices, or images sent to them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rd_jax.data.order import batch_indices
 from rd_jax.method.train import AXIS, Batch
 
 Images = np.ndarray | Joined  # [N, H, W, 3] uint8
-Take = Callable[[np.ndarray], Batch]  # of indices [local devices, steps, B / devices]
+Take = Callable[[np.ndarray], Batch]  # takes indices [local devices, steps, B / devices]
 
 
 def placement() -> tuple[NamedSharding, NamedSharding]:
@@ -28,7 +28,7 @@ class Batches:
     """The batch of each step, as a function of the seed and the step."""
 
     take: Take
-    num_images: int  # that indices choose from
+    num_images: int  # indices choose from so many
     batch_size: int  # over all devices of all processes
     seed: int
 
@@ -59,11 +59,12 @@ def streamed(images: Images, chosen: np.ndarray) -> Take:
 def kept(
     encode: Callable[[jax.Array], Batch], images: Images, chosen: np.ndarray, chunks: np.ndarray
 ) -> Take:
-    """Return a function that picks rows of what `encode` makes of the `chosen` images [N].
+    """Return a function that encodes the `chosen` images [N] once and picks rows of the result.
 
-    They stay on each local device. A chunk [C, B] of them, filled up with N, is encoded when the
-    first of its images is asked for: always as a whole, so that the rows are always the same bits.
-    `encode` takes images that are split over the devices, and returns rows that all of them have.
+    The rows stay on each local device. `chunks` [C, B] holds the places of the images, filled with
+    N. The function encodes a chunk when the first of its images is asked for. It encodes it as a
+    whole, so that the rows are the same bits in every run. `encode` takes images that are split
+    over the devices, and returns rows that all devices have.
     """
     replicated, split = placement()
     count, is_there = len(chosen), np.zeros(len(chunks), bool)

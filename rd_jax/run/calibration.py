@@ -1,4 +1,4 @@
-"""Thresholds from more good images, without training: what `python -m rd_jax.calibrate` does."""
+"""Set thresholds from more good images, without training: `python -m rd_jax.calibrate`."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -28,10 +28,9 @@ _NUM_TOLD = 3  # images that may set the threshold: a bad one among them makes i
 def add_normal_images(trained: Trained, paths: Sequence[Path], replace: bool = False) -> Thresholds:
     """Set the thresholds of a trained category from more good images, and return them.
 
-    The scores of these images join those of the held-out ones or, with `replace`, stand in their
-    place. What is in the results and on the page follows. Raise UserError for a file that cannot be
-    read, if all images are known already, if one was trained on or held out, or if another process
-    works on the training.
+    The scores of these images join those of the held-out images or, with `replace`, replace them.
+    Results and page are updated. Raise UserError for a file that cannot be read, if all images are
+    known already, if one was trained on or held out, or if another process works on the training.
     """
     with _held(trained) as stored:
         images, hashes = load_images(paths, trained.size, trained.config.resize)
@@ -70,7 +69,7 @@ def undo(trained: Trained) -> Thresholds:
 
 @contextmanager
 def _held(trained: Trained) -> Iterator[StoredThresholds]:
-    """Hold the training inside; yield the stored thresholds of its one category."""
+    """Hold the training's lock; yield the stored thresholds of its only category."""
     if len(trained.categories) > 1:
         raise UserError(
             f"{trained.training.folder} was trained on {', '.join(trained.categories)}, which have "
@@ -80,8 +79,8 @@ def _held(trained: Trained) -> Iterator[StoredThresholds]:
         stored = read_thresholds(_place(trained).thresholds, trained.checkpoint.checksum)
         if stored is None:
             raise UserError(
-                f"{trained.training.folder} is not evaluated: let python -m rd_jax.main --mode "
-                "eval do that first"
+                f"{trained.training.folder} is not evaluated: run python -m rd_jax.main --mode "
+                "eval first"
             )
         yield stored
 
@@ -95,7 +94,7 @@ def _unknown(
 ) -> np.ndarray:
     """Return which images to count: each content once, and none that was added before.
 
-    Raise UserError for those that the training used, and if none is left.
+    Raise UserError if the training used one of them, or if none is left.
     """
     used = set(trained.checkpoint.metadata["train_hashes"][trained.categories[0]])
     refused = [path for path, content in zip(paths, hashes, strict=True) if content in used]

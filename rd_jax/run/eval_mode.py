@@ -1,4 +1,4 @@
-"""`--mode eval`: the checkpoints of a workdir, or a file of the authors' code."""
+"""Evaluate the checkpoints of a workdir, or a file of the authors' code: `--mode eval`."""
 
 import shutil
 import unicodedata
@@ -24,11 +24,11 @@ from rd_jax.weights.teacher import load_rd4ad
 
 
 def evaluate_checkpoints(overrides: Mapping[str, Any], name: str, workdir: Path) -> str:
-    """Evaluate what `workdir` holds, with its own configs and `overrides`; return the table.
+    """Evaluate the trainings in `workdir` with their configs and `overrides`; return the table.
 
     `name` is a category or class, or categories between commas, or "" for all. Raise UserError
-    if there is no checkpoint, if the teacher is not the one trained with, if an override is of a
-    field that only training could change, or if another process works on a training.
+    if there is no checkpoint, if the teacher is not the one trained with, if an override changes a
+    field that training has fixed, or if another process works on a training.
     """
     Workdir(workdir).check_is_outermost()
     chosen = _chosen(workdir, name, overrides.get("seeds", ()))
@@ -59,7 +59,7 @@ def _trained(training: Training, overrides: Mapping[str, Any]) -> Trained:
 
 
 def _chosen(workdir: Path, name: str, seeds: Sequence[int]) -> dict[Training, list[str]]:
-    """Return the trainings with a checkpoint, and which of their categories are meant."""
+    """Return the trainings with a checkpoint, and their chosen categories."""
     found: dict[Training, list[str]] = {}
     for training in Workdir(workdir).trainings():
         metadata = checkpoint.latest_metadata(training.checkpoints)
@@ -94,14 +94,14 @@ def check_apart(categories: Sequence[Category], workdir: Path) -> None:
 def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     """Evaluate `config.rd4ad_checkpoint`, a file of the authors' code; return the table.
 
-    It is kept as a checkpoint of this package, which predictions and exports take.
+    Keep it as a checkpoint of this package, for predictions and exports.
 
     Raise UserError if it cannot be read or does not fit, if the config does not name one
     category, or if `workdir` holds a training of that category.
     """
     validate(config)
     _check_rd4ad(config)
-    config = replace(config, holdout=0.0)  # nobody knows of images that it was not trained on
+    config = replace(config, holdout=0.0)  # nobody knows which images it was trained on
     variables = load_rd4ad(user_path(config.rd4ad_checkpoint), config.backbone)
     category, *others = find_categories(source_of(config), chosen_name(config))
     if others:
@@ -119,7 +119,7 @@ def evaluate_rd4ad(config: Config, workdir: Path) -> str:
     with alone(place):
         split = category.load()
         facts = facts_of(config, teacher, [split], last_step=0) | {"timing": dict.fromkeys(TIMING)}
-        shutil.rmtree(place.checkpoints, ignore_errors=True)  # of another file
+        shutil.rmtree(place.checkpoints, ignore_errors=True)  # from another file
         with checkpoint.writer(place.checkpoints) as save:
             saved = Checkpoint(0, variables, facts, save(0, variables, None, facts))
         evaluate(Trained(place, config, saved, teacher), split, evaluation)

@@ -1,4 +1,4 @@
-"""Evaluating what was trained, here or by the authors' code, and writing what came out."""
+"""Evaluate students trained here or by the authors' code, and write the results."""
 
 import logging
 import time
@@ -34,18 +34,18 @@ from rd_jax.system import hosts
 
 logger = logging.getLogger(__name__)
 
-# Facts that nobody knows of a student that the authors' code trained.
+# Facts that are unknown if the authors' code trained the student.
 _OF_TRAINING = ("loss", "ema", "seed", "num_epochs", "num_steps", "last_step", *TIMING)
-_MOST_TRAINED_ON = 200  # scored where none is held out: they set the heatmaps' scale alone
+_MOST_TRAINED_ON = 200  # scored if none is held out: they set the heatmaps' scale only
 _NUM_HELD_OUT_SHOWN = 3
 
 
 def evaluate(
     trained: Trained, split: Split, place: Evaluation, on_any_device: bool = False
 ) -> None:
-    """Evaluate a student on a category and write what came out, unless that is there already.
+    """Evaluate a student on a category and write the results, unless they are there already.
 
-    On these devices or, if that will do, on any.
+    With `on_any_device`, results from other devices will do.
     """
     checkpoint = trained.checkpoint
     known = _what_is_evaluated(trained, split) | {
@@ -65,7 +65,7 @@ def evaluate(
         logger.info("%s: evaluated already, in %s", split.name, place.results)
         return
     if hosts.is_first():
-        place.results.unlink(missing_ok=True)  # which says that the other files are there
+        place.results.unlink(missing_ok=True)  # it says that the other files are complete
     score, thresholds, highest = trained.score, None, np.zeros(0, int)
     if checkpoint.is_finished and (normal := _normal_scores(trained, split, score, stored)):
         thresholds = _keep_thresholds(trained, normal, stored, place)
@@ -79,9 +79,9 @@ def evaluate(
 def _normal_scores(
     trained: Trained, split: Split, score: Score, stored: StoredThresholds | None
 ) -> NormalScores | None:
-    """Return what normal images score: those held out, or else some that were trained on.
+    """Return the scores of normal images: those held out, or else some that were trained on.
 
-    What is stored holds for other rates, but for no other way of scoring.
+    Stored scores are valid for other rates, but not for other settings of scoring.
     """
     config = trained.config
     alike = {name: as_dict(config)[name] for name in EVALUATED_ALIKE if name not in RATES}
@@ -89,8 +89,8 @@ def _normal_scores(
         return stored.normal
     if not _has_training_images(trained, split):
         logger.warning(
-            "%s: no thresholds, since the training images are others than in training: set "
-            "--config.data_dir to where those are",
+            "%s: no thresholds, since the training images are not those of the training: set "
+            "--config.data_dir to their folder",
             split.name,
         )
         return None
@@ -101,7 +101,7 @@ def _normal_scores(
         chosen = np.linspace(0, count - 1, min(count, _MOST_TRAINED_ON)).astype(int)
     logger.info("%s: scoring %d normal images", split.name, len(chosen))
     scores, maxima, pixels = score_normal(score, split.train, config.batch_size, chosen)
-    if is_held_out:  # a group counts once, by its highest
+    if is_held_out:  # a group counts once, by its highest score
         groups = groups_of(split, config.group_by)[chosen]
         of_groups = [groups == group for group in np.unique(groups)]
         scores, maxima = (np.array([x[of].max() for of in of_groups]) for x in (scores, maxima))
@@ -113,11 +113,11 @@ def _has_training_images(trained: Trained, split: Split) -> bool:
 
 
 def _highest_held_out(trained: Trained, split: Split, normal: NormalScores) -> np.ndarray:
-    """Return which of the training images are the held-out ones that scored highest, if known."""
+    """Return the held-out training images with the highest scores, if they are known."""
     if not _has_training_images(trained, split):
         return np.zeros(0, int)
     _, chosen = held_out_of(trained.config, split)
-    scores = normal.scores[: len(normal.scores) - normal.num_added]  # those added come last
+    scores = normal.scores[: len(normal.scores) - normal.num_added]  # added images come last
     if len(scores) != len(chosen):
         return chosen[:0]
     return chosen[np.argsort(-scores, kind="stable")[:_NUM_HELD_OUT_SHOWN]]
@@ -144,7 +144,7 @@ def _keep_thresholds(
 
 
 def _what_is_evaluated(trained: Trained, split: Split) -> dict[str, Any]:
-    """Return all that the figures depend on besides how far the training is."""
+    """Return the facts that figures depend on, without the progress of the training."""
     config, teacher = trained.config, trained.teacher
     fields = as_dict(config)
     return {
@@ -167,7 +167,7 @@ def _write(
     highest: np.ndarray,
     place: Evaluation,
 ) -> None:
-    """Score the test images; write what the page shows and, when that is there, results.json.
+    """Score the test images; write the files for the page and, at the end, results.json.
 
     `highest` are training images that the page shows, too.
     """
@@ -193,7 +193,7 @@ def _write(
 def _by_thresholds(
     thresholds: Thresholds | None, scores: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
-    """Return what results.json says of thresholds, and of verdicts on test images [M] by them."""
+    """Return the thresholds for results.json, and their verdicts on test images [M]."""
     found = thresholds if thresholds and thresholds.source == "holdout" else None
     image_threshold = found and found.image_threshold
     called = None if image_threshold is None else scores > image_threshold
@@ -215,7 +215,7 @@ def _by_thresholds(
 def judge_again(place: Evaluation, thresholds: Thresholds) -> None:
     """Write results.json and the figures of an evaluation anew, with other thresholds.
 
-    Nothing is scored again. What was not evaluated is left as it is.
+    Nothing is scored again. Without an evaluation, nothing is written.
     """
     row, evaluated = read_json(place.results), gallery.read_evaluation(place.shown)
     if row and evaluated:
@@ -225,9 +225,9 @@ def judge_again(place: Evaluation, thresholds: Thresholds) -> None:
 
 
 def write_summaries(workdir: Path) -> str:
-    """Write the tables and the page over all that `workdir` holds; return the former.
+    """Write the tables and the page of all results in `workdir`; return the tables.
 
-    Only the first of several processes does; the others return nothing.
+    Only the first of several processes writes; the others return an empty text.
     """
     if not hosts.is_first():
         return ""

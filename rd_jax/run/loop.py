@@ -1,4 +1,4 @@
-"""The loop over steps: batches to the devices, states back."""
+"""Loop over steps: send batches to the devices, get states back."""
 
 from collections.abc import Callable, Collection, Iterator
 
@@ -13,7 +13,7 @@ TrainSteps = Callable[..., tuple[TrainState, Metrics]]
 
 
 def steps_per_dispatch(bytes_of_batch: int) -> int:
-    """Return how many steps pay on this platform: see `make_parallel_train_steps`.
+    """Return how many steps a dispatch does on this platform: see `make_parallel_train_steps`.
 
     Their batches take at most `_MOST_BYTES`.
     """
@@ -33,9 +33,9 @@ def dispatches(
     """Train to the last of the `pauses`; after each dispatch yield state, steps done, metrics.
 
     `train_steps` is `make_parallel_train_steps` with `max_steps` for all devices. A dispatch never
-    runs past a step in `pauses`. The yielded state is valid until the iteration goes on. While one
-    dispatch computes, the next one's batches are taken, and no more: metrics are arrays that may
-    still be computed.
+    runs past a step in `pauses`. The yielded state is valid until the iteration goes on. Metrics
+    may still be computing. While one dispatch computes, the batches of the next one are taken, and
+    no more.
     """
     replicated, _ = placement()
     teacher_variables, state = jax.device_put((teacher_variables, state), replicated)

@@ -1,4 +1,4 @@
-"""What a config means: the source, the networks, the optimiser, the scoring, the trainings."""
+"""Turn a config into its source, networks, optimiser, scoring and trainings."""
 
 import itertools
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from rd_jax.weights.teacher import LoadedTeacher, find_teacher
 
 
 def source_of(config: Config) -> Source:
-    """Return where images come from and what they become."""
+    """Return the source of images and their size."""
     return Source(config.data_dir, config.dataset, size_of(config), config.resize)
 
 
 def chosen_name(config: Config) -> str:
-    """Return the category or class that the config names, categories with commas, "" for all."""
+    """Return the class, or the categories with commas, that the config names; "" for all."""
     if config.dataset:
         return "" if config.normal_class < 0 else str(config.normal_class)
     return config.category
@@ -48,7 +48,7 @@ def compute_dtype(config: Config) -> jnp.dtype:
 
 
 def model_of(config: Config) -> Model:
-    """Return the networks. They compute in float32: scores are the same on every device."""
+    """Return the networks in float32, so that scores are the same on every device."""
     return Model(
         backbone=config.backbone,
         bottleneck=config.bottleneck,
@@ -59,7 +59,7 @@ def model_of(config: Config) -> Model:
 
 
 def trained_model_of(config: Config) -> Model:
-    """Return the networks as training computes them."""
+    """Return the networks in the dtype of training."""
     return replace(model_of(config), dtype=compute_dtype(config))
 
 
@@ -71,8 +71,8 @@ def teacher_of(config: Config) -> LoadedTeacher:
 def held_out_of(config: Config, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return which training images are trained on, and which are held out, in whole groups.
 
-    Those for validation are held out, else those that the seed chooses. Of equal ones that are
-    held out there is one.
+    If there are images for validation, they are held out; else the seed chooses. Of equal
+    held-out images, only one is returned.
     """
     hashes = split.train_hashes
     if split.num_validation:
@@ -107,13 +107,13 @@ _adam = cache(optax.adam)  # so that equal optimisers are one
 
 
 def scoring_of(config: Config) -> Scoring:
-    """Return how distances become maps and scores."""
+    """Return the settings by which distances become maps and scores."""
     return Scoring(config.blur_sigma, config.image_score, config.map_fusion)
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One training: a seed, N categories to train on and to be evaluated on, and its place."""
+    """One training: its config with a seed, its categories, its place, loss and optimiser."""
 
     config: Config
     categories: tuple[Category, ...]
@@ -123,7 +123,7 @@ class Plan:
 
     @cached_property
     def trained_on(self) -> np.ndarray:
-        """Which images of all categories in a row are not held out; their content decides that."""
+        """Return which images are not held out, counted through all categories."""
         splits = [category.load() for category in self.categories]
         starts = np.cumsum([0, *(len(split.train) for split in splits)])
         chosen = [held_out_of(self.config, split)[0] for split in splits]
@@ -131,32 +131,32 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The name that progress is shown under."""
+        """Return the name for progress and messages."""
         name, seed = self.place.name, self.place.seed
         return name if seed is None else f"{name}, seed {seed}"
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """The places of the evaluations, one for each category."""
+        """Return the places of the evaluations, one for each category."""
         return [self.place.evaluation(category.name) for category in self.categories]
 
     @property
     def last_step(self) -> int:
-        """The number of steps."""
+        """Return the number of steps."""
         return self.steps_until(self.config.num_epochs)
 
     def steps_every(self, epochs: int) -> set[int]:
-        """Return the steps before the last at which every so many epochs end; 0 epochs: none."""
+        """Return the steps after every `epochs` epochs, without the last; none for 0 epochs."""
         multiples = range(epochs, self.config.num_epochs, epochs) if epochs else ()
         return {self.steps_until(epoch) for epoch in multiples} - {self.last_step}
 
     def steps_until(self, epoch: int) -> int:
-        """Return the steps after which each image was used `epoch` times, if not held out."""
+        """Return the number of steps after which each image was used `epoch` times."""
         return steps_until(epoch, len(self.trained_on), self.config.batch_size)
 
 
 class Given(NamedTuple):
-    """What `rd_jax.fit` is given in place of what a config names."""
+    """Arguments of `rd_jax.fit` that replace values of the config."""
 
     categories: Sequence[Category] = ()
     loss: LossFunction | None = None
@@ -168,7 +168,7 @@ def planned(
 ) -> list[Plan]:
     """Return the trainings of a run: one for each category, or one for all, and each seed.
 
-    Raise UserError if the hold-out leaves nothing to train on, or holds nothing, even if all images
+    Raise UserError if the hold-out is empty or leaves nothing to train on, even if all images
     differ.
     """
     groups = [tuple(categories)] if config.joint else [(category,) for category in categories]

@@ -1,4 +1,4 @@
-"""What is compiled for a training, and what of its images stays on the devices."""
+"""Compile the programs of a training, and choose which data stay on the devices."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -27,16 +27,16 @@ from rd_jax.run.plan import Plan, size_of, trained_model_of
 from rd_jax.system.memory import free_bytes
 
 Kept = Literal["teacher features", "images", "nothing"]
-# Of the free memory. The rest is for the steps, and on a CPU for other programs, too.
+# Of the free memory, for kept data. The rest is for the steps and, on a CPU, other programs.
 _SHARE = 1 / 4
 
 
 def kept_of(plan: Plan) -> Kept:
-    """Return what of the training images stays on the devices.
+    """Return which data of the training images stay on the devices.
 
-    With `keep_features` "auto" that is the teacher's features, if they are used more than once and
-    fit into a quarter of the free memory. Several processes keep them only if they are told to:
-    all of them have to do the same. On GPU and TPU the images stay, if they fit.
+    With `keep_features` "auto", the teacher's features stay if they are used more than once and fit
+    into a quarter of the free memory. Several processes keep them only if they are told to, since
+    all have to do the same. Else, on GPU and TPU, the images stay if they fit.
     """
     config, free = plan.config, _SHARE * free_bytes()
     rows = sum(category.num_train for category in plan.categories)  # before they are decoded
@@ -83,7 +83,7 @@ def train_steps_of(plan: Plan, keeps: Kept) -> TrainSteps:
 
 
 def encoder_of(plan: Plan, keeps: Kept) -> jax.stages.Compiled:
-    """Return what makes rows to keep of the teacher's variables and a batch's images, compiled."""
+    """Return the compiled function that makes kept rows of teacher's variables and images."""
     config = plan.config
     return encoder(trained_model_of(config), keeps, (config.batch_size, *size_of(config), 3))
 
@@ -92,7 +92,7 @@ def _steps_at_once(plan: Plan, keeps: Kept) -> int:
     return steps_per_dispatch(plan.config.batch_size * _bytes(_row(plan, keeps)))
 
 
-@cache  # trainings that differ in images and seeds alone compile once
+@cache  # trainings that differ only in images and seeds compile once
 def train_steps(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -103,7 +103,7 @@ def train_steps(
     """Return `make_parallel_train_steps` for batches of these shapes, compiled."""
     max_steps = jax.tree.leaves(batches)[0].shape[1]
     steps = make_parallel_train_steps(model, optimizer, loss, max_steps, ema=ema)
-    if jax.process_count() > 1:  # where pmap compiles at its first call alone
+    if jax.process_count() > 1:  # pmap compiles at its first call only
         return steps
     return steps.lower(
         train_state_shapes(model, optimizer, ema),
@@ -123,7 +123,7 @@ def encoder(model: Model, keeps: Kept, shape: tuple[int, ...]) -> jax.stages.Com
 
 
 def _encoded(model: Model, keeps: Kept, teacher_variables: Any, images: jax.Array) -> Batch:
-    """Return what steps take of images [B, H, W, 3]."""
+    """Return the input of steps for images [B, H, W, 3]."""
     if keeps != "teacher features":
         return Batch(images)
     teacher_features = model.teacher_features(teacher_variables, images)
@@ -131,7 +131,7 @@ def _encoded(model: Model, keeps: Kept, teacher_variables: Any, images: jax.Arra
 
 
 def _row(plan: Plan, keeps: Kept) -> Batch:
-    """Return the shapes of what steps take of one image."""
+    """Return the shapes of the input of steps for one image."""
     model = trained_model_of(plan.config)
     image = jax.ShapeDtypeStruct((1, *size_of(plan.config), 3), jnp.uint8)
     return jax.eval_shape(partial(_encoded, model, keeps), _teacher_shapes(model), image)

@@ -1,4 +1,4 @@
-"""What a person and a file see of a running training."""
+"""Show and record the progress of a training."""
 
 import logging
 import math
@@ -37,20 +37,20 @@ class Clock:
         return time.perf_counter() - self._away
 
     def first_dispatch(self, state: TrainState, step: int) -> None:
-        """Wait for the first dispatch, so that the speed is that after compilation."""
+        """Wait for the first dispatch, so that the speed does not count compilation."""
         if self._warm is None:
             jax.block_until_ready(state.step)
             self._warm = (step, self._now())
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Leave what happens inside out of the time."""
+        """Do not count the time inside."""
         before = time.perf_counter()
         yield
         self._away += time.perf_counter() - before
 
     def timing(self, step: int, batch_size: int) -> Timing:
-        """Return what the results say; the device has nothing left to do."""
+        """Return the timing for the results. The device must be idle."""
         now = self._now()
         if self._warm is not None and step > self._warm[0]:
             self._images_per_second = (step - self._warm[0]) * batch_size / (now - self._warm[1])
@@ -96,9 +96,9 @@ def followed(
     """Pass on a training's states and steps, and whether it should stop; show its progress.
 
     A terminal shows a bar, a file gets log lines. `log` gets a row with the mean loss at the first
-    dispatch after every `log_every_steps`. Losses are read one dispatch late, when they are there
-    anyway, so that nothing waits for the device; but at once where the caller uses the state: at
-    a step in `pause_at`, or to stop. Raise DivergedError if a loss is not finite.
+    dispatch after every `log_every_steps`. Losses are read one dispatch late, when they are ready,
+    so that nothing waits for the device. They are read at once if the caller uses the state: at a
+    step in `pause_at`, or to stop. Raise DivergedError if a loss is not finite.
     """
     last_step, batch_size = plan.last_step, plan.config.batch_size
     on_terminal = sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""What a workdir holds already: compared with a plan, gone on with or moved aside."""
+"""Compare the trainings in a workdir with a plan; resume them or move them aside."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def names_to_replace(plans: Sequence[Plan], run: Workdir) -> list[str]:
-    """Return the names of all that restarting moves aside; a joint training goes as a whole."""
+    """Return the names of trainings that --restart moves aside, a joint one as a whole."""
     names = [place.name for plan in plans for place in (*plan.evaluations, plan.place)]
     for joint in (training for training in run.trainings() if training.name == JOINT):
         metadata = checkpoint.latest_metadata(joint.checkpoints) or {"train_sha256": {}}
@@ -36,8 +36,8 @@ def names_to_replace(plans: Sequence[Plan], run: Workdir) -> list[str]:
 def check_layout(plans: Sequence[Plan], run: Workdir, replaced: Collection[str]) -> None:
     """Raise UserError if the workdir holds trainings of another kind that are not `replaced`.
 
-    One training for all categories and trainings of single ones exclude each other in a workdir,
-    as do trainings of one seed and of several in a category.
+    A joint training and trainings of single categories exclude each other in a workdir. So do, in a
+    category, trainings of one seed and of several.
     """
     is_joint, is_seeded = plans[0].place.name == JOINT, plans[0].place.seed is not None
     for there in (training for training in run.trainings() if training.name not in replaced):
@@ -62,10 +62,10 @@ def check_layout(plans: Sequence[Plan], run: Workdir, replaced: Collection[str])
 
 
 def check_same_training(plan: Plan, teacher: LoadedTeacher, run: Workdir) -> bool:
-    """Compare a plan with what is there of this name, of whatever seed. Return whether it is done.
+    """Compare a plan with the trainings of its name, of any seed. Return whether it is done.
 
-    Raise UserError if going on would mix two trainings, or average over what differs in more
-    than the seed. More epochs are no other training: no step depends on their number.
+    Raise UserError if going on would mix two trainings, or average trainings that differ in more
+    than the seed. More epochs are allowed: no step depends on their number.
     """
     is_finished = False
     for training in run.places(plan.place.name):
@@ -81,14 +81,14 @@ def check_same_training(plan: Plan, teacher: LoadedTeacher, run: Workdir) -> boo
             if training == plan.place and not saved["can_go_on"] and not is_finished:
                 raise UserError(
                     f"{training.folder} is finished after {saved['config']['num_epochs']} epochs "
-                    "and did not keep the optimiser's state, which more need: start anew with "
-                    "--restart, next time with --config.keep_optimizer=True"
+                    "and did not keep the optimiser's state, which more epochs need: start anew "
+                    "with --restart, next time with --config.keep_optimizer=True"
                 )
     return is_finished
 
 
 def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str | None:
-    """Say what differs between a plan and the metadata of the checkpoint of a training."""
+    """Return in words how a plan differs from a checkpoint's metadata, or None."""
     config = plan.config
     goes_on = training == plan.place or training.seed in config.seeds
     changes = [
@@ -112,16 +112,16 @@ def _difference(plan: Plan, training: Training, saved: Mapping[str, Any]) -> str
 
 
 def _is_done(saved: Mapping[str, Any], num_epochs: int) -> bool:
-    """Return whether the training of a checkpoint's metadata is one of all these epochs."""
+    """Return whether the training of a checkpoint is finished, after so many epochs."""
     is_finished = saved["step"] == saved["last_step"]
     return is_finished and saved["config"]["num_epochs"] == num_epochs
 
 
 def begin(plan: Plan, kept: Kept) -> Checkpoint | tuple[TrainState, Timing]:
-    """Return the checkpoint of a finished training, else the state to go on from and its timing.
+    """Return the checkpoint of a finished training, else the state to resume and its timing.
 
-    The state is that of the latest good checkpoint, or a new one. Damaged checkpoints are moved
-    out of the way. Raise UserError for what cannot be read, or is the state of another optimiser.
+    The state is from the latest good checkpoint, or a new one. Damaged checkpoints are moved out of
+    the way. Raise UserError if a checkpoint cannot be read, or is of another optimiser.
     """
     config, folder = plan.config, plan.place.checkpoints
 
@@ -153,7 +153,7 @@ def begin(plan: Plan, kept: Kept) -> Checkpoint | tuple[TrainState, Timing]:
 
 
 def divergence(plan: Plan, splits: Sequence[Split], step: int, last_finite: float | None) -> str:
-    """Return all that helps to find out why the loss of a step is not finite."""
+    """Return a message about a loss that is not finite, with facts that help to find out why."""
     config, trained_on = plan.config, plan.trained_on
     order = batch_indices(config.seed, step - 1, len(trained_on), config.batch_size)
     of = [

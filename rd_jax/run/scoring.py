@@ -1,4 +1,4 @@
-"""Scoring any number of images on all local devices, in float32."""
+"""Score any number of images on all local devices, in float32."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,10 +21,10 @@ _MOST_BYTES = 2**28  # of maps that are held until the figures are known
 
 
 def bound(scorer: Callable[..., Any], teacher_variables: Any, student_variables: Any) -> Score:
-    """Return `make_scorer`'s function of images alone.
+    """Bind the variables of `make_scorer`'s function; return a function of images only.
 
-    The variables lie on all local devices, the student's in inference form. They stay arguments of
-    the compiled program: constants would take minutes to compile.
+    The variables lie on all local devices, the student's folded. They stay arguments of the
+    compiled program: constants would take minutes to compile.
     """
     replicated, _ = placement()
     variables = jax.device_put((teacher_variables, fold_batch_norm(student_variables)), replicated)
@@ -32,7 +32,7 @@ def bound(scorer: Callable[..., Any], teacher_variables: Any, student_variables:
 
 
 class Batch(NamedTuple):
-    """Some scored images: their places among those asked for, maps [B, H, W], scores [B]."""
+    """Some scored images: their places among all, maps [B, H, W], scores [B]."""
 
     places: np.ndarray
     maps: np.ndarray
@@ -44,8 +44,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Score uint8 images [N, H, W, 3], or those in `chosen`, batch by batch.
 
-    What the devices compute has one size, a multiple of their number: batches are padded, and the
-    padding's results are dropped. Raise UserError for a score that is not finite.
+    All batches are padded to one size, a multiple of the number of devices. The padding's results
+    are dropped. Raise UserError for a score that is not finite.
     """
     _, split = placement()
     chosen = np.arange(len(images)) if chosen is None else chosen
@@ -65,7 +65,7 @@ def batches(
         count = min(batch_size, len(chosen) - start)
         maps, scores = (np.asarray(output)[:count] for output in ahead.pop(0))
         if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
-            raise UserError("scores are not finite: the training diverged; train anew elsewhere")
+            raise UserError("scores are not finite: the training diverged; use another --workdir")
         yield Batch(start + np.arange(count), maps, scores)
 
 
@@ -94,10 +94,10 @@ MapsOf = Callable[[np.ndarray, Callable[[np.ndarray], np.ndarray]], list[np.ndar
 
 
 def score_split(score: Score, split: Split, batch_size: int) -> tuple[Scored, MapsOf]:
-    """Return what metrics need of the test images, and a function that makes more of their maps.
+    """Score the test images; return the input of metrics, and a function over their maps.
 
-    The function takes which images, and what to make of the map [H, W] of each. Maps are not held
-    beyond `_MOST_BYTES`: they are then computed again.
+    The function takes the places of images, and what to make of the map [H, W] of each. If the maps
+    have more than `_MOST_BYTES`, they are not held, but computed again.
     """
     count, height, width, _ = split.test.shape
     is_held = 4 * count * height * width <= _MOST_BYTES

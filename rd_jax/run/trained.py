@@ -1,4 +1,4 @@
-"""What was trained, for evaluation, prediction, export and research code: read and checked once."""
+"""Load a trained student, once and checked, for evaluation, prediction, export and research."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ from rd_jax.weights.teacher import LoadedTeacher
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained student with all that it computes with: read once, then handed on."""
+    """A trained student with its config, teacher and thresholds: read once, then passed on."""
 
     training: Training
-    config: Config  # of the training, with what the last evaluation changed
+    config: Config  # of the training, with the changes of the last evaluation
     checkpoint: Checkpoint
     teacher: LoadedTeacher
-    categories: tuple[str, ...] = ()  # those that the thresholds are for
+    categories: tuple[str, ...] = ()  # the categories that the thresholds are for
     thresholds: Thresholds | None = None  # None before the training is finished and evaluated
 
     @property
@@ -40,7 +40,7 @@ class Trained:
 
     @property
     def scoring(self) -> Scoring:
-        """Return how distances become maps and scores."""
+        """Return the settings by which distances become maps and scores."""
         return scoring_of(self.config)
 
     @property
@@ -50,14 +50,14 @@ class Trained:
 
     @property
     def score(self) -> Score:
-        """Return the function of images alone that gives maps and scores."""
+        """Return the function from images to maps and scores."""
         return bound_scorer(self.config, self.teacher, self.checkpoint.student_variables)
 
 
 def facts_of(
     config: Config, teacher: LoadedTeacher, splits: Sequence[Split], last_step: int
 ) -> dict[str, Any]:
-    """Return what a checkpoint says of its training, besides the step and the time."""
+    """Return the facts that a checkpoint keeps about its training, without step and time."""
     return {
         "config": as_dict(config),
         "teacher_weights": teacher.weights,
@@ -69,11 +69,11 @@ def facts_of(
     }
 
 
-_scorer = cache(make_scorer)  # so that trainings which score alike compile once
+_scorer = cache(make_scorer)  # trainings that score alike compile once
 
 
 def bound_scorer(config: Config, teacher: LoadedTeacher, student_variables: Any) -> Score:
-    """Return the function of images alone that gives maps and scores."""
+    """Return the function from images to maps and scores."""
     how = scoring_of(config)
     scorer = _scorer(model_of(config), how.sigma, how.reduction, how.fusion)
     return bound(scorer, teacher.variables, student_variables)
@@ -94,10 +94,10 @@ def load_trained(
 ) -> Trained:
     """Load the one training in the folder of a run, a category or a seed.
 
-    For a training for all categories, the folder of a category gives its thresholds, other folders
-    give thresholds for all of them. `teacher_weights`, as of `load_teacher`, says where the
-    teacher's weights are by now, if not where they were. `rates` are false_positive_rate and
-    pixel_false_positive_rate; what else says how to score is as in the last evaluation. Raise
+    For a joint training, the folder of a category gives its thresholds; other folders give
+    thresholds for all categories. `teacher_weights` says where the teacher's weights are now, if
+    they have moved: see `load_teacher`. `rates` are false_positive_rate and
+    pixel_false_positive_rate; other settings of scoring are those of the last evaluation. Raise
     UserError if there is no checkpoint, or several trainings, if the teacher is not the one
     trained with, or for a rate that is not allowed.
     """
@@ -116,14 +116,14 @@ def load_trained(
 
 
 def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], dict[str, Any]]:
-    """Return model, student's variables and what else the latest checkpoint knows.
+    """Return the model, the student's variables and the metadata of the latest checkpoint.
 
     The variables {'params', 'batch_stats'} are float32 numpy arrays, ready for `make_scorer` of
-    the model, on any number of devices. The rest is a dict: "config" (all fields, among them
+    the model, on any number of devices. The metadata are a dict: "config" (all fields, among them
     image_size, blur_sigma and teacher_weights), "thresholds" (None before the training is
     evaluated), "step", "last_step" and so on. With several seeds, `category` names one:
-    "bottle/seed_1"; with one training for all categories, "all-categories" has thresholds for
-    all. Raise UserError if `workdir` has no checkpoint of `category`, or a damaged one.
+    "bottle/seed_1". For a joint training, "all-categories" has thresholds for all. Raise UserError
+    if `workdir` has no checkpoint of `category`, or a damaged one.
     """
     training, loaded, categories = _found(user_path(workdir) / category)
     config, thresholds = _as_evaluated(training, loaded, categories, {})
@@ -136,7 +136,7 @@ def restore(workdir: str | Path, category: str) -> tuple[Model, dict[str, Any], 
 
 
 def _found(folder: Path) -> tuple[Training, Checkpoint, tuple[str, ...]]:
-    """Find the one training in this folder; return it, its checkpoint and the categories meant."""
+    """Find the training in this folder; return it, its checkpoint and the chosen categories."""
     training, category = find_training(folder)
     loaded = checkpoint.load_latest(training.checkpoints)
     names = tuple(loaded.metadata["train_sha256"])
@@ -154,9 +154,9 @@ def _as_evaluated(
     categories: tuple[str, ...],
     rates: Mapping[str, float],
 ) -> tuple[Config, Thresholds | None]:
-    """Return the config with what the last evaluation and `rates` change, and the thresholds.
+    """Return the config, changed by the last evaluation and `rates`, and the thresholds.
 
-    There are none if one of the categories was not evaluated.
+    The thresholds are None if one of the categories was not evaluated.
     """
     places = [training.evaluation(category).thresholds for category in categories]
     found = [read_thresholds(place, loaded.checksum) for place in places]

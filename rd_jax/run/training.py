@@ -1,4 +1,4 @@
-"""A whole run: train and evaluate every category and seed, and write what came out."""
+"""Run everything: train and evaluate every category and seed, and write the results."""
 
 import importlib.util
 import itertools
@@ -64,11 +64,10 @@ def train(
     Return the table as Markdown. The same command may run several times at once: each run takes
     the trainings that no other one works on.
 
-    A training that `workdir` holds a checkpoint of goes on from there, unless `restart` moves it
-    aside; what is finished and evaluated already is left as it is. `given` takes
-    the place of what the config names. Before the first step all
-    images are found and all checkpoints compared with the config. Raise UserError for what the
-    user can mend, Interrupted after a signal.
+    If `workdir` holds a checkpoint of a training, it goes on from there, unless `restart` moves it
+    aside. A finished and evaluated training stays as it is. `given` replaces values of the config.
+    Before the first step, all images are found, and all checkpoints are compared with the config.
+    Raise UserError for mistakes that the user can mend, Interrupted after a signal.
     """
     _check_config(config, given)
     found = given.categories or find_categories(source_of(config), chosen_name(config))
@@ -83,7 +82,7 @@ def train(
     if hosts.is_first():
         for name, path in set_aside(workdir, replaced).items():
             logger.warning("%s: starting anew; what was there is kept in %s", name, path)
-    # All processes come here before one of them reads what another has moved.
+    # All processes wait here, so that none reads folders while another moves them.
     hosts.check_same(restart, "some processes were started with --restart, others without it")
     for plan in plans:
         check_same_training(plan, teacher, run)
@@ -93,7 +92,7 @@ def train(
             _train_and_evaluate(plan, teacher, is_finished)
     except UserError:
         if read_results(workdir):
-            write_summaries(workdir)  # of what was finished before
+            write_summaries(workdir)  # of the trainings finished before
         raise
     return write_summaries(workdir)
 
@@ -111,7 +110,7 @@ def _check_config(config: Config, given: Given) -> None:
 def _free(plans: Sequence[Plan]) -> Iterator[Plan]:
     """Yield the trainings that no other process works on, each locked until the next one.
 
-    One that another process has is looked at again after each of the others.
+    After each training, look again at those that other processes had.
     """
     left = list(plans)
     while left:
@@ -123,7 +122,7 @@ def _free(plans: Sequence[Plan]) -> Iterator[Plan]:
         else:
             names = ", ".join(plan.name for plan in left)
             if jax.process_count() > 1:
-                raise UserError(f"another process works on {names}: wait for that to end")
+                raise UserError(f"another process works on {names}: wait for it to end")
             logger.info("other processes work on %s", names)
             return
         left.remove(plan)
@@ -133,7 +132,7 @@ def _train_and_evaluate(plan: Plan, teacher: LoadedTeacher, is_finished: bool) -
     place, kept = plan.place, kept_of(plan)
     with ThreadPoolExecutor(2) as compiler:
         if not is_finished:
-            # XLA compiles without Python, which decodes meanwhile.
+            # XLA compiles without Python's lock, so Python decodes images meanwhile.
             compiler.submit(train_steps_of, plan, kept)
             if kept != "nothing":
                 compiler.submit(encoder_of, plan, kept)
@@ -166,7 +165,7 @@ def _train(
     state: TrainState,
     timing: Timing,
 ) -> Checkpoint:
-    """Train from `state` to the last step; Interrupted says where it was saved before that."""
+    """Train from `state` to the last step. Raise Interrupted, with the saved step, on a signal."""
     config, place, last_step = plan.config, plan.place, plan.last_step
     first_step = int(state.step)
     evaluate_at = plan.steps_every(config.eval_every_epochs)
@@ -177,7 +176,7 @@ def _train(
     if hosts.is_first():
         drop_rows_after(place.metrics, first_step)
         for evaluation in plan.evaluations:
-            evaluation.results.unlink(missing_ok=True)  # of fewer steps
+            evaluation.results.unlink(missing_ok=True)  # they are of fewer steps
     num_images = sum(len(split.train) for split in splits)
     logger.info(
         "%s: %d images, steps %d to %d, %d images held out, teacher %s (%s), on the devices: %s",
@@ -215,7 +214,7 @@ def _train(
 
 
 def _figures(plan: Plan, splits: Sequence[Split], teacher: LoadedTeacher, state: TrainState) -> Row:
-    """Return the metrics of a student on the way, as a mean over the categories."""
+    """Return the metrics of a student in training, averaged over the categories."""
     score = bound_scorer(plan.config, teacher, jax.device_get(state.student_variables))
     rows = []
     for split in splits:
@@ -225,7 +224,7 @@ def _figures(plan: Plan, splits: Sequence[Split], teacher: LoadedTeacher, state:
 
 
 def _check_same_everywhere(plan: Plan, metadata: dict, first_step: int) -> None:
-    """Raise UserError if the processes of a run would train different things."""
+    """Raise UserError if the processes of a run would not train the same."""
     places = {"data_dir": "", "teacher_weights": ""}  # contents are compared, not names
     config = metadata["config"] | places
     facts = metadata | places | {"config": config, "first_step": first_step}
@@ -239,7 +238,7 @@ def _check_same_everywhere(plan: Plan, metadata: dict, first_step: int) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says, once a dispatch, whether the training is to stop."""
+    """Yield a function to call once a dispatch, which returns whether to stop."""
     if jax.process_count() == 1:
         with deferred() as should_stop:
             yield should_stop

@@ -136,7 +136,7 @@ def test_a_finished_training_keeps_what_evaluation_needs(data_dir: Path, tmp_pat
     succeeded(*evaluation(tmp_path))
     assert same_figures(results(tmp_path / "weave"), before)
     message = (
-        "finished after 2 epochs and did not keep the optimiser's state, which more need: start"
+        "finished after 2 epochs and did not keep the optimiser's state, which more epochs need: "
     )
     for more in ((), ("--config.keep_optimizer=True",)):
         done = run(*training(data_dir, tmp_path, *one, "--config.num_epochs=3", *more))

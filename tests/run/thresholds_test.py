@@ -161,7 +161,7 @@ def test_other_training_images_set_no_threshold(
     assert results(workdir / "weave")["kept_false_positive_rate"] == 3 / 7  # the kept ones still do
     (workdir / "weave" / "thresholds.json").unlink()
     done = succeeded(*evaluation(workdir, *flags))
-    assert "no thresholds, since the training images are others than in training" in done.stderr
+    assert "no thresholds, since the training images are not those of the training" in done.stderr
     assert results(workdir / "weave")["image_threshold"] is None
 
 
