@@ -146,7 +146,7 @@ def test_a_square_is_the_same_as_a_number(config: Config) -> None:
         ("log_every_steps", 7, True, True, True),
     ],
 )
-def test_what_depends_on_a_field_is_in_its_row(
+def test_a_fields_row_says_what_depends_on_it(
     config: Config,
     field: str,
     value: Any,

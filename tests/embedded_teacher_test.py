@@ -87,7 +87,7 @@ def test_the_loss_is_nothing_for_equal_features_and_counts_variances() -> None:
     np.testing.assert_allclose(embedded_teacher.imitation_loss(wanted, got), cosine + squared, 1e-5)
 
 
-def test_what_is_alike_is_measured_on_images_of_a_folder(tmp_path: Path) -> None:
+def test_likeness_is_measured_on_images_of_a_folder(tmp_path: Path) -> None:
     for i in range(3):
         pixels = procedural.draw(np.random.default_rng(i), 48)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")

@@ -99,7 +99,7 @@ def test_an_own_loss_and_an_own_optimiser_are_used(good: Path, tmp_path: Path) -
         ("nowhere", "is not a folder"),
     ],
 )
-def test_what_cannot_be_trained_on_is_one_line(images: Any, message: str, tmp_path: Path) -> None:
+def test_images_that_fit_refuses_are_one_line(images: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         rd_jax.fit(images, tmp_path / "work", **FIELDS)
     assert message in str(error.value)

@@ -169,7 +169,7 @@ def test_a_row_on_a_machine_with_few_packages(tmp_path: Path) -> None:
     assert saved["platform"] == "cpu"
 
 
-def test_what_is_timed_of_rd_jax_runs() -> None:
+def test_each_timed_call_of_rd_jax_runs() -> None:
     from benchmarks.speed import of_jax
 
     for call, number in (

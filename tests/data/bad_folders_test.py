@@ -190,7 +190,9 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("row", FOLDERS)
-def test_what_a_folder_would_leave_out_in_silence_is_refused(category: Path, row: str) -> None:
+def test_images_that_a_folder_would_leave_out_silently_are_refused(
+    category: Path, row: str
+) -> None:
     change, message = FOLDERS[row]
     change(category)
     message = message.replace("{root}", str(category))
@@ -268,7 +270,7 @@ def test_a_category_is_found_however_its_accents_are_spelled(
     refused("are called", names_in, root.parent)
 
 
-def test_what_looks_like_a_category_is_said_to_be_none(category: Path) -> None:
+def test_a_folder_that_is_nearly_a_category_is_refused(category: Path) -> None:
     data_dir = category.parent
     copied(ONE, "../parts/Train/good/1.png")(category)
     refused("parts/Train is not called train", names_in, data_dir)
@@ -322,7 +324,9 @@ def nobody() -> Iterator[None]:
         os.seteuid(user)
 
 
-def test_what_must_not_be_read_is_named(written: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_without_permission_are_named(
+    written: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         root = shutil.copytree(written, Path(folder) / "weave")
@@ -338,7 +342,7 @@ def test_what_must_not_be_read_is_named(written: Path, caplog: pytest.LogCapture
             path.chmod(mode)
 
 
-def test_what_is_no_image_is_left_out(category: Path) -> None:
+def test_files_that_are_no_images_are_left_out(category: Path) -> None:
     expected = read_category(category.parent, "weave")
     for name in (".hidden.png", "._000.png", "Thumbs.db", "desktop.ini", "000.json", "notes.txt"):
         for folder in ("train/good", "test/good", "test/stain", "ground_truth/stain"):
@@ -354,7 +358,7 @@ def test_what_is_no_image_is_left_out(category: Path) -> None:
     assert names_in(category.parent) == ["weave"]
 
 
-def test_what_a_file_without_a_suffix_holds_says_if_it_is_an_image(category: Path) -> None:
+def test_content_decides_if_a_file_without_a_known_suffix_is_an_image(category: Path) -> None:
     for number, name in enumerate(("scan", "scan.001", "scan.png.part", "scan.gif", "scan.PNG ")):
         Image.fromarray(RAMP + np.uint8(number)).save(category / "train/good" / name, "PNG")
     split = load_category(category.parent, "weave", 32)

@@ -163,7 +163,7 @@ def raise_not_found(path: Path) -> None:
     raise FileNotFoundError(path)
 
 
-def test_who_reads_the_cache_never_sees_half_of_what_another_process_writes(
+def test_a_reader_of_the_cache_never_sees_a_half_written_file(
     grey: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_images([grey], SIZE)
@@ -272,7 +272,7 @@ def test_a_category_is_listed_once_and_read_with_labels_and_masks(
     np.testing.assert_array_equal(split.masks.any((1, 2)), split.labels)
 
 
-def test_what_a_test_is_of_changes_with_images_masks_and_names(data_dir: Path) -> None:
+def test_the_hash_of_test_images_changes_with_images_masks_and_names(data_dir: Path) -> None:
     def test_sha256(size: int = 64) -> str:
         [category] = find_categories(source(data_dir, size), "weave")
         return category.load().test_sha256

@@ -295,7 +295,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_in_a_table_is_named_with_its_line(tmp_path: Path, name: str) -> None:
+def test_a_mistake_in_a_table_is_named_with_its_line(tmp_path: Path, name: str) -> None:
     mvtec_ad(tmp_path)
     lines, number, message = WRONG[name]
     table = tmp_path / "parts.csv"
@@ -304,7 +304,7 @@ def test_what_is_wrong_in_a_table_is_named_with_its_line(tmp_path: Path, name: s
     assert line.startswith(f"{table}, line {number}: ")
 
 
-def test_what_is_wrong_with_a_whole_table_is_said(tmp_path: Path) -> None:
+def test_a_mistake_of_a_whole_table_is_named(tmp_path: Path) -> None:
     mvtec_ad(tmp_path)
     table = tmp_path / "parts.csv"
     refused("parts.csv is not there: set --config.data_dir", load, table)

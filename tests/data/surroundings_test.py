@@ -69,7 +69,7 @@ SURROUNDED = {
 
 @pytest.mark.parametrize("row", SURROUNDED)
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Pillow's
-def test_what_surrounds_the_pixels_decides_nothing(tmp_path: Path, row: str) -> None:
+def test_data_around_the_pixels_change_nothing(tmp_path: Path, row: str) -> None:
     (tmp_path / "x.png").write_bytes(SURROUNDED[row])
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "x.png"))[..., 0], RAMP)
 

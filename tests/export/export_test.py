@@ -374,7 +374,9 @@ def test_the_pages_script_goes_from_files_to_verdicts_and_overlays_without_this_
 
 
 @NEEDS_JAX2ONNX
-def test_what_the_user_of_a_file_has_to_know_comes_with_it(training: Path, tmp_path: Path) -> None:
+def test_an_exported_file_comes_with_the_facts_that_its_user_needs(
+    training: Path, tmp_path: Path
+) -> None:
     for suffix in ("stablehlo", "onnx"):
         done = run_command(training, tmp_path / f"model.{suffix}")
         assert done.returncode == 0

@@ -95,9 +95,7 @@ def test_forward_mode_and_second_derivatives_equal_xla(stride: int) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("size", [1, 3])
-def test_what_is_not_computed_here_is_left_to_xla(
-    size: int, in_features: int, keywords: dict
-) -> None:
+def test_other_convolutions_are_left_to_xla(size: int, in_features: int, keywords: dict) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 8, 8, 4), np.float32)
     kernel = rng.standard_normal((size, size, in_features, 4), np.float32)

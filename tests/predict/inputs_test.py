@@ -85,7 +85,7 @@ def test_links_are_followed_but_not_in_circles() -> None:
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("output", ["a/out", "a", "."])
-def test_what_was_written_before_is_no_input(output: str) -> None:
+def test_earlier_outputs_are_no_inputs(output: str) -> None:
     touch("a/1.png", *(f"{output}/{folder}/1.png.png" for folder in FOLDERS))
     assert list(found("a", output=output)) == ["a/1.png"]
     if output == "a/out":

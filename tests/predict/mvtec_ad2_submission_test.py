@@ -69,7 +69,7 @@ def test_each_private_image_has_a_map_and_a_mask_of_its_size(
             assert mask.dtype == np.uint8
 
 
-def test_what_is_missing_is_said(training: Path, tmp_path: Path) -> None:
+def test_missing_inputs_are_named(training: Path, tmp_path: Path) -> None:
     flags = ["--workdir", str(training.parent), "--output", str(tmp_path / "output")]
     done = captured(main, [*flags, "--data_dir", str(tmp_path)])
     assert_one_line(done, "holds no OBJECT/test_private: give the folder of MVTec AD 2")

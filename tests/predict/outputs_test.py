@@ -113,7 +113,7 @@ def test_two_processes_do_not_write_into_one_folder(outputs: Outputs) -> None:
         assert read_tables(outputs.folder) == []
 
 
-def test_what_an_earlier_run_wrote_is_removed_and_nothing_else(
+def test_only_outputs_of_an_earlier_run_are_removed(
     outputs: Outputs, prediction: Prediction
 ) -> None:
     folder = outputs.folder
@@ -330,7 +330,7 @@ def test_a_name_that_the_file_system_does_not_take_is_the_rows_error(
     assert row["verdict"] == "anomalous"
 
 
-def test_what_else_a_name_can_fail_at_is_the_rows_error(
+def test_other_errors_of_a_name_are_the_rows_error(
     outputs: Outputs, prediction: Prediction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (outputs.folder / "heatmaps/folder_heatmap.png").mkdir(parents=True)
@@ -349,7 +349,7 @@ def test_what_else_a_name_can_fail_at_is_the_rows_error(
     assert row["error"].endswith("10:30?_heatmap.png: Invalid argument")
 
 
-def test_of_two_names_that_are_one_to_the_file_system_the_second_is_an_error(
+def test_the_second_of_two_equal_names_on_disk_is_an_error(
     outputs: Outputs, prediction: Prediction
 ) -> None:
     first = write_images(outputs, prediction, "a/1.png")

@@ -299,7 +299,7 @@ def test_help_is_the_modules_docstring(capsys: pytest.CaptureFixture[str]) -> No
     assert (predict.__doc__ or "").strip() in capsys.readouterr().out
 
 
-def test_what_is_told_is_the_packages_however_it_is_started() -> None:
+def test_the_logger_has_the_packages_name_however_it_is_started() -> None:
     started = runpy.run_path(str(predict.__file__), run_name="other")
     assert started["logger"].name == "rd_jax.predict"  # of which INFO is shown
 

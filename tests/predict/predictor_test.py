@@ -272,7 +272,7 @@ def test_by_fit_sums_of_maps_do_not_depend_on_the_shapes_of_pictures(
     assert auroc(scores, np.repeat(levels, 3) > 22) == 1
 
 
-def test_what_margins_show_is_folded_back_to_where_they_are_mirrored_from() -> None:
+def test_margins_are_folded_back_to_the_pixels_that_they_mirror() -> None:
     picture = np.array([[1, 2], [3, 4]], np.float32)
     mirrored = np.pad(picture, ((1, 1), (3, 0)), "symmetric")
     np.testing.assert_array_equal(folded(mirrored, (1, 3, 2, 2)), picture)

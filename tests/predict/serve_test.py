@@ -148,7 +148,7 @@ def test_an_overlay_is_the_upright_picture_under_its_map(
     ids=["empty", "text", "cut", "floats"],
 )
 @pytest.mark.parametrize("where", ["score", "overlay"])
-def test_what_is_no_picture_is_answered_so(
+def test_a_body_that_is_no_picture_gets_an_error(
     address: str, body: bytes, said: str, where: str
 ) -> None:
     answer = ask(f"{address}/{where}", body)
@@ -222,7 +222,7 @@ def test_the_process_serves_until_it_is_stopped(predictor: Predictor, training: 
         assert process.wait(60) == 0
 
 
-def test_who_is_stopped_while_it_loads_ends_when_it_has_loaded(
+def test_a_server_stopped_while_it_loads_ends_once_it_has_loaded(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_loaded = []

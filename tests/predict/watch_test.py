@@ -73,7 +73,7 @@ def test_an_image_is_scored_when_it_stays_as_it_is(
     watching.close()
 
 
-def test_what_vanishes_or_cannot_be_read_does_not_stop_the_rest(
+def test_vanished_or_unreadable_images_do_not_stop_the_rest(
     predictor: Predictor, arriving: Path, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watching = watch(predictor, arriving, outputs, 2)

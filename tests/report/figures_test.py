@@ -68,7 +68,7 @@ def test_scores_that_hardly_differ_are_drawn(evaluated: Evaluated) -> None:
     assert [values.argmax() for values in shares] == [0, 0, 6, 6]
 
 
-def test_what_is_not_there_is_not_drawn(tmp_path: Path) -> None:
+def test_figures_without_data_are_not_drawn(tmp_path: Path) -> None:
     assert draw(None, None, ROW, []) == {}
     assert list(draw(None, None, ROW, LOSSES)) == ["loss"]
     split, maps = weave_split(1)

@@ -25,7 +25,7 @@ def pixels_of(file: bytes) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
     split, maps = weave_split(10)
     scores = maps.max((1, 2))
     read = write(tmp_path / FILE, split, maps, scores, THRESHOLDS)
@@ -104,7 +104,7 @@ def test_without_both_classes_there_are_no_curves(tmp_path: Path, count: int) ->
     assert len(read.image_roc) == len(read.pixel_roc) == len(read.pro) == len(read.masks) == 0
 
 
-def test_of_many_images_the_worst_and_some_of_the_others_are_kept(tmp_path: Path) -> None:
+def test_the_worst_of_many_images_and_some_others_are_kept(tmp_path: Path) -> None:
     split, maps = weave_split(200)
     scores = np.random.default_rng(1).normal(1.5, 1, 200).astype(np.float32)
     read = write(tmp_path / FILE, split, maps, scores, THRESHOLDS)

@@ -137,7 +137,7 @@ def test_seeds_and_categories_have_rows_and_sections_of_their_own(tmp_path: Path
     assert [name for _, name in headings] == ["a-seed_0", "a-seed_1", "b-seed_0", "b-seed_1"]
 
 
-def test_what_was_configured_and_what_differed_is_said(tmp_path: Path) -> None:
+def test_the_page_lists_configs_and_their_differences(tmp_path: Path) -> None:
     config = {"log_every_steps": 3, "blur_sigma": 2.0}
     for name, seed in (("a", 0), ("b", 1)):
         add_results(tmp_path, name, seed=seed)
@@ -319,7 +319,7 @@ def test_without_both_classes_there_is_a_page(tmp_path: Path, count: int, says: 
     assert says in text_of(tmp_path)
 
 
-def test_of_too_many_images_a_part_is_shown(
+def test_a_page_shows_only_some_of_too_many_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "_MAX_IMAGES", 8)

@@ -75,7 +75,7 @@ def test_undo_goes_back_one_step_at_a_time(workdir: Path, more: Path) -> None:
     assert_one_line(calibrated(workdir, "--undo"), "nothing to undo")
 
 
-def test_what_is_known_is_not_counted_again(
+def test_known_images_are_not_counted_again(
     workdir: Path, more: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     for known in ("000.png", "011.png"):  # one was trained on or held out as well as the other

@@ -104,7 +104,7 @@ def test_processes_with_different_commands_are_refused(data_dir: Path, tmp_path:
     assert not (tmp_path / "work" / "weave" / "checkpoints").exists()
 
 
-def test_one_that_waits_for_others_in_vain_says_so_and_ends(tmp_path: Path) -> None:
+def test_a_process_that_waits_in_vain_says_so_and_ends(tmp_path: Path) -> None:
     """Both the first one, which others would reach, and one that reaches nobody."""
     flags = ("--config", "demo", "--workdir", str(tmp_path / "work"), "--join_timeout=1")
     addresses = [f"localhost:{free_port()}" for _ in range(2)]

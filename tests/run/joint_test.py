@@ -117,7 +117,7 @@ def test_an_interrupted_training_goes_on_bit_identically(
         assert same_figures(results(workdir / name), results(trained_jointly / name))
 
 
-def test_what_was_killed_before_its_evaluation_is_evaluated(
+def test_a_training_killed_before_its_evaluation_is_evaluated(
     data_dir: Path, trained_jointly: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "work"

@@ -84,7 +84,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("row", AFTER_TRAINING)
-def test_what_does_not_fit_what_was_trained_is_one_line(
+def test_arguments_that_do_not_fit_the_training_are_one_line(
     trained: Path, weights: Path, row: str
 ) -> None:
     arguments, message = AFTER_TRAINING[row]

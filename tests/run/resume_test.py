@@ -143,7 +143,7 @@ def test_a_finished_training_keeps_what_evaluation_needs(data_dir: Path, tmp_pat
         assert_one_line(done, message)
 
 
-def test_seeds_of_which_one_was_gone_on_with_are_called_unfinished(
+def test_seeds_are_called_unfinished_if_one_has_fewer_steps(
     trained_seeds: Path, tmp_path: Path
 ) -> None:
     workdir = shutil.copytree(trained_seeds, tmp_path / "copy")

@@ -84,7 +84,7 @@ def test_the_training_of_a_killed_process_is_gone_on_with_by_another(
         assert f"| {name} | " in done.stdout
 
 
-def test_what_another_run_works_on_is_left_to_it_and_what_is_free_is_trained(
+def test_a_run_trains_only_what_no_other_run_works_on(
     data_dir: Path, trained: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "work"

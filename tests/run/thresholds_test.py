@@ -53,7 +53,9 @@ def test_held_out_images_are_normal_in_batches_of_any_size(
     assert scores.max() > (1 - 2e-4) * predictor.thresholds.image_threshold
 
 
-def test_what_the_held_out_images_can_promise_is_said(trained: Path, tmp_path: Path) -> None:
+def test_the_log_says_which_rate_the_held_out_images_can_promise(
+    trained: Path, tmp_path: Path
+) -> None:
     workdir = one_category(trained, tmp_path)
     (workdir / "weave" / "thresholds.json").unlink()
     done = succeeded(*evaluation(workdir))
@@ -133,7 +135,9 @@ def test_another_rate_needs_no_scoring_of_normal_images_and_another_blur_does(
     assert result.score == pytest.approx(float(result.anomaly_map.sum()), rel=2e-4)
 
 
-def test_what_was_not_kept_is_scored_again(trained: Path, tmp_path: Path) -> None:
+def test_normal_images_are_scored_again_if_thresholds_are_lost(
+    trained: Path, tmp_path: Path
+) -> None:
     workdir = one_category(trained, tmp_path)
     path = workdir / "weave" / "thresholds.json"
     expected, whole = results(workdir / "weave"), path.read_bytes()

@@ -224,7 +224,7 @@ def test_folders_may_be_called_like_patterns(tmp_path: Path, name: str) -> None:
     assert equal(checkpoint.load_rest(folder, 3, rest_at(0)), rest_at(3))
 
 
-def test_of_a_finished_training_the_last_checkpoint_alone_is_kept(folder: Path) -> None:
+def test_only_the_last_checkpoint_of_a_finished_training_is_kept(folder: Path) -> None:
     checkpoint.keep_latest(folder)  # which something may go on from
     assert checkpoint.steps(folder) == [20, 10]
     with checkpoint.writer(folder) as save:
@@ -330,7 +330,7 @@ def test_reading_in_threads_leaves_the_process_as_it_was(folder: Path) -> None:
     assert before == (absl.level, absl.handlers[:], sys.unraisablehook, sys.excepthook)
 
 
-def test_of_several_processes_the_first_writes_and_each_reads_alone(
+def test_only_the_first_of_several_processes_writes_and_each_reads_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda *_: 2)

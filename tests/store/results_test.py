@@ -19,7 +19,7 @@ def write(workdir: Path, category: str, seed: int | None = None, **row: Any) -> 
     return path
 
 
-def test_what_is_no_results_is_named_and_left_out(
+def test_damaged_results_are_named_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, content in (("a", "[1]"), ("b", '{"category": "b"'), ("c", '{"category": "c"}')):
@@ -30,14 +30,14 @@ def test_what_is_no_results_is_named_and_left_out(
         assert f"{tmp_path / name / 'results.json'} is left out" in caplog.text
 
 
-def test_the_tables_of_other_runs_one_folder_down_are_none(tmp_path: Path) -> None:
+def test_tables_of_runs_one_folder_down_are_no_results(tmp_path: Path) -> None:
     write(tmp_path, "a")
     write_json(Workdir(tmp_path / "other").results, {"categories": [], "mean": {}})
     write(tmp_path / "other", "b")
     assert list(read_results(tmp_path)) == ["a"]
 
 
-def test_what_an_older_version_did_not_write_has_its_default(tmp_path: Path) -> None:
+def test_values_that_an_older_version_lacks_have_defaults(tmp_path: Path) -> None:
     write(tmp_path, "a")
     ((_, row),) = read_results(tmp_path)["a"]
     assert row["backbone"] == "wide_resnet50_2"

@@ -60,7 +60,7 @@ def test_arrays_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert found[name].dtype == array.dtype
 
 
-def test_what_is_no_file_of_arrays_is_named_and_left_alone(
+def test_damaged_files_of_arrays_are_named_and_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = tmp_path / "whole.npz"

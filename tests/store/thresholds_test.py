@@ -22,7 +22,7 @@ def stored(**changes: object) -> StoredThresholds:
     )
 
 
-def test_they_come_back_to_the_last_digit(tmp_path: Path) -> None:
+def test_thresholds_are_read_to_the_last_digit(tmp_path: Path) -> None:
     expected = stored()
     write_thresholds(tmp_path / "new" / "x.json", expected)
     found = read_thresholds(tmp_path / "new" / "x.json", 123)
@@ -35,7 +35,7 @@ def test_they_come_back_to_the_last_digit(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_those_of_another_checkpoint_are_none(
+def test_there_are_no_thresholds_for_another_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_thresholds(tmp_path / "x.json", stored())

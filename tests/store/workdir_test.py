@@ -48,7 +48,7 @@ def test_trainings_and_evaluations_are_found_by_category_and_seed_in_order(tmp_p
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_of_a_joint_training_each_category_has_an_evaluation_of_its_own(
+def test_each_category_of_a_joint_training_has_its_own_evaluation(
     tmp_path: Path, seed: int | None
 ) -> None:
     run = Workdir(tmp_path)
@@ -88,7 +88,7 @@ def test_the_one_training_that_a_folder_means_is_found(
             find_training(folder)
 
 
-def test_what_was_moved_aside_can_be_used_where_it_is(tmp_path: Path) -> None:
+def test_a_training_that_was_moved_aside_can_be_used_there(tmp_path: Path) -> None:
     training = begun(Workdir(tmp_path).training("weave"))
     assert set_aside(tmp_path, ["cloth"]) == {}
     kept = set_aside(tmp_path, ["weave"])["weave"]
@@ -101,7 +101,7 @@ def test_what_was_moved_aside_can_be_used_where_it_is(tmp_path: Path) -> None:
     assert find_training(kept)[0].folder == kept
 
 
-def test_what_is_moved_aside_never_replaces_anything(tmp_path: Path) -> None:
+def test_moving_aside_never_replaces_anything(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / "20").write_text(str(i))
         moved_aside(tmp_path / "20", tmp_path / "damaged")
@@ -198,7 +198,7 @@ def test_the_folder_of_a_training_is_no_workdir(tmp_path: Path, seed: int | None
     Workdir(tmp_path).make([])
 
 
-def test_where_a_joint_training_is_evaluated_is_no_workdir(tmp_path: Path) -> None:
+def test_the_folder_of_a_joint_trainings_evaluation_is_no_workdir(tmp_path: Path) -> None:
     evaluation = Workdir(tmp_path).training(JOINT).evaluation("bracket")
     write_arrays(evaluation.shown, {})
     with pytest.raises(UserError, match="bracket is where a run keeps"):

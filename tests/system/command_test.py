@@ -144,7 +144,7 @@ def _nothing_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
         (Interrupted("interrupted: a is saved at step 3"), 130, "interrupted: a is saved at"),
     ],
 )  # fmt: skip
-def test_what_stops_a_command_is_one_line_and_an_exit_code(
+def test_an_error_that_stops_a_command_is_one_line_and_an_exit_code(
     capsys: pytest.CaptureFixture, error: BaseException, code: int, says: str
 ) -> None:
     def body() -> NoReturn:

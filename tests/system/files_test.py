@@ -24,7 +24,7 @@ def test_files_may_be_read_by_whom_umask_says(tmp_path: Path, umask: int, mode: 
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x"]
 
 
-def test_what_cannot_be_written_is_named_and_leaves_what_was_there(
+def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, _: bytes) -> NoReturn:

@@ -51,7 +51,7 @@ def test_the_first_signal_is_noted_and_the_second_stops(
         os.kill(os.getpid(), number)
 
 
-def test_what_is_ignored_stays_ignored() -> None:
+def test_ignored_signals_stay_ignored() -> None:
     for number in (signal.SIGHUP, signal.SIGINT):  # by nohup, and by a shell's &
         signal.signal(number, signal.SIG_IGN)
     stop_on_signals()

@@ -55,7 +55,7 @@ def test_a_damaged_download_leaves_no_file(cached: Path, tmp_path: Path) -> None
     assert not (tmp_path / "to_carry" / "resnet18.safetensors").exists()
 
 
-def test_what_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+def test_weights_that_cannot_be_fetched_are_one_line(tmp_path: Path) -> None:
     assert_one_line(fetched("resnet34", "--output", tmp_path), "fetch https://huggingface.co/timm/")
     assert_one_line(fetched("resnet10", "--output", tmp_path), "choose from")
     assert_one_line(fetched("resnet18"), "--output")

@@ -132,7 +132,7 @@ def test_a_download_is_verified(
     assert find_teacher("resnet18", "imagenet").sha256 == expected
 
 
-def test_what_was_downloaded_is_found_without_network(
+def test_a_downloaded_teacher_is_found_without_network(
     state_dict: StateDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     revision, _ = hub.IMAGENET["resnet18"]
