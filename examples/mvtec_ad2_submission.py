@@ -1,4 +1,4 @@
-"""Writes what the server of MVTec AD 2 evaluates, from trained categories.
+"""Writes the files that the server of MVTec AD 2 evaluates, from trained categories.
 
 python examples/mvtec_ad2_submission.py --workdir runs/ad2 --data_dir data/mvtec_ad_2 \
     --output submission
@@ -32,7 +32,7 @@ _SHORT, _LONG = (3, "H"), (4, "I")  # TIFF's number of a type, and struct's lett
 
 
 def tiff_of(anomaly_map: np.ndarray) -> bytes:
-    """Return the file of a map [h, w] in 16-bit floats, uncompressed: Pillow writes none."""
+    """Return the TIFF file of a map [h, w] in 16-bit floats, which Pillow cannot write."""
     height, width = anomaly_map.shape
     pixels = anomaly_map.astype("<f2").tobytes()
     fields = [
@@ -65,8 +65,8 @@ def objects_of(data_dir: Path) -> list[str]:
 def files_of(predictor: Predictor, folder: Path) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield name, map as TIFF and mask as PNG of each image in a folder.
 
-    What the threshold of images calls normal has no anomalous pixel. Raise UserError for an image
-    that cannot be read.
+    An image below the threshold has no anomalous pixel. Raise UserError for an image that cannot be
+    read.
     """
     pixel_threshold = predictor.thresholds.pixel_threshold
     for result in score_files(predictor, images_named(folder)):
