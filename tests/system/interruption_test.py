@@ -118,7 +118,7 @@ while True:
             lines.append(line)
             if line == "inside\n":
                 process.send_signal(signal.SIGUSR1)
-            if lines.count(line) > 50 and line == "inside\n":
+            if line == "inside\n" and lines.count(line) > 50:
                 break
         process.kill()
     # A signal may come before the first step.
