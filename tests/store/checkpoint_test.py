@@ -21,6 +21,9 @@ from rd_jax.store.checkpoint import DamagedCheckpointError
 from rd_jax.system import files
 from rd_jax.system.errors import UserError
 
+# Orbax closes its event loop while TensorStore still answers for other arrays of a damaged item.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 OPTIMIZER = optax.chain(optax.adam(0.1), optax.ema(0.9))
 
 
