@@ -95,7 +95,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     here, there = ((_place(i.path)[0], *_arithmetic(i.path)) for i in (item, nextitem))
     if here != there:
         jax.clear_caches()
-        for compiled in (programs.encoder, programs.train_steps):
+        for compiled in (programs.encoder, programs.train_steps, programs._row_of):
             compiled.cache_clear()
 
 

@@ -132,8 +132,12 @@ def _encoded(model: Model, keeps: Kept, teacher_variables: Any, images: jax.Arra
 
 def _row(plan: Plan, keeps: Kept) -> Batch:
     """Return the shapes of the input of steps for one image."""
-    model = trained_model_of(plan.config)
-    image = jax.ShapeDtypeStruct((1, *size_of(plan.config), 3), jnp.uint8)
+    return _row_of(trained_model_of(plan.config), keeps, size_of(plan.config))
+
+
+@cache  # a start asks several times, and each time would trace the teacher
+def _row_of(model: Model, keeps: Kept, size: tuple[int, int]) -> Batch:
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
     return jax.eval_shape(partial(_encoded, model, keeps), _teacher_shapes(model), image)
 
 
