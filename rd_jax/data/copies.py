@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rd_jax.data import Split
+from rd_jax.system.errors import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -81,5 +82,5 @@ def warn_of_copies_in_test(
         logger.warning(
             "%s: %d of %d test images are training images, too, so that figures are too good: %s: "
             "remove them from one of the two",
-            *(category, len(found), len(test), ", ".join(found[:10]) + ", ..." * (len(found) > 10)),
+            *(category, len(found), len(test), first_few(found)),
         )

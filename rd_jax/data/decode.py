@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rd_jax.data.headers import open_image, orientation
-from rd_jax.system.errors import printable
+from rd_jax.system.errors import first_few, printable
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def warn_of(remarks: Mapping[Path, int], num_files: int) -> None:
     """Log the remarks on some of `num_files` files."""
     for remark in sorted(set(remarks.values()) - {NO_REMARK}):
         paths = sorted(path for path in remarks if remarks[path] == remark)
-        shown = ", ".join(map(str, paths[:10])) + ", ..." * (len(paths) > 10)
+        shown = first_few(paths)
         logger.warning("%d of %d %s: %s", len(paths), num_files, _REMARKS[remark], printable(shown))
 
 

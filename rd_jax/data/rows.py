@@ -12,13 +12,12 @@ from rd_jax.data import NORMAL, Category, Row, Source, Split, sha256_of
 from rd_jax.data.cache import load_images, load_masks
 from rd_jax.data.copies import warn_of_copies_in_test
 from rd_jax.data.folders import letters, normalised
-from rd_jax.system.errors import printable
+from rd_jax.system.errors import first_few, printable
 
 logger = logging.getLogger(__name__)
 
 _NAMES_OF_NORMAL = ("good", "ok", "normal")
 SPLITS = ("train", "validation", "test")
-_NUM_NAMED = 10
 
 
 @cache  # many rows share few labels
@@ -70,7 +69,7 @@ def _load(
             "%s: %d of %d masks are empty, or too small for %dx%d pixels. Their pixels count as "
             "normal: %s",
             *(name, len(empty), labels.sum(), *source.size),
-            ", ".join(empty[:_NUM_NAMED]) + ", ..." * (len(empty) > _NUM_NAMED),
+            first_few(empty),
         )
     return Split(
         name=name,

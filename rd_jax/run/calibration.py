@@ -17,7 +17,7 @@ from rd_jax.run.trained import Trained
 from rd_jax.store.lock import alone
 from rd_jax.store.thresholds import Added, StoredThresholds, read_thresholds, write_thresholds
 from rd_jax.store.workdir import Evaluation
-from rd_jax.system.errors import UserError, printable
+from rd_jax.system.errors import UserError, first_few, printable
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _unknown(
     used = set(trained.checkpoint.metadata["train_hashes"][trained.categories[0]])
     refused = [path for path, content in zip(paths, hashes, strict=True) if content in used]
     if refused:
-        shown = ", ".join(map(str, refused[:3])) + ", ..." * (len(refused) > 3)
+        shown = first_few(refused, 3)
         raise UserError(
             f"{len(refused)} of {len(paths)} images were trained on or held out in training, by "
             f"their content: {shown}: give other good images"

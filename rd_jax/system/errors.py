@@ -2,10 +2,16 @@
 
 import argparse
 import unicodedata
+from collections.abc import Sequence
 
 import jax
 
 _NOT_PRINTED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, separators
+
+
+def first_few(names: Sequence[object], most: int = 10) -> str:
+    """Return the first names, with dots for those that are left out."""
+    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)
 
 
 def printable(text: str) -> str:
