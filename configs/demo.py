@@ -16,7 +16,7 @@ def get_config(category: str = "weave") -> Config:
         backbone="resnet10",
         teacher_weights="embedded",
         holdout=16,
-        num_epochs=20,
+        num_epochs=15,
         blur_sigma=2.0,  # 4 pixels at 256, in proportion, rounded up
         checkpoint_every_epochs=0,
         **SHORT | {"batch_size": 8},  # four small images are too few for BatchNorm

@@ -18,7 +18,7 @@ def cosine_distance(a: jax.Array, b: jax.Array, axis: int = -1) -> jax.Array:
     """
     a, b = widened(a), widened(b)
     inverse_a, inverse_b = (lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis), 1e-16)) for x in (a, b))
-    return 1 - jnp.sum(a * b, axis) * inverse_a * inverse_b
+    return 1 - jnp.vecdot(a, b, axis=axis, precision="highest") * inverse_a * inverse_b
 
 
 def cosine_distances(

@@ -182,7 +182,8 @@ def make_parallel_train_steps(
     returns the state and metrics [max_steps]; only the first `num_steps` entries are valid. State
     and metrics have no device axis.
     """
-    distillation_step = make_distillation_step(model, optimizer, loss, AXIS, ema)
+    axis_name = AXIS if len(devices or jax.devices()) > 1 else None  # a mean of one is a copy
+    distillation_step = make_distillation_step(model, optimizer, loss, axis_name, ema)
 
     def steps(
         state: TrainState, teacher_variables: Any, batches: Batch, num_steps: jax.Array

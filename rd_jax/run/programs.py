@@ -141,6 +141,7 @@ def _row_of(model: Model, keeps: Kept, size: tuple[int, int]) -> Batch:
     return jax.eval_shape(partial(_encoded, model, keeps), _teacher_shapes(model), image)
 
 
+@cache
 def _teacher_shapes(model: Model) -> Any:
     return jax.eval_shape(
         fold_batch_norm, teacher_shapes(model.backbone, model.bottleneck == "pre")

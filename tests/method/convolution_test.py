@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from jax import lax
 
+from rd_jax.method.models import cpu
 from rd_jax.method.models.blocks import TransposedConv2x2
 from rd_jax.method.models.cpu import convolve
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.fixture
+def no_layer_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_LARGE", 0)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -22,12 +28,13 @@ def value_and_gradients(function: Callable, x: jax.Array, kernel: jax.Array, cot
     return value, *pull_back(cotangent)
 
 
+@pytest.mark.usefixtures("no_layer_is_small")
 @pytest.mark.parametrize(
     ("size", "channels", "features", "kernel_size", "stride"),
     [
         ((8, 12), 5, 7, 3, 1),  # Winograd's
         ((8, 12), 5, 7, 3, 2),  # likewise
-        ((6, 12), 5, 7, 3, 2),  # an odd output: a product of patches
+        ((6, 12), 5, 7, 3, 2),  # an odd output: XLA's
         ((7, 8), 5, 7, 3, 1),  # odd height: XLA's
         ((4, 4), 3, 40, 3, 1),  # few positions: a product of patches
         ((4, 6), 3, 40, 3, 2),
@@ -59,6 +66,7 @@ def test_values_and_gradients_equal_xla(
         np.testing.assert_allclose(actual, gradient, atol=1e-4)
 
 
+@pytest.mark.usefixtures("no_layer_is_small")
 @pytest.mark.parametrize("stride", [1, 2])
 def test_forward_mode_and_second_derivatives_equal_xla(stride: int) -> None:
     rng = np.random.default_rng(0)
@@ -103,6 +111,22 @@ def test_other_convolutions_are_left_to_xla(size: int, in_features: int, keyword
     keywords = {"dimension_numbers": NUMBERS} | keywords
     expected = lax.conv_general_dilated(x, kernel, (1, 1), padding, **keywords)
     np.testing.assert_array_equal(convolve(x, kernel, (1, 1), padding, **keywords), expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_layer_is_winograds_if_it_is_large(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 4, 4))
+
+    def primitives() -> str:
+        shape = {"strides": (stride, stride), "padding": ((1, 1), (1, 1))}
+        own = partial(convolve, **shape, dimension_numbers=NUMBERS)
+        return str(jax.make_jaxpr(own)(x, kernel))
+
+    multiplications = x.size * kernel.size // 4 // stride**2
+    for least, is_own in ((multiplications, True), (multiplications + 1, False)):
+        monkeypatch.setattr(cpu, "_LARGE", least)
+        assert ("dot_general" in primitives()) == is_own
+        assert ("conv_general_dilated" in primitives()) != is_own
 
 
 def test_transposed_convolution_equals_xla() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rd_jax.method.models.bottleneck import Bottleneck
-from rd_jax.method.models.teacher import Teacher
+from rd_jax.method.models.teacher import BACKBONES, Teacher
 
 
 def variable_shapes(module: nn.Module, *inputs: Any) -> Any:
@@ -20,10 +20,10 @@ def variable_shapes(module: nn.Module, *inputs: Any) -> Any:
 
 def example_shapes(backbone: str) -> tuple[Any, Any]:
     """Return one 32x32 image and its features as ShapeDtypeStructs."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    teacher = Teacher(backbone)
-    features = jax.eval_shape(teacher.apply, variable_shapes(teacher, image), image)
-    return image, features
+    channels = BACKBONES[backbone].planes * BACKBONES[backbone].block.expansion
+    sizes = (32, 3), (8, channels), (4, 2 * channels), (2, 4 * channels)
+    image, *features = (jax.ShapeDtypeStruct((1, n, n, c), jnp.float32) for n, c in sizes)
+    return image, tuple(features)
 
 
 def teacher_shapes(backbone: str, layer4: bool = False) -> Any:

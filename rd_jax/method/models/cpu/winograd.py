@@ -42,13 +42,13 @@ def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     for stride 2 (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016). The
     error is that of float32, 1e-6.
     """
-    return _convolved(x, kernel, stride, in_axis=0)
+    return _convolved(x, kernel, stride)
 
 
 @jax.jit
 def gradient_of_input(cotangent: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return the gradient of the input of `winograd`, stride 1: a convolution, kernel turned."""
-    return _convolved(cotangent, kernel[::-1, ::-1], stride=1, in_axis=1)
+    return _convolved(cotangent, kernel, stride=1, is_turned=True)
 
 
 @jax.jit
@@ -56,31 +56,28 @@ def gradient_of_kernel(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     """Return the gradient [3, 3, I, O] of the kernel of `winograd`, stride 1, by 16 products."""
     of_inputs, of_kernel, of_outputs = _OF_STRIDE[1]
     to_kernel, from_outputs = (tuple(zip(*m, strict=True)) for m in (of_kernel, of_outputs))
-
-    def tiles(matrix: _Matrix, x: jax.Array) -> list[jax.Array]:
-        both = (tile for row in _tiles(matrix, x, 1) for tile in _tiles(matrix, row, 2))
-        return [tile.reshape(-1, tile.shape[-1]) for tile in both]
-
-    pairs = zip(tiles(of_inputs, jnp.pad(x, _PADDING)), tiles(from_outputs, cotangent), strict=True)
-    products = [(of_y.T @ of_x).T for of_x, of_y in pairs]
+    tiles = _tiles(of_inputs, jnp.pad(x, _PADDING), 2), _tiles(from_outputs, cotangent, 2)
+    pairs = zip(*tiles, strict=True)
+    products = [(lax.collapse(b, 0, 3).T @ lax.collapse(a, 0, 3)).T for a, b in pairs]
     rows = [jnp.stack(_combined(to_kernel, products[i : i + 4])) for i in (0, 4, 8, 12)]
     return jnp.stack(_combined(to_kernel, rows))
 
 
-def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> jax.Array:
-    """Return the convolution that sums over `in_axis` of each kernel element: 0 for [I, O]."""
+def _convolved(x: jax.Array, kernel: jax.Array, stride: int, is_turned: bool = False) -> jax.Array:
+    """Return the convolution; a turned kernel [I, O] is [O, I], and its taps are in reverse order.
+
+    The kernel is turned after its transform, so that XLA transforms it only once.
+    """
     of_inputs, of_kernel, of_outputs = _OF_STRIDE[stride]
-
-    def product(tile: jax.Array, weight: jax.Array) -> jax.Array:
-        # Sum over another axis instead of transposing the kernel, which XLA would copy.
-        return lax.dot_general(tile, weight, (((3,), (in_axis,)), ((), ())))
-
-    tiles = partial(_tiles, of_inputs, step=2 * stride)
-    x = jnp.pad(x, _PADDING)
-    of_rows = []
-    for x_row, kernel_row in zip(tiles(x, 1), _combined(of_kernel, kernel), strict=True):
-        pairs = zip(tiles(x_row, 2), _combined(of_kernel, kernel_row), strict=True)
-        of_rows.append(_combined(of_outputs, [product(*pair) for pair in pairs]))
+    num = len(of_kernel)
+    weights = [w for row in _combined(of_kernel, kernel) for w in _combined(of_kernel, row)]
+    if is_turned:
+        weights = [weights[num * i + j] for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
+    # Sum over another axis instead of transposing the kernel, which XLA would copy.
+    axes = (((3,), (int(is_turned),)), ((), ()))
+    tiles = _tiles(of_inputs, jnp.pad(x, _PADDING), 2 * stride)
+    products = [lax.dot_general(*pair, axes) for pair in zip(tiles, weights, strict=True)]
+    of_rows = [_combined(of_outputs, products[i : i + num]) for i in range(0, num**2, num)]
     even_columns, odd_columns = (
         jnp.stack(_combined(of_outputs, column), axis=2) for column in zip(*of_rows, strict=True)
     )
@@ -89,11 +86,15 @@ def _convolved(x: jax.Array, kernel: jax.Array, stride: int, in_axis: int) -> ja
     return y.reshape(batch, 2 * rows, 2 * columns, features)
 
 
-def _tiles(matrix: _Matrix, x: jax.Array, axis: int, step: int = 2) -> list[jax.Array]:
-    """Return the matrix times each tile along an axis; tiles are `step` apart."""
-    num, first_end = len(matrix[0]), x.shape[axis] - len(matrix[0]) + 1
-    seen = [lax.slice_in_dim(x, i, first_end + i, step, axis) for i in range(num)]
-    return _combined(matrix, seen)
+def _tiles(matrix: _Matrix, x: jax.Array, step: int) -> list[jax.Array]:
+    """Return the matrix times each tile, along height and width; tiles are `step` apart."""
+
+    def along(axis: int, x: jax.Array) -> list[jax.Array]:
+        num, first_end = len(matrix[0]), x.shape[axis] - len(matrix[0]) + 1
+        seen = [lax.slice_in_dim(x, i, first_end + i, step, axis) for i in range(num)]
+        return _combined(matrix, seen)
+
+    return [tile for row in along(1, x) for tile in along(2, row)]
 
 
 def _combined(matrix: _Matrix, arrays: Sequence[jax.Array] | jax.Array) -> list[jax.Array]:
