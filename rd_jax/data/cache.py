@@ -18,7 +18,7 @@ import numpy as np
 from rd_jax.data.decode import DECODER_VERSION, decode_image, warn_of
 from rd_jax.data.masks import decode_mask
 from rd_jax.system.command import num_processors
-from rd_jax.system.errors import UserError
+from rd_jax.system.errors import UserError, first_few
 from rd_jax.system.files import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -91,10 +91,9 @@ def each_file(read: Callable[..., T], paths: Sequence[Path | None], *others: Seq
     with ThreadPoolExecutor(num_processors()) as pool:
         results = list(pool.map(attempt, paths, *others))
     if failures:
-        shown = "; ".join(sorted(failures)[:3]) + ("; ..." if len(failures) > 3 else "")
         raise UserError(
             f"{len(failures)} of {len(paths) - list(paths).count(None)} files cannot be read: "
-            f"{shown}. Replace or remove them."
+            f"{first_few(sorted(failures), 3, '; ')}. Replace or remove them."
         )
     return results  # type: ignore[return-value]
 

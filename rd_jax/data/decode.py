@@ -49,8 +49,8 @@ def warn_of(remarks: Mapping[Path, int], num_files: int) -> None:
     """Log the remarks on some of `num_files` files."""
     for remark in sorted(set(remarks.values()) - {NO_REMARK}):
         paths = sorted(path for path in remarks if remarks[path] == remark)
-        shown = first_few(paths)
-        logger.warning("%d of %d %s: %s", len(paths), num_files, _REMARKS[remark], printable(shown))
+        shown = printable(first_few(paths))
+        logger.warning("%d of %d %s: %s", len(paths), num_files, _REMARKS[remark], shown)
 
 
 def placed(image: Image.Image, size: tuple[int, int], resize: str) -> tuple[np.ndarray, Region]:

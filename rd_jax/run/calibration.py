@@ -99,10 +99,9 @@ def _unknown(
     used = set(trained.checkpoint.metadata["train_hashes"][trained.categories[0]])
     refused = [path for path, content in zip(paths, hashes, strict=True) if content in used]
     if refused:
-        shown = first_few(refused, 3)
         raise UserError(
             f"{len(refused)} of {len(paths)} images were trained on or held out in training, by "
-            f"their content: {shown}: give other good images"
+            f"their content: {first_few(refused, 3)}: give other good images"
         )
     seen = {content for added in stored.added for content in added.hashes}
     first = {content: i for i, content in reversed([*enumerate(hashes)]) if content not in seen}

@@ -9,9 +9,9 @@ import jax
 _NOT_PRINTED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, separators
 
 
-def first_few(names: Sequence[object], most: int = 10) -> str:
+def first_few(names: Sequence[object], most: int = 10, separator: str = ", ") -> str:
     """Return the first names, with dots for those that are left out."""
-    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)
+    return separator.join(map(str, names[:most])) + f"{separator}..." * (len(names) > most)
 
 
 def printable(text: str) -> str:

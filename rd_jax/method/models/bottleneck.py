@@ -37,7 +37,7 @@ class Bottleneck(nn.Module):
     def __call__(self, features: Features, train: bool = False) -> jax.Array:
         check_choice("kind", self.kind, get_args(Kind))
         backbone = BACKBONES[self.backbone]
-        channels = backbone.planes * backbone.block.expansion
+        channels = features[0].shape[-1]
         norm = partial(BatchNorm, train=train, axis_name=self.axis_name, dtype=self.dtype)
 
         def halve(x: jax.Array, features: int, i: int) -> jax.Array:

@@ -66,7 +66,7 @@ def gradient_of_kernel(x: jax.Array, cotangent: jax.Array) -> jax.Array:
 def _convolved(x: jax.Array, kernel: jax.Array, stride: int, is_turned: bool = False) -> jax.Array:
     """Return the convolution; a turned kernel [I, O] is [O, I], and its taps are in reverse order.
 
-    The kernel is turned after its transform, so that XLA transforms it only once.
+    Reversed taps exchange the first and last row of the transform, which XLA makes only once.
     """
     of_inputs, of_kernel, of_outputs = _OF_STRIDE[stride]
     num = len(of_kernel)
